@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception a user's mistake ends in."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting or an input file cannot be used as given.
+
+    The message is for the person who made the setting: it names the file or id, the value, what is allowed and the
+    remedy, in one or two lines. ``python -m monai.bundle`` prints it without a traceback (see
+    :func:`fedmonai.bundle.check_config`).
+    """
