@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross entropy over the labeled pixels of a weakly labeled batch."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["PartialCrossEntropyLoss", "class_index_map"]
+
+
+def class_index_map(label: Tensor, logits: Tensor, name: str) -> Tensor:
+    """Labels ``(B, 1, H, W)`` or ``(B, H, W)`` of any number type as int64 ``(B, H, W)`` that fits the logits.
+
+    Raises:
+        ConfigError: the label does not have the batch and size of the logits.
+    """
+    label = label[:, 0] if label.dim() == logits.dim() and label.shape[1] == 1 else label
+    if label.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ConfigError(
+            f"{name}: label of shape {tuple(label.shape)} does not fit logits of shape {tuple(logits.shape)}; "
+            "labels are class indices (B, 1, H, W) or (B, H, W)"
+        )
+    return label.long()
+
+
+class PartialCrossEntropyLoss(nn.Module):
+    """Mean of ``-log softmax(logits)[label]`` over the pixels whose label is not ``ignore_index``.
+
+    FedICRA (arXiv 2304.05635). A batch without a labeled pixel gives 0 and a zero gradient; the authors' program
+    gives NaN there and the run is lost. The event is counted in ``empty_batches``. On a CPU it is also warned of at
+    once; on an accelerator that would stop the device, so call :meth:`warn_if_empty` now and then.
+
+    Args:
+        ignore_index: label of unlabeled pixels; in FedICRA's files it is the number of classes.
+    """
+
+    empty_batches: Tensor
+
+    def __init__(self, ignore_index: int) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.register_buffer("empty_batches", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Loss (scalar, float32 at least) of logits ``(B, K, H, W)`` for labels ``(B, 1, H, W)`` or ``(B, H, W)``."""
+        label = class_index_map(label, logits, "PartialCrossEntropyLoss")
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            total = functional.cross_entropy(logits, label, ignore_index=self.ignore_index, reduction="sum")
+        labeled = (label != self.ignore_index).sum()
+        self.empty_batches = self.empty_batches.to(labeled.device) + (labeled == 0)
+        if label.device.type == "cpu":
+            self.warn_if_empty()
+        return total / labeled.clamp(min=1)
+
+    def warn_if_empty(self) -> int:
+        """Warn of batches without a labeled pixel since the last call, and return their number."""
+        count = int(self.empty_batches)
+        if count:
+            warnings.warn(
+                f"{count} batch(es) had no labeled pixel (all are {self.ignore_index}); their partial cross entropy "
+                "is 0. Check ignore_index and the labels, or use larger batches.",
+                stacklevel=2,
+            )
+            self.empty_batches = torch.zeros_like(self.empty_batches)
+        return count
