@@ -84,7 +84,7 @@ def test_value_and_gradient_in_double_precision(channels: int) -> None:
         x = logits.clone().requires_grad_()
         value = form(x)
         gradients.append(torch.autograd.grad(value, x)[0])
-        values.append(float(value))
+        values.append(value.item())
     assert abs(values[0] - values[1]) < 1e-12
     assert (gradients[0] - gradients[1]).abs().max() < 1e-12
     assert (gradients[0] - gradients[2]).abs().max() < 1e-12
