@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer's ``prepare_batch`` for MR: undersample, transform and normalize a whole batch on the training device."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.engines.utils import PrepareBatch
+from monai.transforms import Randomizable
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.transforms.intensity import instance_statistics, normalize_instance
+from fedmonai.transforms.kspace import center_crop, column_phase, hybrid_magnitude, zero_filled
+from fedmonai.transforms.masks import KspaceMask
+from fedmonai.transforms.sampling import choose_mask
+
+__all__ = ["PrepareKspace"]
+
+# k-space planes transformed at a time. On a CPU the complex temporaries of more fall out of the cache; on a GPU the
+# bound keeps batches of many coils within memory.
+_PLANES = {"cpu": 4}
+_PLANES_GPU = 256
+
+
+@dataclass
+class _Slice:
+    """One slice of a batch: k-space (coils, H, W), its mask (W,) or (H, W), and the file it came from."""
+
+    kspace: Tensor
+    mask: Tensor | None
+    hybrid: bool
+    file: str
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What slices must share to be transformed together."""
+        return self.hybrid, *self.kspace.shape
+
+    def image_size(self, resolution: int) -> tuple[int, int]:
+        return min(resolution, self.kspace.shape[-2]), min(resolution, self.kspace.shape[-1])
+
+
+class PrepareKspace(Randomizable, PrepareBatch):
+    """Turn a batch of k-space slices into a normalized (image, label).
+
+    x = sqrt(sum_c |crop(IFFT(m * kspace_c))|^2); x and the target are mapped with the mean and standard deviation of x
+    and limited to [-clamp, clamp] (Guo et al., CVPR 2021). The statistics are written to ``batchdata["mean"]`` and
+    ``batchdata["std"]``, (B, 1, 1, 1), for :class:`~fedmonai.transforms.DenormalizeInstanced`.
+
+    Reads ``kspace`` (list of complex64 (coils, H, W), or one stacked tensor; shapes may differ), ``file`` and, where
+    present, ``hybrid``, ``mask`` (the slice's own (W,) sampling mask: it is used instead of a drawn one) and
+    ``target`` (B, 1, h, w). The image is cropped to min(resolution, size), and image and target to their common size.
+
+    Args:
+        mask: draws the masks; None takes k-space as it is (undersampled by the scanner, or not at all).
+        resolution: largest height and width of the image.
+        seed_from_file: one mask per volume, fixed by its file name (validation, test), instead of a fresh one per
+            slice from this object's own generator (training; seed it with ``set_random_state``).
+        clamp: limit in standard deviations, or None for no limit.
+
+    Raises:
+        ConfigError: k-space of another type or shape, a mask that does not fit, or images of several sizes in one
+            batch; the message names the file.
+    """
+
+    def __init__(
+        self,
+        mask: KspaceMask | None,
+        resolution: int = 256,
+        seed_from_file: bool = False,
+        clamp: float | None = 6.0,
+    ) -> None:
+        if resolution < 1:
+            raise ConfigError(f"resolution {resolution} is not allowed: it is the image size in pixels, e.g. 256")
+        if clamp is not None and not clamp > 0:
+            raise ConfigError(f"clamp {clamp} is not allowed: it must be positive, or null for no limit")
+        self.mask = mask
+        self.resolution = resolution
+        self.seed_from_file = seed_from_file
+        self.clamp = clamp
+        self.set_random_state()  # its own generator, not the one MONAI shares between all transforms
+
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return image and label (None without ``target``), float32 (B, 1, h, w) on ``device``."""
+        slices = self._slices(batchdata)
+        image = self._zero_filled(slices, torch.device(device or slices[0].kspace.device), non_blocking)
+        target = batchdata.get("target")
+        if target is not None:
+            target = target.to(device=image.device, dtype=torch.float32, non_blocking=non_blocking)
+            image, target = center_crop(image, target.shape[-2:]), center_crop(target, image.shape[-2:])
+        mean, std = instance_statistics(image)
+        batchdata["mean"], batchdata["std"] = mean, std
+        image = normalize_instance(image, mean, std, self.clamp).to(device=image.device, **kwargs)
+        if target is None:
+            return image, None
+        return image, normalize_instance(target, mean, std, self.clamp).to(device=image.device, **kwargs)
+
+    def _slices(self, batchdata: dict[str, Any]) -> list[_Slice]:
+        """Split the batch and draw the masks, in the order of the batch whatever the shapes."""
+        kspace = batchdata["kspace"]
+        hybrid, own, files = (_per_slice(batchdata, key, len(kspace)) for key in ("hybrid", "mask", "file"))
+        if self.seed_from_file and self.mask is not None and None in files:
+            raise ConfigError("seed_from_file needs the file name of every slice: add the key 'file' to the dataset")
+        rng = None if self.seed_from_file else self.R
+        slices = []
+        for index, data in enumerate(kspace):
+            name = files[index] if files[index] is not None else f"slice {index} of the batch"
+            mask = choose_mask(data, self.mask, rng, name, own[index], bool(hybrid[index]))
+            slices.append(_Slice(data, mask, bool(hybrid[index]), name))
+        return slices
+
+    def _zero_filled(self, slices: Sequence[_Slice], device: torch.device, non_blocking: bool) -> Tensor:
+        """Transform slices of one form together; return the magnitudes (B, 1, h, w) in the order of the batch."""
+        size = slices[0].image_size(self.resolution)
+        forms: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for index, item in enumerate(slices):
+            forms[item.form].append(index)
+            if item.image_size(self.resolution) != size:
+                raise ConfigError(
+                    f"images of {slices[0].file} {size} and {item.file} {item.image_size(self.resolution)} differ in "
+                    "size and cannot share a batch: lower resolution to the smallest, or set batch_size to 1"
+                )
+        image = torch.empty(len(slices), 1, *size, device=device)
+        order: list[int] = []
+        for members in forms.values():
+            coils = slices[members[0]].kspace.shape[0]
+            step = max(1, _PLANES.get(device.type, _PLANES_GPU) // coils)
+            for start in range(0, len(members), step):
+                chunk = [slices[index] for index in members[start : start + step]]
+                out = image[len(order) : len(order) + len(chunk), 0]
+                order += members[start : start + step]
+                self._transform(chunk, out, non_blocking)
+        return image if len(forms) == 1 else image[torch.tensor(order, device=device).argsort()]
+
+    def _transform(self, chunk: Sequence[_Slice], out: Tensor, non_blocking: bool) -> None:
+        """Write the zero-filled magnitudes of slices of one form to ``out`` (n, h, w)."""
+        weights = _weights(chunk, out.device, non_blocking)
+        work = torch.empty(len(chunk), *chunk[0].kspace.shape, dtype=torch.complex64, device=out.device)
+        if weights is not None and chunk[0].kspace.device == out.device:
+            for index, item in enumerate(chunk):  # mask while gathering: one pass over the data, not two
+                torch.mul(item.kspace, weights[index], out=work[index])
+        else:
+            for index, item in enumerate(chunk):
+                work[index].copy_(item.kspace, non_blocking=non_blocking)
+            if weights is not None:
+                work.mul_(weights)
+        if chunk[0].hybrid:
+            hybrid_magnitude(work, self.resolution, out)
+        else:
+            out.copy_(zero_filled(work, self.resolution))
+
+
+def _per_slice(batchdata: dict[str, Any], key: str, count: int) -> list[Any]:
+    """The entry of every slice under ``key``: from a list, a stacked tensor or one value for all; None if absent."""
+    values = batchdata.get(key)
+    if isinstance(values, Tensor):
+        return list(values.unbind()) if values.ndim > 0 else [values] * count
+    return list(values) if isinstance(values, (list, tuple)) else [values] * count
+
+
+def _weights(chunk: Sequence[_Slice], device: torch.device, non_blocking: bool) -> Tensor | None:
+    """What k-space is multiplied with, (n, 1, H or 1, W): the masks, and for hybrid k-space the columns' phase."""
+    columns = chunk[0].kspace.shape[-1]
+    phase = column_phase(columns) if chunk[0].hybrid else None
+    if all(item.mask is None for item in chunk):
+        return None if phase is None else phase.expand(len(chunk), 1, 1, columns).to(device)
+    full = torch.ones(columns)
+    masks = torch.broadcast_tensors(*((full if item.mask is None else item.mask.cpu()) for item in chunk))
+    stacked = torch.stack(masks)
+    stacked = stacked.unflatten(0, (-1, 1, 1)) if stacked.ndim == 2 else stacked.unsqueeze(1)
+    return (stacked if phase is None else stacked * phase).to(device, non_blocking=non_blocking)

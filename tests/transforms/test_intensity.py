@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instance normalization by hand, against float64, inverted, and where it degenerates."""
+
+from __future__ import annotations
+
+import torch
+
+from fedmonai.transforms import denormalize_instance, instance_statistics, normalize_instance
+
+
+def test_by_hand():
+    image = torch.tensor([1.0, 2.0, 3.0, 6.0]).reshape(1, 1, 2, 2)
+    mean, std = instance_statistics(image)
+    assert mean.shape == std.shape == (1, 1, 1, 1)
+    assert mean.item() == 3.0
+    # (4 + 1 + 0 + 9) / (4 - 1)
+    torch.testing.assert_close(std.square().item(), 14 / 3, rtol=1e-6, atol=0)
+    limited = normalize_instance(image, mean, std, clamp=0.8).flatten()
+    torch.testing.assert_close(limited, torch.tensor([-0.8, -((3 / 14) ** 0.5), 0.0, 0.8]))
+
+
+def test_each_image_of_a_batch_has_its_own_statistics_even_with_a_large_offset():
+    image = torch.rand(3, 1, 50, 60, generator=torch.Generator().manual_seed(0)) + torch.tensor([0, 10, 1000.0]).view(
+        3, 1, 1, 1
+    )
+    mean, std = instance_statistics(image)
+    for index in range(3):
+        exact = image[index].double()
+        torch.testing.assert_close(mean[index].item(), exact.mean().item(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(std[index].item(), exact.std().item(), rtol=1e-5, atol=0)
+    assert instance_statistics(image[0])[0].shape == (1, 1, 1)
+
+
+def test_inverse():
+    image = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 1e-5
+    mean, std = instance_statistics(image)
+    back = denormalize_instance(normalize_instance(image, mean, std), mean, std)
+    assert (back - image).abs().max() <= 1e-6 * image.max()
+    half = denormalize_instance(torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16), mean, std)
+    assert half.dtype == torch.float32
+
+
+def test_constant_and_single_pixel_images_become_zero():
+    for image in (torch.full((1, 1, 4, 4), 7.0), torch.zeros(1, 1, 4, 4), torch.full((1, 1, 1, 1), 3.0)):
+        mean, std = instance_statistics(image)
+        assert std.item() == 0
+        normalized = normalize_instance(image, mean, std, clamp=6.0)
+        assert torch.equal(normalized, torch.zeros_like(image))
+        torch.testing.assert_close(denormalize_instance(normalized, mean, std), image)
