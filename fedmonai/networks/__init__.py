@@ -5,9 +5,19 @@ from __future__ import annotations
 
 from fedmonai.networks.channel_selection import ChannelSelection
 from fedmonai.networks.channel_selection_unet import ChannelSelectionOutput, ChannelSelectionUNet
+from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
+from fedmonai.networks.routing import build_routed_network, load_experts, route_network, set_routing_form
+from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 __all__ = [
     "ChannelSelection",
     "ChannelSelectionOutput",
     "ChannelSelectionUNet",
+    "RoutedConv2d",
+    "RoutedConvTranspose2d",
+    "SegmentationUNet",
+    "build_routed_network",
+    "load_experts",
+    "route_network",
+    "set_routing_form",
 ]
