@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from fedmonai.networks.channel_selection import ChannelSelection
 from fedmonai.networks.channel_selection_unet import ChannelSelectionOutput, ChannelSelectionUNet
+from fedmonai.networks.identity_inferer import IdentityInferer
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
 from fedmonai.networks.routing import build_routed_network, load_experts, route_network, set_routing_form
 from fedmonai.networks.segmentation_unet import SegmentationUNet
@@ -13,11 +15,14 @@ __all__ = [
     "ChannelSelection",
     "ChannelSelectionOutput",
     "ChannelSelectionUNet",
+    "IdentityInferer",
+    "ReconstructionUNet",
     "RoutedConv2d",
     "RoutedConvTranspose2d",
     "SegmentationUNet",
     "build_routed_network",
     "load_experts",
+    "pooled_latent",
     "route_network",
     "set_routing_form",
 ]
