@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from fedmonai.losses.adaptation import AdaptationLoss, consistency_term, entropy_term, shape_term
+from fedmonai.losses.batch_dice import BatchDiceLoss
 from fedmonai.losses.gated_crf import GatedCRFLoss
 from fedmonai.losses.partial_cross_entropy import PartialCrossEntropyLoss
+from fedmonai.losses.perturbed_view import PerturbedView
 from fedmonai.losses.site_contrast import SiteContrastLoss, gate_saturation
 from fedmonai.losses.spanning_tree import (
     SpanningForest,
@@ -17,16 +20,22 @@ from fedmonai.losses.tree_energy import TreeEnergyLoss
 from fedmonai.losses.tree_filter import tree_affinities, tree_filter, tree_support
 
 __all__ = [
+    "AdaptationLoss",
+    "BatchDiceLoss",
     "GatedCRFLoss",
     "PartialCrossEntropyLoss",
+    "PerturbedView",
     "SiteContrastLoss",
     "SpanningForest",
     "TreeEnergyLoss",
+    "consistency_term",
     "edge_costs",
+    "entropy_term",
     "gate_saturation",
     "grid_edges",
     "minimum_spanning_trees",
     "root_forest",
+    "shape_term",
     "tree_affinities",
     "tree_filter",
     "tree_support",

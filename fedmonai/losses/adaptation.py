@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The label-free loss of test-time adaptation in IOP-FL: certain, consistent and compact predictions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["AdaptationLoss", "consistency_term", "entropy_term", "shape_term"]
+
+ENTROPY_AXES = {"class": 1, "batch": 0}
+
+
+def entropy_term(logits: Tensor, entropy_axis: str = "class", epsilon: float = 1e-6) -> Tensor:
+    r"""Mean of :math:`-\sum p \log(p + \epsilon)` over the pixels, divided by the log of the number of classes.
+
+    Args:
+        logits: (B, K, H, W).
+        entropy_axis: ``class`` (default) sums over the classes: the entropy, 0 (certain) to 1 (uniform). ``batch``
+            sums over the batch as the authors' program does; the value then grows with the batch size.
+        epsilon: keeps the logarithm of a vanishing probability finite (value of the authors' program).
+
+    Raises:
+        ConfigError: an unknown ``entropy_axis``.
+    """
+    if entropy_axis not in ENTROPY_AXES:
+        raise ConfigError(f"entropy_axis is {entropy_axis!r}, it must be 'class' (default) or 'batch' (as released)")
+    pred = logits.softmax(dim=1)
+    summed = -(pred * (pred + epsilon).log()).sum(ENTROPY_AXES[entropy_axis])
+    return summed.mean() / math.log(logits.shape[1])
+
+
+def consistency_term(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """Mean squared difference of the softmax predictions of two views of the same images, in [0, 1]; 0 = they agree.
+
+    Both are (B, K, H, W), the second mapped back to the geometry of the first (see :class:`PerturbedView`).
+    """
+    return functional.mse_loss(other_logits.softmax(dim=1), logits.softmax(dim=1))
+
+
+def shape_term(logits: Tensor, window: int = 21, scale: float = 1e-6) -> Tensor:
+    r"""Euclidean norm of ``scale`` times the local range of the foreground probability p.
+
+    The local range is the largest minus the smallest p in a ``window`` x ``window`` neighborhood (maximum filters of p
+    and of -p, stride 1, cut at the border): :math:`\lVert s\,(\max_w p + \max_w(-p)) \rVert_2`. Foreground is all but
+    class 0. 0 for a constant prediction. The square window is filtered rows first, then columns, which is the same
+    maximum in a tenth of the comparisons.
+
+    Raises:
+        ConfigError: an even ``window``.
+    """
+    if window < 1 or window % 2 == 0:
+        raise ConfigError(f"the window of the shape term is {window}, it must be odd and positive")
+    foreground = 1 - logits.softmax(dim=1)[:, :1]
+    extent = _window_maximum(foreground, window) + _window_maximum(-foreground, window)
+    return torch.linalg.vector_norm(scale * extent)
+
+
+def _window_maximum(image: Tensor, window: int) -> Tensor:
+    """Maximum over a centered square window, as two one-dimensional filters."""
+    half = window // 2
+    rows = functional.max_pool2d(image, (window, 1), stride=1, padding=(half, 0))
+    return functional.max_pool2d(rows, (1, window), stride=1, padding=(0, half))
+
+
+class AdaptationLoss(nn.Module):
+    """``entropy_weight * H + consistency_weight * C + shape_weight * S``: Jiang et al., IOP-FL (IEEE TMI 2023).
+
+    Takes no label. H is :func:`entropy_term`, C :func:`consistency_term`, S :func:`shape_term`. A weight of 0 leaves
+    its term out.
+
+    Args:
+        entropy_weight, consistency_weight, shape_weight: the paper's 10, 0.1 and 1.
+        entropy_axis: ``class`` or, as in the authors' program, ``batch``.
+        window: side of the neighborhood of the shape term in pixels.
+    """
+
+    def __init__(
+        self,
+        entropy_weight: float = 10.0,
+        consistency_weight: float = 0.1,
+        shape_weight: float = 1.0,
+        entropy_axis: str = "class",
+        window: int = 21,
+    ) -> None:
+        super().__init__()
+        if entropy_axis not in ENTROPY_AXES:
+            raise ConfigError(f"entropy_axis is {entropy_axis!r}, it must be 'class' (default) or 'batch' (released)")
+        self.entropy_weight = entropy_weight
+        self.consistency_weight = consistency_weight
+        self.shape_weight = shape_weight
+        self.entropy_axis = entropy_axis
+        self.window = window
+
+    def forward(self, logits: Tensor, other_logits: Tensor) -> Tensor:
+        """Loss (scalar) of the logits (B, K, H, W) of the images and of a perturbed view of them."""
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, other_logits = logits.float(), other_logits.float()
+            loss = logits.new_zeros(())
+            if self.entropy_weight:
+                loss = loss + self.entropy_weight * entropy_term(logits, self.entropy_axis)
+            if self.consistency_weight:
+                loss = loss + self.consistency_weight * consistency_term(logits, other_logits)
+            if self.shape_weight:
+                loss = loss + self.shape_weight * shape_term(logits, self.window)
+        return loss
