@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception a user's mistake ends in."""
+"""The exceptions that end in one readable line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -11,3 +11,7 @@ class ConfigError(ValueError):
     remedy, in one or two lines. ``python -m monai.bundle`` prints it without a traceback (see
     :func:`fedmonai.bundle.check_config`).
     """
+
+
+class FederationError(RuntimeError):
+    """A federated run cannot go on; what was committed before stays on disk and the message says how to continue."""

@@ -1,1 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The round: sites, strategies, messages, their guard, and the engine that drives them in one process."""
+
+from fedmonai.federated.federation import Federation, attach
+from fedmonai.federated.filters import KeepSharedKeys
+from fedmonai.federated.guard import Guard, RefusedMessage
+from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
+from fedmonai.federated.seeding import derive_seed
+from fedmonai.federated.site import SiteAlgo
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.strategy import Strategy, WeightedMean
+
+__all__ = [
+    "Federation",
+    "Guard",
+    "KeepSharedKeys",
+    "RefusedMessage",
+    "SharedKeys",
+    "SiteAlgo",
+    "Sites",
+    "Strategy",
+    "WeightedMean",
+    "attach",
+    "attachments_of",
+    "derive_seed",
+    "message_bytes",
+    "weights_message",
+]

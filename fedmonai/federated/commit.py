@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a federation on disk: one file is the commit, and the one before it stays as a way back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.run_folder import RunFolder, load_checked, save_atomic
+
+__all__ = ["CommitLog"]
+
+logger = logging.getLogger(__name__)
+
+
+class CommitLog:
+    """Reads and writes ``federation.pt``.
+
+    A round is committed when ``federation.pt`` names it. The file is written last, after the state files of the sites; the
+    commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so a damaged newest
+    file costs one round.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.path / "federation.pt"
+        self.previous = folder.path / "federation.previous.pt"
+
+    def exists(self) -> bool:
+        """Whether any round was committed."""
+        return self.path.exists() or self.previous.exists()
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Commit a state of tensors and plain values."""
+        fresh = self.path.with_name("federation.new.pt")
+        save_atomic(dict(state), fresh)
+        if self.path.exists():
+            self.path.replace(self.previous)
+        fresh.replace(self.path)
+
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        """The newest commit that can be read, and what there is to say about it.
+
+        Raises:
+            ConfigError: when neither file can be read.
+        """
+        notes: list[str] = []
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                state = load_checked(path)
+                self._check_site_files(path.parent, state)
+            except ConfigError as error:
+                notes.append(f"{error} The round before it is used.")
+                logger.warning(notes[-1])
+                continue
+            if path == self.previous and not notes:
+                notes.append(f"{self.path.name} is missing; continuing from {path.name} (round {state['round']}).")
+            return state, notes
+        raise ConfigError(
+            f"no usable state in '{self.path.parent}': {' '.join(notes)} Start again in another output_dir, from the newest "
+            "weights in models/ with --init_ckpt if there are any."
+        )
+
+    @staticmethod
+    def _check_site_files(root: Path, state: Mapping[str, Any]) -> None:
+        for name, number in state["site_rounds"].items():
+            load_checked(root / "sites" / name / f"round_{number:04d}.pt")

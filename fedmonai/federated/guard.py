@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The check that every update and every received message passes before a single value of it is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.message import attachments_of
+
+__all__ = ["Guard", "RefusedMessage"]
+
+
+class RefusedMessage(ValueError):
+    """A message that may not be used; the text says why."""
+
+
+class Guard:
+    """Refuses messages with unknown, missing, misshapen, non-float, non-finite or absurdly large tensors.
+
+    Runtimes for federated learning pass NaN, infinities and transposed tensors on to the average without a word; one
+    such update spoils the model of every site.
+
+    Args:
+        max_abs: largest absolute value a weight may have; ``None`` switches this bound off (non-finite values are
+            refused all the same).
+        max_norm: largest Euclidean norm of the difference to the reference weights; ``None`` for no bound.
+
+    Raises:
+        ConfigError: when a bound is not positive.
+    """
+
+    def __init__(self, max_abs: float | None = 1e8, max_norm: float | None = None) -> None:
+        for name, bound in (("max_abs", max_abs), ("max_norm", max_norm)):
+            if bound is not None and not bound > 0:
+                raise ConfigError(f"guard: {name} is {bound}; give a positive number, or null for no bound.")
+        self.max_abs = max_abs
+        self.max_norm = max_norm
+
+    def check_update(
+        self,
+        message: ExchangeObject,
+        reference: Mapping[str, Tensor],
+        round_number: int,
+        attachments: Collection[str] = (),
+    ) -> None:
+        """Check what a site sent against the global weights it was sent.
+
+        Raises:
+            RefusedMessage: with the reason.
+        """
+        self.check_weights(message.weights, reference)
+        self._check_statistics(message.statistics or {}, round_number)
+        self.check_attachments(message, attachments)
+
+    def check_weights(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
+        """Check keys, shapes, types and values of ``weights`` against ``reference``."""
+        weights = {} if weights is None else weights
+        missing = [k for k in reference if k not in weights]
+        unknown = [k for k in weights if k not in reference]
+        if missing or unknown:
+            raise RefusedMessage(_key_difference(missing, unknown))
+        for key, expected in reference.items():
+            _check_tensor(key, weights[key], expected)
+        floats = [k for k, t in weights.items() if t.is_floating_point()]
+        self._check_values({k: weights[k] for k in floats}, {k: reference[k] for k in floats})
+
+    def check_attachments(self, message: ExchangeObject, declared: Collection[str]) -> None:
+        """Check that every attachment was declared and holds finite float tensors."""
+        for name, tensors in attachments_of(message).items():
+            if name not in declared:
+                allowed = ", ".join(sorted(declared)) or "none"
+                raise RefusedMessage(f"undeclared attachment '{name}' (declared by the strategy: {allowed})")
+            for key, tensor in tensors.items():
+                if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                    raise RefusedMessage(f"attachment '{name}': '{key}' is not a float tensor")
+            self._check_values(dict(tensors), None, prefix=f"attachment '{name}': ")
+
+    def _check_values(
+        self, tensors: dict[str, Tensor], reference: dict[str, Tensor] | None, prefix: str = ""
+    ) -> None:
+        filled = {k: t for k, t in tensors.items() if t.numel()}
+        if not filled:
+            return
+        # one pass per tensor and one read-back: the largest magnitude carries NaN and infinity with it
+        peaks = torch.stack([p.float() for p in torch._foreach_norm(list(filled.values()), math.inf)]).tolist()
+        for key, peak in zip(filled, peaks, strict=True):
+            if not math.isfinite(peak):
+                raise RefusedMessage(f"{prefix}'{key}' holds NaN or infinite values")
+            if self.max_abs is not None and peak > self.max_abs:
+                raise RefusedMessage(f"{prefix}'{key}' reaches {peak:.3g}, more than max_abs = {self.max_abs:.3g}")
+        if self.max_norm is not None and reference is not None:
+            norm = math.sqrt(sum(float((t - reference[k]).double().square().sum()) for k, t in filled.items()))
+            if norm > self.max_norm:
+                raise RefusedMessage(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
+
+    @staticmethod
+    def _check_statistics(statistics: Mapping[str, object], round_number: int) -> None:
+        for name in ("num_samples", "num_steps"):
+            count = statistics.get(name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise RefusedMessage(f"{name} is {count!r}, not a positive whole number")
+        if statistics.get("round") != round_number:
+            raise RefusedMessage(f"the update belongs to round {statistics.get('round')!r}, not to {round_number}")
+
+
+def _key_difference(missing: list[str], unknown: list[str]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} tensors are missing, for example '{missing[0]}'")
+    if unknown:
+        parts.append(f"{len(unknown)} tensors are not shared, for example '{unknown[0]}'")
+    return "; ".join(parts)
+
+
+def _check_tensor(key: str, tensor: object, expected: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise RefusedMessage(f"'{key}' is {type(tensor).__name__}, not a tensor")
+    if tensor.shape != expected.shape:
+        raise RefusedMessage(f"'{key}' has shape {tuple(tensor.shape)}, not {tuple(expected.shape)}")
+    if tensor.dtype != expected.dtype:
+        raise RefusedMessage(f"'{key}' has type {tensor.dtype}, not {expected.dtype}")

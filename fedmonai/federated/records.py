@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written down of a round."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedmonai.federated.message import message_bytes
+
+__all__ = ["RoundRecord", "reason_of"]
+
+
+class RoundRecord:
+    """Collects who took part in a round, who failed and why, and what crossed the wire.
+
+    Args:
+        number: the round, from 1.
+        participants: the sites that were asked.
+    """
+
+    def __init__(self, number: int, participants: list[str]) -> None:
+        self.number = number
+        self.participants = participants
+        self.started = time.perf_counter()
+        self.failed: dict[str, str] = {}
+        self.loss: dict[str, float] = {}
+        self.num_samples: dict[str, int] = {}
+        self.seconds_per_site: dict[str, float] = {}
+        self.bytes_up: dict[str, dict[str, int]] = {}
+        self.bytes_down: dict[str, dict[str, int]] = {}
+        self.notes: list[str] = []
+
+    def completed(self, site: str, update: ExchangeObject) -> None:
+        """Note an accepted update."""
+        statistics = update.statistics or {}
+        self.loss[site] = float(statistics["loss"])
+        self.num_samples[site] = int(statistics["num_samples"])
+        self.bytes_up[site] = message_bytes(update)
+
+    def fail(self, site: str, error: BaseException) -> None:
+        """Note why a site is left out."""
+        self.failed[site] = reason_of(error)
+
+    def as_dict(self, **further: Any) -> dict[str, Any]:
+        """One line of ``rounds.jsonl``."""
+        return {
+            "round": self.number,
+            "participants": self.participants,
+            "completed": sorted(self.loss),
+            "failed": self.failed,
+            "seconds": time.perf_counter() - self.started,
+            "seconds_per_site": self.seconds_per_site,
+            "num_samples": self.num_samples,
+            "loss": self.loss,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "notes": self.notes,
+            **further,
+        }
+
+
+def reason_of(error: BaseException) -> str:
+    """Type and first line of an exception: enough to act on, short enough for a table."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:300]}"

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One site of a federation: a MONAI bundle that trains locally and shares what it declared, nothing else."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems, FlPhase
+from monai.fl.utils.exchange_object import ExchangeObject
+from monai.transforms import Randomizable
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.guard import Guard
+from fedmonai.federated.message import SharedKeys, attachments_of, copy_weights, weights_message
+from fedmonai.federated.seeding import derive_seed, seed_turn
+from fedmonai.federated.site_evaluation import SiteEvaluation
+from fedmonai.federated.turn import TurnMonitor, load_stateful, make_whole, stateful_parts
+
+__all__ = ["SiteAlgo"]
+
+
+class SiteAlgo(SiteEvaluation, MonaiAlgo):
+    """A :class:`monai.fl.client.MonaiAlgo` with one network, declared sharing, private state and repeatable turns.
+
+    It takes everything that ``MonaiAlgo`` takes, and differs from it where that class leaks or loses state: training and
+    evaluation use the same network; only the shared keys leave, as full values in fresh tensors; received messages are
+    checked before use; a failed turn leaves no trace; :meth:`state_dict` holds all that must survive a restart.
+
+    Args:
+        bundle_root: folder of the bundle.
+        site: name of the site; seeds its randomness and names it in messages.
+        shared_keys: regular expressions of the tensors that leave the site.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+        seed: base seed; a turn is seeded from (seed, site, round).
+        local_epochs: epochs per round. Ignored when ``local_steps`` is given.
+        local_steps: iterations per round instead of epochs.
+        turn_timeout: seconds a turn may take; checked after every iteration. ``None`` for no limit.
+        exchange_filters: callables ``(message, extra) -> message`` applied to every update before it leaves.
+        attachments: names of the attachments that the strategy may send to this site.
+        guard: check of received messages; the default refuses non-finite values and wrong shapes.
+        kwargs: further arguments of ``MonaiAlgo`` (``config_train_filename``, ``train_kwargs``, ...).
+
+    Raises:
+        ConfigError: when ``local_epochs``, ``local_steps`` or ``turn_timeout`` is not positive.
+    """
+
+    def __init__(
+        self,
+        bundle_root: str,
+        site: str = "site",
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+        seed: int = 0,
+        local_epochs: int = 1,
+        local_steps: int | None = None,
+        turn_timeout: float | None = None,
+        exchange_filters: Sequence[Callable[[ExchangeObject, dict], ExchangeObject]] = (),
+        attachments: Sequence[str] = (),
+        guard: Guard | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("local_epochs", local_epochs), ("local_steps", local_steps), ("turn_timeout", turn_timeout)):
+            if value is not None and not value > 0:
+                raise ConfigError(f"site '{site}': {name} is {value}; give a positive number.")
+        kwargs = {"send_weight_diff": False, "config_evaluate_filename": None, **kwargs}
+        super().__init__(bundle_root=bundle_root, local_epochs=local_epochs, **kwargs)
+        self.site = site
+        self.keys = SharedKeys(shared_keys, local_keys)
+        self.seed = seed
+        self.local_steps = local_steps
+        self.exchange_filters = list(exchange_filters)
+        self.attachments = tuple(attachments)
+        self.guard = guard or Guard()
+        self.monitor = TurnMonitor(turn_timeout)
+        self.round = 0
+
+    def initialize(self, extra: dict | None = None) -> None:
+        """Build the workflow. The network starts from the base seed, so that all sites start from the same weights."""
+        extra = {ExtraItems.CLIENT_NAME: self.site, **(extra or {})}
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # whoever starts a SiteAlgo has chosen this bundle; MONAI would repeat its note on trust for every site
+            warnings.filterwarnings("ignore", message=".*executing the bundle.*|.*GHSA-x6pr.*")
+            torch.manual_seed(self.seed)
+            super().initialize(extra)
+        self.network = self.trainer.network
+        if self.eval_workflow is None:
+            self.evaluator = self.train_workflow.evaluator
+        if self.evaluator is not None:
+            self.evaluator.network = self.network
+        self.handlers = list(self.train_workflow.train_handlers or [])
+        self.monitor.attach(self.trainer)
+        self.tensors: dict[str, Tensor] = self.network.state_dict(keep_vars=False)
+        self.shared, self.private = self.keys.split(self.tensors)
+        self.reference = {k: self.tensors[k] for k in self.shared}
+
+    @property
+    def num_samples(self) -> int:
+        """Training samples of this site."""
+        return len(self.trainer.data_loader.dataset)
+
+    @property
+    def personal(self) -> bool:
+        """Whether this site is evaluated with weights that no other site has."""
+        return bool(self.private)
+
+    def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
+        """One turn: load the shared keys of ``data``, train ``local_epochs`` or ``local_steps``.
+
+        Raises:
+            RefusedMessage: when ``data`` is not fit for this network.
+            Exception: whatever local training raised; weights, optimizer and counters are as before the turn.
+        """
+        data = self._received(data, extra or {})
+        before = self.state_dict()
+        state = self.trainer.state
+        self.round = state.round = int((data.statistics or {}).get("round", self.round + 1))
+        state.received = attachments_of(data)
+        state.previous = before.get("held")
+        try:
+            copy_weights(data.weights or {}, self.tensors, self.shared)
+            self._run_turn()
+        except BaseException:
+            self._abandon(before)
+            raise
+        self.phase = FlPhase.IDLE
+
+    def _received(self, data: ExchangeObject, extra: dict) -> ExchangeObject:
+        if self.trainer is None:
+            raise ValueError("call initialize() before train() or evaluate()")
+        if not isinstance(data, ExchangeObject):
+            raise ValueError(f"expected an ExchangeObject, got {type(data).__name__}")
+        for apply in self.pre_filters or []:
+            data = apply(data, extra)
+        self.guard.check_weights(data.weights, self.reference)
+        self.guard.check_attachments(data, self.attachments)
+        return data
+
+    def _run_turn(self) -> None:
+        self.phase = FlPhase.TRAIN
+        state = self.trainer.state
+        loader = self.trainer.data_loader
+        epochs, state.epoch_length = (1, self.local_steps) if self.local_steps else (self.local_epochs, len(loader))
+        if not state.epoch_length:
+            raise ConfigError(f"site '{self.site}': the training split is empty; see dataset_dir and slice_range.")
+        # with changing lengths ignite would count itself done too early or too late
+        state.iteration = state.epoch * state.epoch_length
+        state.max_epochs = state.epoch + epochs
+        seed_turn(derive_seed(self.seed, self.site, self.round), loader, self._randomizables())
+        self.monitor.begin()
+        self.trainer.run()
+        planned = epochs * state.epoch_length
+        if self.monitor.iterations != planned:
+            raise RuntimeError(f"local training made {self.monitor.iterations} of {planned} iterations")
+        self.loss = self.monitor.mean_loss()
+
+    def _randomizables(self) -> list[Any]:
+        owned = [self.trainer.prepare_batch, *self.handlers]
+        return [o for o in owned if isinstance(o, Randomizable) or hasattr(o, "set_random_state")]
+
+    def _abandon(self, before: dict[str, Any]) -> None:
+        make_whole(self.trainer, before["epoch"], before["iteration"])
+        for handler in self.handlers:
+            if hasattr(handler, "abandon"):
+                handler.abandon(self.trainer)
+        self.load_state_dict(before)
+        self.phase = FlPhase.IDLE
+
+    def get_weights(self, extra: dict | None = None) -> ExchangeObject:
+        """The shared keys as fresh tensors, counts and mean loss of the turn, and what handlers contribute.
+
+        A handler with a method ``contribute(engine) -> {name: {key: tensor}}`` adds attachments. A request for a stored
+        model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the shared keys.
+        """
+        extra = extra or {}
+        if ExtraItems.MODEL_TYPE in extra:
+            stored = super().get_weights(extra)
+            stored.weights = {k: v for k, v in stored.weights.items() if k in self.keys}
+            return stored
+        statistics = {"num_samples": self.num_samples, "num_steps": self.monitor.iterations, "round": self.round}
+        message = weights_message({k: self.tensors[k].detach().clone() for k in self.shared}, **statistics)
+        message.statistics["loss"] = self.loss
+        for handler in self.handlers:
+            if hasattr(handler, "contribute"):
+                message.update(handler.contribute(self.trainer))
+        for apply in [*(self.post_weight_filters or []), *self.exchange_filters]:
+            message = apply(message, {"site": self.site, "round": self.round, "reference": self.reference, **extra})
+        return message
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of all that must survive a failed turn or a restart and is not sent by the server.
+
+        Private weights, the weights held before the server's arrive (only if a handler declares ``needs_previous``),
+        optimizer, gradient scaler, handlers with a state, counters. Tensors and plain Python values only.
+        """
+        keep_held = any(getattr(h, "needs_previous", False) for h in self.handlers)
+        state = {
+            "round": self.round,
+            "epoch": self.trainer.state.epoch,
+            "iteration": self.trainer.state.iteration,
+            "private": {k: self.tensors[k].detach().clone() for k in self.private},
+            "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
+            "handlers": {n: copy.deepcopy(p.state_dict()) for n, p in stateful_parts(self.handlers).items()},
+        }
+        if keep_held:
+            state["held"] = {k: t.detach().clone() for k, t in self.tensors.items()}
+        if self.trainer.scaler is not None:
+            state["scaler"] = self.trainer.scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state written by :meth:`state_dict`.
+
+        Raises:
+            ConfigError: when it belongs to another network or another list of handlers.
+        """
+        wrong = sorted(set(self.private) ^ set(state["private"]))
+        if wrong:
+            raise ConfigError(
+                f"site '{self.site}': the saved state and this configuration disagree on what is private ('{wrong[0]}' "
+                "is on one side only); resume with the shared_keys of the first run or choose another output_dir."
+            )
+        self.round = state["round"]
+        self.trainer.state.epoch, self.trainer.state.iteration = state["epoch"], state["iteration"]
+        copy_weights(state["private"], self.tensors, self.private)
+        if "held" in state:
+            copy_weights(state["held"], self.tensors, list(state["held"]))
+        self.trainer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        unmatched = load_stateful(stateful_parts(self.handlers), state["handlers"])
+        if unmatched:
+            raise ConfigError(
+                f"site '{self.site}': the saved state and train::handlers disagree on {', '.join(unmatched)}; resume "
+                "with the handlers of the first run or choose another output_dir."
+            )
+        if self.trainer.scaler is not None and "scaler" in state:
+            self.trainer.scaler.load_state_dict(state["scaler"])

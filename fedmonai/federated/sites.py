@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sites of a federation, built from one bundle: a base config, what is common to all, what is each one's own."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.guard import Guard
+from fedmonai.federated.run_folder import load_checked, save_atomic
+from fedmonai.federated.site import SiteAlgo
+
+__all__ = ["Sites"]
+
+
+class Sites:
+    """Builds, keeps and stores the sites of a federation.
+
+    A site's configuration is the base file(s), then the overlay(s) of ``local``, then the overlay(s) of the site, then
+    the ids of ``local``, then the ids of the site; later ones win. The same arguments build the same site in a deployed
+    client (:meth:`arguments`).
+
+    Args:
+        bundle_root: folder of the bundle; overlay paths are relative to it.
+        sites: ``{name: {overlay: file or list of files, <config id>: value, ...}}``.
+        output_dir: folder of the run; a site writes in ``sites/<name>`` only.
+        base: config file(s) of local training.
+        local: ids (and ``overlay``) for every site.
+        shared_keys: regular expressions of the tensors that leave a site.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+        seed: base seed of all sites.
+        local_epochs: epochs per round.
+        local_steps: iterations per round instead of epochs.
+        turn_timeout: seconds a turn may take.
+        resident_sites: how many sites are held in memory at a time; ``None`` for all. The others are built again from
+            their folder for their turn.
+        exchange_filters: callables ``(message, extra) -> message`` on every update before it leaves a site.
+        attachments: names of attachments that the strategy may send down.
+        guard: check of received messages.
+
+    Raises:
+        ConfigError: on an empty federation, a name that is no folder name, or a component among the ids.
+    """
+
+    def __init__(
+        self,
+        bundle_root: str,
+        sites: Mapping[str, Mapping[str, Any] | None],
+        output_dir: str,
+        base: str | Sequence[str] = "configs/train.json",
+        local: Mapping[str, Any] | None = None,
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+        seed: int = 0,
+        local_epochs: int = 1,
+        local_steps: int | None = None,
+        turn_timeout: float | None = None,
+        resident_sites: int | None = None,
+        exchange_filters: Sequence[Callable[..., Any]] = (),
+        attachments: Sequence[str] = (),
+        guard: Guard | None = None,
+    ) -> None:
+        if not sites:
+            raise ConfigError("sites is empty; name at least one site, as in federated.yaml: sites: {A: {dataset_dir: ...}}.")
+        if resident_sites is not None and resident_sites < 1:
+            raise ConfigError(f"resident_sites is {resident_sites}; give 1 or more, or null for all.")
+        self.specs = {_checked_name(name): dict(spec or {}) for name, spec in sites.items()}
+        self.local = dict(local or {})
+        self.bundle_root = str(bundle_root)
+        self.base = _as_list(base)
+        self.output_dir = Path(output_dir)
+        self.resident_sites = resident_sites or len(self.specs)
+        self.common: dict[str, Any] = {
+            "shared_keys": shared_keys,
+            "local_keys": local_keys,
+            "seed": seed,
+            "local_epochs": local_epochs,
+            "local_steps": local_steps,
+            "turn_timeout": turn_timeout,
+            "exchange_filters": exchange_filters,
+            "attachments": attachments,
+            "guard": guard,
+        }
+        self._resident: OrderedDict[str, SiteAlgo] = OrderedDict()
+        self._dirty: set[str] = set()
+        #: the round of every site's newest state file
+        self.state_rounds: dict[str, int] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """All site names, sorted."""
+        return sorted(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Keyword arguments of :class:`SiteAlgo` for one site; a deployed client is built from the same ones."""
+        spec = dict(self.specs[name])
+        local = dict(self.local)
+        files = [*self.base, *_as_list(local.pop("overlay", None)), *_as_list(spec.pop("overlay", None))]
+        ids = {**local, **spec}
+        for key, value in ids.items():
+            if hasattr(value, "__dict__") and not isinstance(value, type):
+                raise ConfigError(
+                    f"site '{name}': id '{key}' is a component ({type(value).__name__}); sites may not share one object. "
+                    "Put it in a file and name the file as overlay."
+                )
+        for file in files:
+            if not (Path(self.bundle_root) / file).is_file():
+                raise ConfigError(f"site '{name}': config file '{file}' is not in the bundle folder '{self.bundle_root}'.")
+        own = {"output_dir": str(self.output_dir / "sites" / name), "standalone": False, "seed": self.common["seed"]}
+        return {
+            **self.common,
+            "bundle_root": self.bundle_root,
+            "site": name,
+            "config_train_filename": files,
+            "train_kwargs": {**own, **ids},
+        }
+
+    def open(self, name: str) -> SiteAlgo:
+        """The site, built or fetched from its folder if it is not in memory.
+
+        Raises:
+            ConfigError: when its configuration or its data cannot be used; the message names the site.
+        """
+        if name in self._resident:
+            self._resident.move_to_end(name)
+            return self._resident[name]
+        while len(self._resident) >= self.resident_sites:
+            self._park(next(iter(self._resident)))
+        site = SiteAlgo(**self.arguments(name))
+        try:
+            site.initialize()
+        except Exception as error:
+            cause = _config_error(error)
+            if cause is None:
+                raise
+            raise ConfigError(f"site '{name}': {cause}") from error
+        if name in self.state_rounds:
+            site.load_state_dict(load_checked(self.state_file(name, self.state_rounds[name])))
+        self._resident[name] = site
+        return site
+
+    def changed(self, name: str) -> None:
+        """Note that the site's state is newer than its file."""
+        self._dirty.add(name)
+
+    def save(self, round_number: int) -> None:
+        """Write the state of every changed site as of ``round_number``."""
+        self._round = round_number
+        for name in sorted(self._dirty & set(self._resident)):
+            self._write(name)
+
+    def begin_round(self, round_number: int) -> None:
+        """Name the round that states written from now on belong to."""
+        self._round = round_number
+
+    def _park(self, name: str) -> None:
+        if name in self._dirty:
+            self._write(name)
+        del self._resident[name]
+
+    def _write(self, name: str) -> None:
+        save_atomic(self._resident[name].state_dict(), self.state_file(name, self._round))
+        self.state_rounds[name] = self._round
+        self._dirty.discard(name)
+
+    def state_file(self, name: str, round_number: int) -> Path:
+        """File of a site's private state after a round."""
+        return self.output_dir / "sites" / name / f"round_{round_number:04d}.pt"
+
+    def restore(self, state_rounds: Mapping[str, int]) -> None:
+        """Continue every known site from its committed file."""
+        self.state_rounds = {name: number for name, number in state_rounds.items() if name in self.specs}
+        for name, site in self._resident.items():
+            if name in self.state_rounds:
+                site.load_state_dict(load_checked(self.state_file(name, self.state_rounds[name])))
+
+    def remove_states(self, keep: Sequence[Mapping[str, int]]) -> None:
+        """Delete state files that none of the commits in ``keep`` refers to."""
+        for name in self.specs:
+            wanted = {self.state_file(name, c[name]) for c in keep if name in c}
+            for path in (self.output_dir / "sites" / name).glob("round_*.pt"):
+                if path not in wanted:
+                    path.unlink()
+
+
+def _as_list(files: str | Sequence[str] | None) -> list[str]:
+    if files is None:
+        return []
+    return [files] if isinstance(files, str) else list(files)
+
+
+def _checked_name(name: str) -> str:
+    text = str(name)
+    if not text or text != os.path.basename(text) or text.startswith("."):
+        raise ConfigError(f"sites: '{text}' cannot be a site name; it becomes a folder, so use letters, digits, '_', '-', '.'.")
+    return text
+
+
+def _config_error(error: BaseException | None) -> ConfigError | None:
+    """The user's mistake behind an exception that MONAI's config parser has wrapped, if there is one."""
+    while error is not None:
+        if isinstance(error, ConfigError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

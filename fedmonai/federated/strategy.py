@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the federation does with weights: who gets what in a round, and what becomes of the answers.
+
+A strategy knows no transport: the in-process :class:`~fedmonai.federated.federation.Federation`, an NVFlare server and
+a Flower server drive the same object.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.message import SharedKeys, weights_message
+
+__all__ = ["Strategy", "WeightedMean"]
+
+# Elements summed at a time: the running sum of one chunk stays in the cache, so N updates cost N reads and one write.
+_CHUNK = 1 << 17
+
+
+class Strategy(ABC):
+    """Base of all strategies.
+
+    Args:
+        shared_keys: regular expressions of the tensors that travel.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+    """
+
+    #: names of the attachments that may travel from the sites / to the sites beside the weights
+    attachments_up: tuple[str, ...] = ()
+    attachments_down: tuple[str, ...] = ()
+
+    def __init__(self, shared_keys: str | Sequence[str] = (".*",), local_keys: str | Sequence[str] = ()) -> None:
+        self.shared_keys = SharedKeys(shared_keys, local_keys)
+        self.global_weights: dict[str, Tensor] = {}
+
+    def initialize(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the shared part of ``weights`` (a whole state dict) as the global weights; the tensors are copied."""
+        shared, _ = self.shared_keys.split(weights)
+        self.global_weights = {key: weights[key].detach().clone() for key in shared}
+
+    def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
+        """One message per site. In process the tensors are the global ones themselves: receivers copy, never keep."""
+        return {site: weights_message(self.global_weights, round=round_number) for site in sites}
+
+    def evaluation_message(self, site: str) -> ExchangeObject:
+        """What a site is evaluated with, besides its private weights."""
+        return weights_message(self.global_weights)
+
+    @abstractmethod
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        """Turn checked updates into the new global weights, in place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as tensors and plain Python values."""
+        return {"global_weights": self.global_weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state written by :meth:`state_dict`."""
+        self.global_weights = dict(state["global_weights"])
+
+
+class WeightedMean(Strategy):
+    """The mean of the sites' shared tensors (FedAvg).
+
+    Args:
+        weighting: ``uniform`` counts every site once (the released FL-MR), ``samples`` by training samples (McMahan et
+            al., AISTATS 2017, algorithm 1), ``steps`` by executed iterations.
+        shared_keys: regular expressions of the tensors that travel.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Sites are added in sorted order, so the sum is the same to the bit whatever the order of arrival. Integer buffers
+    (batch counters) keep their type and are taken from the first site in that order. With one site the result is that
+    site's update.
+
+    Raises:
+        ConfigError: when ``weighting`` is none of the three.
+    """
+
+    WEIGHTINGS = ("uniform", "samples", "steps")
+
+    def __init__(
+        self,
+        weighting: str = "uniform",
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+    ) -> None:
+        super().__init__(shared_keys, local_keys)
+        if weighting not in self.WEIGHTINGS:
+            raise ConfigError(f"strategy: weighting is '{weighting}'; choose one of {', '.join(self.WEIGHTINGS)}.")
+        self.weighting = weighting
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        names = sorted(updates)
+        shares = self.shares({name: updates[name].statistics or {} for name in names})
+        for key, target in self.global_weights.items():
+            tensors = [updates[name].weights[key] for name in names]
+            if target.is_floating_point():
+                weighted_sum_(target, tensors, [shares[name] for name in names])
+            else:
+                target.copy_(tensors[0])
+
+    def shares(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        """The share of every site in the mean; the shares sum to one."""
+        if self.weighting == "uniform":
+            counts = dict.fromkeys(statistics, 1)
+        else:
+            counts = {name: int(numbers[f"num_{self.weighting}"]) for name, numbers in statistics.items()}
+        total = sum(counts.values())
+        return {name: count / total for name, count in counts.items()}
+
+
+@torch.no_grad()
+def weighted_sum_(target: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    """``target <- sum_i weights[i] * tensors[i]``, in place and chunk by chunk; none of ``tensors`` may be ``target``."""
+    out = target.view(-1)
+    flat = [t.to(target.device).reshape(-1) for t in tensors]
+    chunk = _CHUNK if target.device.type == "cpu" else max(out.numel(), 1)
+    for begin in range(0, out.numel(), chunk):
+        part = out[begin : begin + chunk]
+        torch.mul(flat[0][begin : begin + chunk], weights[0], out=part)
+        for tensor, weight in zip(flat[1:], weights[1:], strict=True):
+            part.add_(tensor[begin : begin + chunk], alpha=weight)
