@@ -47,7 +47,10 @@ class VolumeMetric(Metric):
         super().__init__()
 
     def score(self, pred: Tensor, label: Tensor, info: Mapping[str, Any]) -> float:
-        """Return the number for one volume; ``pred`` and ``label`` are (slices, channels, H, W)."""
+        """Return the number for one volume; ``pred`` and ``label`` are (slices, channels, H, W).
+
+        ``info`` holds ``volume`` and the :attr:`batch_keys` of the volume, None for a key that the batch lacks.
+        """
         raise NotImplementedError
 
     def prepare(self, pred: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +96,7 @@ class VolumeMetric(Metric):
             return
         self._slices[volume] = slices
         if volume not in self._info:
-            self._info[volume] = {key: _item(batch, key, index) for key in self.batch_keys}
+            self._info[volume] = {key: _item(batch, key, index) for key in ("volume", *self.batch_keys)}
         slices[position] = self.prepare(pred.detach(), label.detach())
         if len(slices) == int(total):
             self._finish(volume)

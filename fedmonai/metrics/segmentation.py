@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation metrics of whole cases: 3-D Dice, 95 % Hausdorff distance and average surface distance in mm."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.metrics.volume import VolumeMetric
+
+__all__ = ["CaseASSD", "CaseDice", "CaseHD95"]
+
+
+class CaseMetric(VolumeMetric):
+    """What the metrics of a case share: predictions become masks, and masks may be empty.
+
+    Predictions are logits or probabilities with one channel per class (the largest wins), or one channel of class
+    indices; labels are class indices. The mask is class ``class_index``, or everything above 0 for None.
+
+    A case in which exactly one of the two masks is empty gets the worst value, is counted in ``one_empty`` (names of
+    the cases of this run) and warned of.
+    """
+
+    def __init__(self, class_index: int | None = None) -> None:
+        self.class_index = class_index
+        self.one_empty: list[str] = []
+        super().__init__()
+
+    def reset(self) -> None:
+        super().reset()
+        self.one_empty = []
+
+    def prepare(self, pred: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the two boolean masks (1, H, W) only."""
+        classes = pred.argmax(dim=0, keepdim=True) if pred.shape[0] > 1 else pred.round()
+        if self.class_index is None:
+            return classes > 0, label > 0
+        return classes == self.class_index, label == self.class_index
+
+    def score(self, pred: Tensor, label: Tensor, info: Mapping[str, Any]) -> float:
+        found, present = bool(pred.any()), bool(label.any())
+        if not found and not present:
+            return self.score_both_empty()
+        if found != present:
+            self.one_empty.append(info["volume"])
+            empty = "label" if found else "prediction"
+            value = self.score_one_empty(pred, info)
+            warnings.warn(f"{type(self).__name__}: the {empty} of case {info['volume']} is empty: scored {value:.4g}")
+            return value
+        return self.score_masks(pred[:, 0], label[:, 0], info)
+
+    def score_both_empty(self) -> float:
+        raise NotImplementedError
+
+    def score_one_empty(self, pred: Tensor, info: Mapping[str, Any]) -> float:
+        raise NotImplementedError
+
+    def score_masks(self, pred: Tensor, label: Tensor, info: Mapping[str, Any]) -> float:
+        """Score two masks (slices, H, W), neither of them empty."""
+        raise NotImplementedError
+
+
+class CaseDice(CaseMetric):
+    r"""3-D Dice of every case, :math:`2 |P \cap Y| / (|P| + |Y|)` over all its slices; 0 to 1, larger is better.
+
+    Both masks empty: 1. One empty: 0, counted and warned of (see :class:`CaseMetric`).
+
+    Args:
+        class_index: the class to score; None (default) = everything above 0.
+    """
+
+    def score_both_empty(self) -> float:
+        return 1.0
+
+    def score_one_empty(self, pred: Tensor, info: Mapping[str, Any]) -> float:
+        return 0.0
+
+    def score_masks(self, pred: Tensor, label: Tensor, info: Mapping[str, Any]) -> float:
+        overlap = (pred & label).sum().double()
+        return float(2 * overlap / (pred.sum() + label.sum()))
+
+
+class CaseDistance(CaseMetric):
+    """What the surface distances share: the spacing, and the image diagonal as the worst value."""
+
+    batch_keys = ("spacing",)
+
+    def __init__(self, class_index: int | None = None, spacing: Sequence[float] | None = None) -> None:
+        super().__init__(class_index)
+        if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
+            raise ConfigError(
+                f"spacing is {list(spacing)}, it must be three positive lengths in mm: row, column, slice"
+            )
+        self.spacing = spacing
+
+    def score_both_empty(self) -> float:
+        return 0.0
+
+    def score_one_empty(self, pred: Tensor, info: Mapping[str, Any]) -> float:
+        rows, columns = pred.shape[-2:]
+        return math.hypot(*(n * s for n, s in zip((rows, columns, len(pred)), self._lengths(info), strict=True)))
+
+    def score_masks(self, pred: Tensor, label: Tensor, info: Mapping[str, Any]) -> float:
+        lengths = self._lengths(info)
+        if len(pred) == 1:  # a single slice has an outline; as a 3-D mask every pixel would be surface
+            return self.distance(pred[None], label[None], lengths[:2])
+        return self.distance(pred.movedim(0, -1)[None, None], label.movedim(0, -1)[None, None], lengths)
+
+    def distance(self, pred: Tensor, label: Tensor, lengths: Sequence[float]) -> float:
+        """Distance in mm of two masks (1, 1, H, W[, slices]) with the pixel ``lengths`` of those axes."""
+        raise NotImplementedError
+
+    def _lengths(self, info: Mapping[str, Any]) -> list[float]:
+        spacing = info["spacing"] if self.spacing is None else self.spacing
+        if spacing is None:
+            raise ConfigError(
+                f"{type(self).__name__} measures in mm, but the batch has no key 'spacing': "
+                "use a dataset that gives it, or set spacing (row, column, slice; [1, 1, 1] counts pixels)"
+            )
+        return [float(length) for length in spacing]
+
+
+class CaseHD95(CaseDistance):
+    """95th percentile of the surface distances of every case in mm, the larger of the two directions.
+
+    Both masks empty: 0. One empty: the diagonal of the image in mm, counted and warned of (see :class:`CaseMetric`).
+
+    Args:
+        class_index: the class to score; None (default) = everything above 0.
+        spacing: (row, column, slice) in mm for data without the batch key ``spacing``; [1, 1, 1] counts pixels.
+
+    Raises:
+        ConfigError: no spacing known, or one that is not three positive numbers.
+    """
+
+    def distance(self, pred: Tensor, label: Tensor, lengths: Sequence[float]) -> float:
+        return float(
+            compute_hausdorff_distance(pred, label, include_background=True, percentile=95, spacing=list(lengths))
+        )
+
+
+class CaseASSD(CaseDistance):
+    """Average symmetric surface distance of every case in mm: mean over the surface points of both masks.
+
+    Both masks empty: 0. One empty: the diagonal of the image in mm, counted and warned of (see :class:`CaseMetric`).
+
+    Args:
+        class_index: the class to score; None (default) = everything above 0.
+        spacing: (row, column, slice) in mm for data without the batch key ``spacing``; [1, 1, 1] counts pixels.
+
+    Raises:
+        ConfigError: no spacing known, or one that is not three positive numbers.
+    """
+
+    def distance(self, pred: Tensor, label: Tensor, lengths: Sequence[float]) -> float:
+        value = compute_average_surface_distance(
+            pred, label, include_background=True, symmetric=True, spacing=list(lengths)
+        )
+        return float(value)
