@@ -6,6 +6,7 @@ from __future__ import annotations
 from fedmonai.networks.channel_selection import ChannelSelection
 from fedmonai.networks.channel_selection_unet import ChannelSelectionOutput, ChannelSelectionUNet
 from fedmonai.networks.identity_inferer import IdentityInferer
+from fedmonai.networks.placement import place_network
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
 from fedmonai.networks.routing import build_routed_network, load_experts, route_network, set_routing_form
@@ -22,6 +23,7 @@ __all__ = [
     "SegmentationUNet",
     "build_routed_network",
     "load_experts",
+    "place_network",
     "pooled_latent",
     "route_network",
     "set_routing_form",
