@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random turns of an image together with its labels, with a chosen value outside of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import ensure_tuple_rep
+from scipy import ndimage
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["RandQuarterTurnFlip", "RandQuarterTurnFlipd", "RandRotateFill", "RandRotateFilld"]
+
+
+class RandQuarterTurnFlip(RandomizableTransform):
+    """Turn ``(C, H, W)`` by a random multiple of 90 degrees, then flip it along a random axis (FedICRA's program).
+
+    Images that are not square are turned by 0 or 180 degrees only, so that their size stays.
+
+    Args:
+        prob: chance of doing anything, in [0, 1]; 0 returns the input.
+    """
+
+    def __init__(self, prob: float = 0.5) -> None:
+        RandomizableTransform.__init__(self, prob)
+        self.quarters = 0
+        self.axis = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether, how often and along which axis; always three numbers, so that streams stay aligned."""
+        super().randomize(None)
+        self.quarters = int(self.R.randint(4))
+        self.axis = int(self.R.randint(2))
+
+    def __call__(self, image: Any, randomize: bool = True) -> Any:
+        if randomize:
+            self.randomize()
+        if not self._do_transform:
+            return image
+        quarters = self.quarters if image.shape[-1] == image.shape[-2] else self.quarters // 2 * 2
+        if isinstance(image, torch.Tensor):
+            return torch.rot90(image, quarters, (-2, -1)).flip(self.axis - 2).contiguous()
+        return np.ascontiguousarray(np.flip(np.rot90(image, quarters, (-2, -1)), self.axis - 2))
+
+
+class RandRotateFill(RandomizableTransform):
+    """Rotate ``(C, H, W)`` by a random whole angle; pixels from outside get ``fill``; nearest neighbor, same size.
+
+    Nearest neighbor for images too is what FedICRA's program does: it keeps image and label aligned to the pixel.
+
+    Args:
+        prob: chance of a rotation, in [0, 1].
+        angles: smallest and largest angle in degrees, both included.
+        fill: value outside of the picture; for labels the id of unlabeled pixels, so that corners teach nothing.
+    """
+
+    def __init__(self, prob: float = 0.5, angles: Sequence[int] = (-45, 44), fill: float = 0.0) -> None:
+        RandomizableTransform.__init__(self, prob)
+        if len(angles) != 2 or angles[0] > angles[1]:
+            raise ConfigError(
+                f"angles: {angles} must be the smallest and the largest angle in degrees, e.g. (-45, 44)."
+            )
+        self.angles = (int(angles[0]), int(angles[1]))
+        self.fill = fill
+        self.angle = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether and by which angle; always two numbers."""
+        super().randomize(None)
+        self.angle = int(self.R.randint(self.angles[0], self.angles[1] + 1))
+
+    def __call__(self, image: Any, randomize: bool = True, fill: float | None = None) -> Any:
+        if randomize:
+            self.randomize()
+        if not self._do_transform:
+            return image
+        value = self.fill if fill is None else fill
+        values = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+        turned = ndimage.rotate(values, self.angle, axes=(-2, -1), reshape=False, order=0, mode="constant", cval=value)
+        return torch.as_tensor(turned, device=image.device) if isinstance(image, torch.Tensor) else turned
+
+
+class _RandTogetherd(RandomizableTransform, MapTransform):
+    """Draws once and treats all keys alike."""
+
+    transform: RandomizableTransform
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> _RandTogetherd:
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(seed, state)
+        return self
+
+
+class RandQuarterTurnFlipd(_RandTogetherd):
+    """Dictionary version of :class:`RandQuarterTurnFlip`; all keys are turned and flipped alike."""
+
+    transform: RandQuarterTurnFlip
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.5, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, 1.0)
+        self.transform = RandQuarterTurnFlip(prob)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        self.transform.randomize()
+        for key in self.key_iterator(result):
+            result[key] = self.transform(result[key], randomize=False)
+        return result
+
+
+class RandRotateFilld(_RandTogetherd):
+    """Dictionary version of :class:`RandRotateFill`; one angle for all keys.
+
+    Args:
+        keys: usually ``image`` and ``label``.
+        fill: value outside of the picture, one for each key; FedICRA takes 0.8 (avascular zone) or 0 (cup and disc)
+            for images and the number of classes for labels.
+    """
+
+    transform: RandRotateFill
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        fill: Sequence[float] | float,
+        prob: float = 0.5,
+        angles: Sequence[int] = (-45, 44),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, 1.0)
+        self.transform = RandRotateFill(prob, angles)
+        self.fill = ensure_tuple_rep(fill, len(self.keys))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        self.transform.randomize()
+        for key, fill in self.key_iterator(result, self.fill):
+            result[key] = self.transform(result[key], randomize=False, fill=fill)
+        return result
