@@ -23,8 +23,22 @@ from fedmonai.transforms.kspace import (
     zero_filled,
 )
 from fedmonai.transforms.masks import CartesianMask, KspaceMask
+from fedmonai.transforms.rand_geometry import (
+    RandQuarterTurnFlip,
+    RandQuarterTurnFlipd,
+    RandRotateFill,
+    RandRotateFilld,
+)
+from fedmonai.transforms.weak_labels import (
+    WEAK_FORMS,
+    WeakLabel,
+    WeakLabeld,
+    weak_label,
+    weak_label_statistics,
+)
 
 __all__ = [
+    "WEAK_FORMS",
     "CartesianMask",
     "CenterCropd",
     "DenormalizeInstanced",
@@ -33,6 +47,12 @@ __all__ = [
     "NormalizeInstanced",
     "PrepareKspace",
     "RandMaskKspaced",
+    "RandQuarterTurnFlip",
+    "RandQuarterTurnFlipd",
+    "RandRotateFill",
+    "RandRotateFilld",
+    "WeakLabel",
+    "WeakLabeld",
     "ZeroFilledd",
     "center_crop",
     "coil_magnitude",
@@ -43,5 +63,7 @@ __all__ = [
     "ifft2c",
     "instance_statistics",
     "normalize_instance",
+    "weak_label",
+    "weak_label_statistics",
     "zero_filled",
 ]
