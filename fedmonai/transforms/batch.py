@@ -41,8 +41,8 @@ class _Slice:
         """What slices must share to be transformed together."""
         return self.hybrid, *self.kspace.shape
 
-    def image_size(self, resolution: int) -> tuple[int, int]:
-        return min(resolution, self.kspace.shape[-2]), min(resolution, self.kspace.shape[-1])
+    def image_size(self, limit: tuple[int, int]) -> tuple[int, int]:
+        return min(limit[0], self.kspace.shape[-2]), min(limit[1], self.kspace.shape[-1])
 
 
 class PrepareKspace(Randomizable, PrepareBatch):
@@ -54,7 +54,7 @@ class PrepareKspace(Randomizable, PrepareBatch):
 
     Reads ``kspace`` (list of complex64 (coils, H, W), or one stacked tensor; shapes may differ), ``file`` and, where
     present, ``hybrid``, ``mask`` (the slice's own (W,) sampling mask: it is used instead of a drawn one) and
-    ``target`` (B, 1, h, w). The image is cropped to min(resolution, size), and image and target to their common size.
+    ``target`` (B, 1, h, w). Image and target are cropped to their common size, at most ``resolution``.
 
     Args:
         mask: draws the masks; None takes k-space as it is (undersampled by the scanner, or not at all).
@@ -94,16 +94,18 @@ class PrepareKspace(Randomizable, PrepareBatch):
     ) -> tuple[Tensor, Tensor | None]:
         """Return image and label (None without ``target``), float32 (B, 1, h, w) on ``device``."""
         slices = self._slices(batchdata)
-        image = self._zero_filled(slices, torch.device(device or slices[0].kspace.device), non_blocking)
         target = batchdata.get("target")
+        limit = (self.resolution, self.resolution)
         if target is not None:
-            target = target.to(device=image.device, dtype=torch.float32, non_blocking=non_blocking)
-            image, target = center_crop(image, target.shape[-2:]), center_crop(target, image.shape[-2:])
+            limit = (min(self.resolution, target.shape[-2]), min(self.resolution, target.shape[-1]))
+        image = _zero_filled(slices, limit, torch.device(device or slices[0].kspace.device), non_blocking)
         mean, std = instance_statistics(image)
         batchdata["mean"], batchdata["std"] = mean, std
         image = normalize_instance(image, mean, std, self.clamp).to(device=image.device, **kwargs)
         if target is None:
             return image, None
+        target = center_crop(target, image.shape[-2:])
+        target = target.to(device=image.device, dtype=torch.float32, non_blocking=non_blocking)
         return image, normalize_instance(target, mean, std, self.clamp).to(device=image.device, **kwargs)
 
     def _slices(self, batchdata: dict[str, Any]) -> list[_Slice]:
@@ -120,45 +122,46 @@ class PrepareKspace(Randomizable, PrepareBatch):
             slices.append(_Slice(data, mask, bool(hybrid[index]), name))
         return slices
 
-    def _zero_filled(self, slices: Sequence[_Slice], device: torch.device, non_blocking: bool) -> Tensor:
-        """Transform slices of one form together; return the magnitudes (B, 1, h, w) in the order of the batch."""
-        size = slices[0].image_size(self.resolution)
-        forms: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for index, item in enumerate(slices):
-            forms[item.form].append(index)
-            if item.image_size(self.resolution) != size:
-                raise ConfigError(
-                    f"images of {slices[0].file} {size} and {item.file} {item.image_size(self.resolution)} differ in "
-                    "size and cannot share a batch: lower resolution to the smallest, or set batch_size to 1"
-                )
-        image = torch.empty(len(slices), 1, *size, device=device)
-        order: list[int] = []
-        for members in forms.values():
-            coils = slices[members[0]].kspace.shape[0]
-            step = max(1, _PLANES.get(device.type, _PLANES_GPU) // coils)
-            for start in range(0, len(members), step):
-                chunk = [slices[index] for index in members[start : start + step]]
-                out = image[len(order) : len(order) + len(chunk), 0]
-                order += members[start : start + step]
-                self._transform(chunk, out, non_blocking)
-        return image if len(forms) == 1 else image[torch.tensor(order, device=device).argsort()]
 
-    def _transform(self, chunk: Sequence[_Slice], out: Tensor, non_blocking: bool) -> None:
-        """Write the zero-filled magnitudes of slices of one form to ``out`` (n, h, w)."""
-        weights = _weights(chunk, out.device, non_blocking)
-        work = torch.empty(len(chunk), *chunk[0].kspace.shape, dtype=torch.complex64, device=out.device)
-        if weights is not None and chunk[0].kspace.device == out.device:
-            for index, item in enumerate(chunk):  # mask while gathering: one pass over the data, not two
-                torch.mul(item.kspace, weights[index], out=work[index])
-        else:
-            for index, item in enumerate(chunk):
-                work[index].copy_(item.kspace, non_blocking=non_blocking)
-            if weights is not None:
-                work.mul_(weights)
-        if chunk[0].hybrid:
-            hybrid_magnitude(work, self.resolution, out)
-        else:
-            out.copy_(zero_filled(work, self.resolution))
+def _zero_filled(slices: Sequence[_Slice], limit: tuple[int, int], device: torch.device, non_blocking: bool) -> Tensor:
+    """Transform slices of one form together; return the magnitudes (B, 1, h, w) in the order of the batch."""
+    size = slices[0].image_size(limit)
+    forms: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for index, item in enumerate(slices):
+        forms[item.form].append(index)
+        if item.image_size(limit) != size:
+            raise ConfigError(
+                f"images of {slices[0].file} {size} and {item.file} {item.image_size(limit)} differ in size and cannot "
+                "share a batch: lower resolution to the smallest, or set batch_size to 1"
+            )
+    image = torch.empty(len(slices), 1, *size, device=device)
+    order: list[int] = []
+    for members in forms.values():
+        coils = slices[members[0]].kspace.shape[0]
+        step = max(1, _PLANES.get(device.type, _PLANES_GPU) // coils)
+        for start in range(0, len(members), step):
+            chunk = members[start : start + step]
+            _transform([slices[index] for index in chunk], image[len(order) : len(order) + len(chunk), 0], non_blocking)
+            order += chunk
+    return image if len(forms) == 1 else image[torch.tensor(order, device=device).argsort()]
+
+
+def _transform(chunk: Sequence[_Slice], out: Tensor, non_blocking: bool) -> None:
+    """Write the zero-filled magnitudes of slices of one form to ``out`` (n, h, w)."""
+    weights = _weights(chunk, out.device, non_blocking)
+    work = torch.empty(len(chunk), *chunk[0].kspace.shape, dtype=torch.complex64, device=out.device)
+    if weights is not None and all(item.kspace.device == out.device for item in chunk):
+        for index, item in enumerate(chunk):  # mask while gathering: one pass over the data, not two
+            torch.mul(item.kspace, weights[index], out=work[index])
+    else:
+        for index, item in enumerate(chunk):
+            work[index].copy_(item.kspace, non_blocking=non_blocking)
+        if weights is not None:
+            work.mul_(weights)
+    if chunk[0].hybrid:
+        hybrid_magnitude(work, out.shape[-2:], out)
+    else:
+        out.copy_(zero_filled(work, out.shape[-2:]))
 
 
 def _per_slice(batchdata: dict[str, Any], key: str, count: int) -> list[Any]:

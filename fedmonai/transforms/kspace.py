@@ -86,7 +86,7 @@ def column_phase(columns: int) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
-def hybrid_magnitude(phased: Tensor, resolution: int, out: Tensor | None = None) -> Tensor:
+def hybrid_magnitude(phased: Tensor, resolution: int | Sequence[int], out: Tensor | None = None) -> Tensor:
     """Finish the column path: (..., coils, h, W) hybrid k-space, masked and times :func:`column_phase`, to (..., h, w).
 
     One 1-D FFT per row, without any shift.
@@ -94,12 +94,14 @@ def hybrid_magnitude(phased: Tensor, resolution: int, out: Tensor | None = None)
     return coil_magnitude(center_crop(torch.fft.ifft(phased, norm="ortho"), resolution), out)
 
 
-def zero_filled(kspace: Tensor, resolution: int, mask: Tensor | None = None, hybrid: bool = False) -> Tensor:
+def zero_filled(
+    kspace: Tensor, resolution: int | Sequence[int], mask: Tensor | None = None, hybrid: bool = False
+) -> Tensor:
     """Zero-filled reconstruction ``sqrt(sum_c |crop(IFFT(mask * kspace_c))|^2)``.
 
     Args:
         kspace: complex (..., coils, H, W), or the output of :func:`hybrid_kspace` if ``hybrid``.
-        resolution: the image is cropped to min(resolution, H) x min(resolution, W).
+        resolution: the image is cropped to min(resolution, H) x min(resolution, W); or a pair (rows, columns).
         mask: float, broadcastable to ``kspace``; None = all samples as they are. With ``hybrid`` a column mask (W,).
         hybrid: whether the rows' axis is transformed already.
 

@@ -153,6 +153,16 @@ def test_image_and_target_are_cropped_to_their_common_size():
     assert image.shape == label.shape == (1, 1, 22, 22)
 
 
+def test_the_crop_is_made_in_one_step():
+    # 27 to 23 pixels from index (27 - 23) // 2 = 2; by way of the resolution from (27 - 26) // 2 + (26 - 23) // 2 = 1
+    odd = slices((27, 27), resolution=27)
+    image = PrepareKspace(None, 27, clamp=None)(dict(odd))[0][..., 2:25, 2:25]
+    for hybrid in (False, True):
+        rows = {"kspace": [hybrid_kspace(odd["kspace"][0], 23)], "hybrid": torch.tensor([True])} if hybrid else {}
+        cut, _ = PrepareKspace(None, 26, clamp=None)({**odd, **rows, "target": torch.zeros(1, 1, 23, 23)})
+        torch.testing.assert_close(cut, (image - image.mean()) / image.std(), rtol=0, atol=1e-5)
+
+
 def test_a_mask_over_points_needs_plain_kspace():
     prepare = PrepareKspace(Disk(), 24, seed_from_file=True)
     batch = slices((24, 24), (30, 28))
