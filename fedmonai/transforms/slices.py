@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From labeled volumes to 2.5-D slices: label merge, slices with an object, neighbors as channels, normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+
+__all__ = [
+    "NORMALIZATIONS",
+    "KeepLabeledSlicesd",
+    "MergeLabelsd",
+    "NormalizeVolumed",
+    "StackNeighborsd",
+    "labeled_slices",
+    "merge_labels",
+    "neighbor_indices",
+    "normalize_volume",
+    "stack_neighbors",
+]
+
+NORMALIZATIONS = ("none", "zscore", "minmax")
+
+
+def merge_labels(label: Tensor) -> Tensor:
+    """Every class above 0 becomes 1: the zones of a prostate become the whole prostate. Same type and shape."""
+    return (label > 0).to(label.dtype)
+
+
+def labeled_slices(label: Tensor) -> list[int]:
+    """Positions along the last axis at which ``label`` (..., slices) is not all 0, in order; may be empty."""
+    present = (label != 0).reshape(-1, label.shape[-1]).any(dim=0)
+    return [int(index) for index in present.nonzero()[:, 0]]
+
+
+def neighbor_indices(index: int, num_slices: int, reach: int = 1) -> list[int]:
+    """Slices ``index - reach`` to ``index + reach``; beyond the ends of the volume the edge slice repeats.
+
+    The authors' program of IOP-FL treats the last slice differently from the first; here both ends are alike.
+
+    >>> neighbor_indices(0, 4), neighbor_indices(2, 4), neighbor_indices(3, 4)
+    ([0, 0, 1], [1, 2, 3], [2, 3, 3])
+    """
+    return [min(max(index + shift, 0), num_slices - 1) for shift in range(-reach, reach + 1)]
+
+
+def stack_neighbors(volume: Tensor, reach: int = 1) -> Tensor:
+    """(1, H, W, slices) to (2 * reach + 1, H, W, slices): every slice with its neighbors as channels.
+
+    What a 2.5-D network sees of a whole volume, for example under ``monai.inferers.SliceInferer``.
+
+    Raises:
+        ConfigError: more than one channel.
+    """
+    if volume.shape[0] != 1:
+        raise ConfigError(f"neighbors can be stacked for one channel, the volume has shape {tuple(volume.shape)}")
+    count = volume.shape[-1]
+    columns = torch.tensor([neighbor_indices(index, count, reach) for index in range(count)])
+    return torch.cat([volume[..., columns[:, channel]] for channel in range(columns.shape[1])])
+
+
+def normalize_volume(volume: Tensor, mode: str = "zscore") -> Tensor:
+    """Bring the intensities of a whole volume to a common scale, as float32.
+
+    Args:
+        volume: any shape; the statistics are over all of it.
+        mode: ``zscore`` (default) subtracts the mean and divides by the (population) standard deviation, ``minmax``
+            maps to [0, 1], ``none`` keeps the raw values as the authors' program of IOP-FL does. Raw ranges of
+            scanners differ by orders of magnitude, hence our default. A constant volume becomes 0.
+
+    Raises:
+        ConfigError: unknown mode, or values that are not finite.
+    """
+    if mode not in NORMALIZATIONS:
+        raise ConfigError(f"normalization {mode!r} is not known: use one of {', '.join(NORMALIZATIONS)}")
+    volume = volume.float()
+    if not bool(torch.isfinite(volume).all()):
+        raise ConfigError("the volume holds NaN or infinite values: repair it or take it out of the list")
+    if mode == "none":
+        return volume
+    if mode == "minmax":
+        offset, scale = volume.min(), volume.max() - volume.min()
+    else:
+        scale, offset = torch.std_mean(volume, correction=0)
+    return (volume - offset) / torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+class MergeLabelsd(MapTransform):
+    """Dictionary version of :func:`merge_labels`."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = merge_labels(result[key])
+        return result
+
+
+class KeepLabeledSlicesd(MapTransform):
+    """Keep, in all ``keys``, the slices (last axis) in which ``label_key`` is not empty.
+
+    For training and evaluation of labeled data only: what has no label keeps all its slices by not using it.
+
+    Raises:
+        ConfigError: the label is empty in every slice.
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: str = "label", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        kept = labeled_slices(torch.as_tensor(result[self.label_key]))
+        if not kept:
+            raise ConfigError(f"{self.label_key!r} is empty in every slice: leave the case out or check its mask")
+        for key in self.key_iterator(result):
+            result[key] = result[key][..., kept]
+        return result
+
+
+class NormalizeVolumed(MapTransform):
+    """Dictionary version of :func:`normalize_volume`."""
+
+    def __init__(self, keys: KeysCollection, mode: str = "zscore", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if mode not in NORMALIZATIONS:
+            raise ConfigError(f"normalization {mode!r} is not known: use one of {', '.join(NORMALIZATIONS)}")
+        self.mode = mode
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = normalize_volume(result[key], self.mode)
+        return result
+
+
+class StackNeighborsd(MapTransform):
+    """Dictionary version of :func:`stack_neighbors`."""
+
+    def __init__(self, keys: KeysCollection, reach: int = 1, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.reach = reach
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = stack_neighbors(result[key], self.reach)
+        return result
