@@ -97,6 +97,7 @@ class Federation(Workflow):
         self.seed = seed
         self.guard = guard or Guard()
         self.handlers: list[Any] = []
+        self._work_left: bool | None = None
         self._queue: list[str] = []
         self._messages: dict[str, ExchangeObject] = {}
         self._updates: dict[str, ExchangeObject] = {}
@@ -106,21 +107,35 @@ class Federation(Workflow):
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_round)
         self.add_event_handler(Events.COMPLETED, self._finish)
 
+    def prepare(self) -> bool:
+        """Open the run folder, build every site, draw or load the weights; return whether rounds or the test are left.
+
+        :meth:`run` does it if it was not done before. Nothing is written for a run that cannot start.
+        """
+        if self._work_left is None:
+            try:
+                self._work_left = self.run_state.prepare()
+            except BaseException:
+                self.run_state.folder.close()
+                raise
+        return self._work_left
+
     def run(self) -> None:
-        """Prepare the run folder and the sites, run the rounds that are left, test the best model.
+        """Run the rounds that are left and test the best model.
 
         Raises:
             ConfigError: when the folder holds a run and ``resume`` is false, or a site cannot be built.
             FederationError: when fewer than ``min_sites`` sites are left in a round.
         """
         try:
-            if self.run_state.prepare():
+            if self.prepare():
                 if self.state.epoch >= self.state.max_epochs:
                     self._finish()
                 else:
                     super().run()
         finally:
             self.run_state.folder.close()
+            self._work_left = None
 
     def participants(self, round_number: int) -> list[str]:
         """The sites that take part in a round, sorted; a function of (seed, round) alone."""

@@ -86,7 +86,8 @@ def attachments_of(message: ExchangeObject) -> dict[str, Mapping[str, Tensor]]:
 @torch.no_grad()
 def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], keys: Sequence[str]) -> None:
     """Copy ``source[key]`` into the live tensor ``target[key]`` for every key, in one pass and without reshaping."""
-    torch._foreach_copy_([target[k] for k in keys], [source[k] for k in keys])
+    if keys:
+        torch._foreach_copy_([target[k] for k in keys], [source[k] for k in keys])
 
 
 def message_bytes(message: ExchangeObject) -> dict[str, int]:

@@ -1,0 +1,36 @@
+# make demo : set up and run the main job (a small federation on generated data, results in runs/demo)
+# make test : set up and run lint, types and tests
+# make integration : the tests that start real processes (minutes)
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+BUNDLE := bundles/fl_mr
+DEMO := $(abspath runs/demo)
+
+.PHONY: demo test integration clean
+
+.venv/package: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/development: .venv/package
+	$(INSTALL) --editable '.[test,onnx,mlflow]'
+	@touch $@
+
+demo: .venv/package
+	cd $(BUNDLE) && $(abspath $(BIN))/python -m monai.bundle run --config_file "['configs/federated.yaml','configs/demo.yaml']" --output_dir $(DEMO) --resume True
+
+test: .venv/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+integration: .venv/development
+	$(BIN)/python -m pytest -m integration
+
+clean:
+	rm -rf .venv runs build *.egg-info
