@@ -14,7 +14,7 @@ from monai.transforms import Randomizable
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.intensity import instance_statistics, normalize_instance
+from fedmonai.transforms.intensity import normalize_instance, standardize_instance_
 from fedmonai.transforms.kspace import center_crop, column_phase, hybrid_magnitude, zero_filled
 from fedmonai.transforms.masks import KspaceMask
 from fedmonai.transforms.sampling import choose_mask
@@ -99,9 +99,9 @@ class PrepareKspace(Randomizable, PrepareBatch):
         if target is not None:
             limit = (min(self.resolution, target.shape[-2]), min(self.resolution, target.shape[-1]))
         image = _zero_filled(slices, limit, torch.device(device or slices[0].kspace.device), non_blocking)
-        mean, std = instance_statistics(image)
+        mean, std = standardize_instance_(image, self.clamp)
         batchdata["mean"], batchdata["std"] = mean, std
-        image = normalize_instance(image, mean, std, self.clamp).to(device=image.device, **kwargs)
+        image = image.to(device=image.device, **kwargs)
         if target is None:
             return image, None
         target = center_crop(target, image.shape[-2:])
@@ -143,12 +143,12 @@ def _zero_filled(slices: Sequence[_Slice], limit: tuple[int, int], device: torch
             chunk = members[start : start + step]
             _transform([slices[index] for index in chunk], image[len(order) : len(order) + len(chunk), 0], non_blocking)
             order += chunk
-    return image if len(forms) == 1 else image[torch.tensor(order, device=device).argsort()]
+    return image if len(forms) == 1 else image[torch.tensor(order).argsort().to(device, non_blocking=True)]
 
 
 def _transform(chunk: Sequence[_Slice], out: Tensor, non_blocking: bool) -> None:
     """Write the zero-filled magnitudes of slices of one form to ``out`` (n, h, w)."""
-    weights = _weights(chunk, out.device, non_blocking)
+    weights = _weights(chunk, out.device)
     work = torch.empty(len(chunk), *chunk[0].kspace.shape, dtype=torch.complex64, device=out.device)
     if weights is not None and all(item.kspace.device == out.device for item in chunk):
         for index, item in enumerate(chunk):  # mask while gathering: one pass over the data, not two
@@ -172,14 +172,15 @@ def _per_slice(batchdata: dict[str, Any], key: str, count: int) -> list[Any]:
     return list(values) if isinstance(values, (list, tuple)) else [values] * count
 
 
-def _weights(chunk: Sequence[_Slice], device: torch.device, non_blocking: bool) -> Tensor | None:
+def _weights(chunk: Sequence[_Slice], device: torch.device) -> Tensor | None:
     """What k-space is multiplied with, (n, 1, H or 1, W): the masks, and for hybrid k-space the columns' phase."""
     columns = chunk[0].kspace.shape[-1]
     phase = column_phase(columns) if chunk[0].hybrid else None
     if all(item.mask is None for item in chunk):
-        return None if phase is None else phase.expand(len(chunk), 1, 1, columns).to(device)
+        return None if phase is None else phase.expand(len(chunk), 1, 1, columns).to(device, non_blocking=True)
     full = torch.ones(columns)
     masks = torch.broadcast_tensors(*((full if item.mask is None else item.mask.cpu()) for item in chunk))
     stacked = torch.stack(masks)
     stacked = stacked.unflatten(0, (-1, 1, 1)) if stacked.ndim == 2 else stacked.unsqueeze(1)
-    return (stacked if phase is None else stacked * phase).to(device, non_blocking=non_blocking)
+    # never waited for: the driver takes a copy of what is not pinned
+    return (stacked if phase is None else stacked * phase).to(device, non_blocking=True)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["denormalize_instance", "instance_statistics", "normalize_instance"]
+__all__ = ["denormalize_instance", "instance_statistics", "normalize_instance", "standardize_instance_"]
 
 _EPS = 1e-11
 _IMAGE = (-3, -2, -1)
@@ -18,10 +19,32 @@ def instance_statistics(image: Tensor) -> tuple[Tensor, Tensor]:
         Two tensors (..., 1, 1, 1). A constant image has the standard deviation 0, one of a single pixel too.
     """
     mean = image.mean(_IMAGE, keepdim=True)
-    freedom = max(image.shape[-3] * image.shape[-2] * image.shape[-1] - 1, 1)
-    # Two passes over the pixels: exact where a one-pass sum of squares cancels, and ten times faster on a CPU than
-    # torch.std_mean over three axes.
-    return mean, (image - mean).square_().sum(_IMAGE, keepdim=True).div_(freedom).sqrt_()
+    return mean, _spread(image - mean)
+
+
+def standardize_instance_(image: Tensor, clamp: float | None = None, eps: float = _EPS) -> tuple[Tensor, Tensor]:
+    """Normalize ``image`` by its own statistics *in place* and return them.
+
+    The same as :func:`instance_statistics` and :func:`normalize_instance`, without their temporaries: on a CPU fresh
+    memory costs more than the arithmetic.
+    """
+    mean = image.mean(_IMAGE, keepdim=True)
+    std = _spread(image.sub_(mean))
+    image.mul_(1.0 / (std + eps))
+    if clamp is not None:
+        image.clamp_(-clamp, clamp)
+    return mean, std
+
+
+def _spread(centered: Tensor) -> Tensor:
+    """Unbiased standard deviation of images whose mean is 0.
+
+    Two passes over the pixels are exact where a sum of squares cancels, and on a CPU ten times faster than
+    torch.std_mean over three axes. The norm of the rows' norms keeps the float32 sums short.
+    """
+    freedom = max(centered.shape[-3] * centered.shape[-2] * centered.shape[-1] - 1, 1)
+    rows = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)
+    return torch.linalg.vector_norm(rows, dim=(-3, -2), keepdim=True).mul_(freedom**-0.5)
 
 
 def normalize_instance(

@@ -212,3 +212,24 @@ def test_other_mistakes_are_refused():
         PrepareKspace(None, 24)({**slices((24, 24), hybrid=True), "mask": [torch.ones(24, 24)]})
     with pytest.raises(ConfigError, match="key 'file'"):
         PrepareKspace(CartesianMask(), 24, seed_from_file=True)({"kspace": slices((24, 24))["kspace"]})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_on_a_gpu_equal_and_without_waiting(hybrid):
+    batch = slices((24, 24), (30, 28), (24, 24), coils=2, hybrid=hybrid)
+    prepare = PrepareKspace(CartesianMask(), 24, seed_from_file=True)
+    image, label = prepare(dict(batch))
+    pinned = {
+        **batch,
+        "kspace": [data.pin_memory() for data in batch["kspace"]],
+        "target": batch["target"].pin_memory(),
+    }
+    prepare(dict(pinned), torch.device("cuda"), non_blocking=True)  # the first call loads the FFT plans
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = prepare(pinned, torch.device("cuda"), non_blocking=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(result[0].cpu(), image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result[1].cpu(), label, rtol=0, atol=1e-5)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from fedmonai.transforms import denormalize_instance, instance_statistics, normalize_instance
+from fedmonai.transforms.intensity import standardize_instance_
 
 
 def test_by_hand():
@@ -29,6 +30,17 @@ def test_each_image_of_a_batch_has_its_own_statistics_even_with_a_large_offset()
         torch.testing.assert_close(mean[index].item(), exact.mean().item(), rtol=1e-6, atol=0)
         torch.testing.assert_close(std[index].item(), exact.std().item(), rtol=1e-5, atol=0)
     assert instance_statistics(image[0])[0].shape == (1, 1, 1)
+
+
+def test_in_place_form_gives_the_same():
+    image = torch.rand(2, 1, 9, 7, generator=torch.Generator().manual_seed(2))
+    mean, std = instance_statistics(image)
+    expected = normalize_instance(image, mean, std, clamp=1.5)
+    own = image.clone()
+    own_mean, own_std = standardize_instance_(own, clamp=1.5)
+    torch.testing.assert_close((own, own_mean, own_std), (expected, mean, std), rtol=0, atol=0)
+    standardize_instance_(image)
+    torch.testing.assert_close(image.std((1, 2, 3)), torch.ones(2))
 
 
 def test_inverse():
