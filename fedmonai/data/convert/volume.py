@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One volume on its way from an archive to an HDF5 file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmonai.data import memory_limits
+from fedmonai.data.kspace_file import MAX_COILS, MAX_SIDE, MAX_SLICES
+
+PLANE_AXES = ("row", "column")
+
+
+class InputError(ValueError):
+    """One input cannot be converted; the reason ends up in the summary and the other inputs go on."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One volume found in the input folder.
+
+    Attributes:
+        kind: ``dicom``, ``nifti``, ``array`` (.npy, .mat) or ``hdf5``.
+        label: how reports name it, e.g. the path relative to the input folder; never written to a file.
+        files: its files, for DICOM those of one series.
+        subject: pseudonym of the subject.
+        name: stem of the output file.
+        notes: what was noticed while searching, e.g. that no patient id could be used.
+    """
+
+    kind: str
+    label: str
+    files: tuple[Path, ...]
+    subject: str
+    name: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Image or k-space of one source, not yet padded or transformed.
+
+    Attributes:
+        data: (slices, rows, columns) or (slices, coils, rows, columns), real or complex; anything that can be indexed
+            by slice (array, memory map, HDF5 dataset).
+        domain: ``image`` or ``kspace``.
+        affine: index (slice, row, column) to RAS+ mm, 4x4, or None if unknown.
+        positions: mm of each slice along the slice normal, or None.
+        target: given ground truth (slices, rows, columns), or None.
+        mask: given column sampling mask, or None.
+        acquisition: fastMRI's attribute; a protocol code, never free text of a header.
+        warnings: what a reader noticed: gaps, duplicates, assumptions.
+    """
+
+    data: Any
+    domain: str = "image"
+    affine: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    target: Any = None
+    mask: np.ndarray | None = None
+    acquisition: str | None = None
+    first: int = 0
+    last: int = -1
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if self.last < 0:
+            object.__setattr__(self, "last", self.data.shape[0])
+
+    def __len__(self) -> int:
+        """Number of slices in use, ``first`` to ``last - 1``."""
+        return self.last - self.first
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.data.shape[-2], self.data.shape[-1]
+
+    @property
+    def coils(self) -> int | None:
+        """Number of coils, None without a coil axis."""
+        return self.data.shape[1] if len(self.data.shape) == 4 else None
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """(slice, row, column) spacing in mm."""
+        if self.affine is None:
+            return None
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(lengths[0]), float(lengths[1]), float(lengths[2])
+
+    def planes(self) -> Iterator[np.ndarray]:
+        """The slices in use, one at a time, complex64 or float32."""
+        for index in range(self.first, self.last):
+            plane = _read(self.data, index)
+            yield plane.astype(np.complex64 if plane.dtype.kind == "c" else np.float32, copy=False)
+
+    def targets(self) -> Iterator[np.ndarray]:
+        """The given ground truth of the slices in use."""
+        for index in range(self.first, self.last):
+            yield _read(self.target, index).astype(np.float32, copy=False)
+
+    def select(self, first: int, last: int) -> Volume:
+        """The slices ``first`` to ``last - 1`` of those in use; indices beyond the end are cut."""
+        start = min(self.first + first, self.last)
+        return replace(self, first=start, last=min(self.first + last, self.last))
+
+
+def _read(data: Any, index: int) -> np.ndarray:
+    try:
+        return np.asarray(data[index])
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"slice {index} cannot be read ({str(error)[:120]})") from error
+
+
+def check_size(shape: tuple[int, ...], itemsize: int, what: str) -> None:
+    """Refuse a declared (slices, [coils,] rows, columns) that no scanner makes or that memory cannot hold.
+
+    Raises:
+        InputError: before anything is allocated.
+    """
+    limits = (MAX_SLICES, MAX_COILS, MAX_SIDE, MAX_SIDE) if len(shape) == 4 else (MAX_SLICES, MAX_SIDE, MAX_SIDE)
+    if len(shape) not in (3, 4) or any(not 1 <= n <= limit for n, limit in zip(shape, limits, strict=True)):
+        raise InputError(f"{what} has shape {shape}; at most {limits} is accepted")
+    needed = int(np.prod(shape, dtype=np.int64)) * itemsize
+    if needed > memory_limits.HEADROOM * memory_limits.available_memory():
+        raise InputError(f"{what} declares {needed:,} bytes, more than the memory that is free")
+
+
+def arrange(data: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
+    """Bring an array with named axes to (slice, row, column) or (slice, coil, row, column)."""
+    if len(axes) != data.ndim:
+        raise InputError(f"the array has shape {data.shape} but --axes names {len(axes)} axes: {','.join(axes)}")
+    order = [axes.index(name) for name in ("slice", "coil", *PLANE_AXES) if name in axes]
+    arranged = data.transpose(order)
+    return arranged if "slice" in axes else arranged[None]
