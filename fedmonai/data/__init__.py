@@ -6,12 +6,16 @@ from __future__ import annotations
 from fedmonai.data.case_check import CaseProblem, check_cases, check_prostate, problem_table
 from fedmonai.data.case_files import CaseVolume, read_case_file
 from fedmonai.data.case_slices import CaseSliceDataset
+from fedmonai.data.generated import generate_fundus_federation, generate_octa_federation
 from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
 from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest, write_manifest
 from fedmonai.data.prostate import PROSTATE_SHARES, PROSTATE_SITES, prostate_cases, prostate_pictures, write_case_lists
 from fedmonai.data.site_rows import simulate_sites
 from fedmonai.data.subject_split import split_subjects
 from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.weak_files import paired_files, release_files, volume_files
+from fedmonai.data.weak_labels import make_weak_labels, report_weak_labels
+from fedmonai.data.weak_slices import WeakSliceDataset
 
 __all__ = [
     "PROSTATE_SHARES",
@@ -20,19 +24,27 @@ __all__ = [
     "CaseSliceDataset",
     "CaseVolume",
     "KspaceDataset",
+    "WeakSliceDataset",
     "check_cases",
     "check_overlap",
     "check_prostate",
     "collate_slices",
+    "generate_fundus_federation",
+    "generate_octa_federation",
     "kspace_volumes",
+    "make_weak_labels",
+    "paired_files",
     "problem_table",
     "prostate_cases",
     "prostate_pictures",
     "read_case_file",
     "read_manifest",
+    "release_files",
+    "report_weak_labels",
     "simulate_sites",
     "split_subjects",
     "verify_manifest",
+    "volume_files",
     "write_case_lists",
     "write_manifest",
 ]

@@ -46,6 +46,7 @@ from fedmonai.transforms.weak_labels import (
     WeakLabeld,
     weak_label,
     weak_label_statistics,
+    weak_labels,
 )
 
 __all__ = [
@@ -85,5 +86,6 @@ __all__ = [
     "stack_neighbors",
     "weak_label",
     "weak_label_statistics",
+    "weak_labels",
     "zero_filled",
 ]

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["WEAK_FORMS", "WeakLabel", "WeakLabeld", "weak_label", "weak_label_statistics"]
+__all__ = ["WEAK_FORMS", "WeakLabel", "WeakLabeld", "weak_label", "weak_label_statistics", "weak_labels"]
 
 #: forms by the names under which the release of FedICRA stores them
 WEAK_FORMS = ("keypoint", "scribble", "scribble_noisy", "block", "box")
@@ -30,7 +30,7 @@ BLOCK_DEPTH = 0.5
 
 
 def weak_label(
-    mask: np.ndarray, form: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.04
+    mask: np.ndarray, form: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.1
 ) -> np.ndarray:
     """A weak label made from a mask of any label set; the same mask and settings give the same label.
 
@@ -51,8 +51,9 @@ def weak_label(
         form: one of ``WEAK_FORMS``, or ``mask`` for the mask itself.
         ignore_index: label of unlabeled pixels; must not be a class of the mask.
         background: the class outside of all boxes.
-        seed: changes the second scribbles only.
-        jitter: root mean square displacement of the second scribbles, in sides of the image.
+        seed: changes the careless scribbles only.
+        jitter: root mean square displacement of the careless scribbles, relative to the root of the area of all classes
+            but the background.
 
     Returns:
         ``(H, W)`` labels, uint8 where they fit, else int32.
@@ -60,24 +61,35 @@ def weak_label(
     Raises:
         ConfigError: unknown form, mask not 2-D or not of integers, or ``ignore_index`` occurs in the mask.
     """
-    mask = _checked(np.asarray(mask), form, ignore_index)
-    label = np.full(mask.shape, ignore_index, dtype=np.uint8 if 0 <= ignore_index < 256 > mask.max() else np.int32)
-    if form == "mask":
-        return mask.astype(label.dtype)
-    if form == "box":
-        _fill_boxes(label, mask, background)
-        return label
-    side = max(mask.shape)
-    for value in np.unique(mask):
-        depth, peak = _depth(mask == value, open_border=form.startswith("scribble") and value == background)
-        if form == "keypoint":
-            label[_dots(depth)] = value
-        elif form == "block":
-            label[depth > BLOCK_DEPTH * peak] = value
+    return weak_labels(mask, (form,), ignore_index, background, seed, jitter)[form]
+
+
+def weak_labels(
+    mask: np.ndarray,
+    forms: Sequence[str] = WEAK_FORMS,
+    ignore_index: int = 255,
+    background: int = 0,
+    seed: int = 0,
+    jitter: float = 0.1,
+) -> dict[str, np.ndarray]:
+    """Several forms of :func:`weak_label` for one mask; what they have in common is computed once."""
+    mask = _checked(np.asarray(mask), forms, ignore_index)
+    dtype = np.uint8 if 0 <= ignore_index < 256 > mask.max() else np.int32
+    depths = _Depths(mask)
+    labels = {}
+    for form in forms:
+        label = np.full(mask.shape, ignore_index, dtype=dtype)
+        if form == "mask":
+            label[:] = mask
+        elif form == "box":
+            _fill_boxes(label, depths, background)
         else:
-            line = np.clip(SCRIBBLE_DEPTH * peak, 1, max(SCRIBBLE_REACH * side, 1))
-            label[(depth > 0) & (np.abs(depth - line) <= max(side / 340, 0.5))] = value
-    return _bent(label, mask, ignore_index, seed, jitter) if form == "scribble_noisy" else label
+            for value in depths.values:
+                _mark(label, depths, value, form, background)
+        labels[form] = (
+            _bent(label, mask, (ignore_index, background), seed, jitter) if form == "scribble_noisy" else label
+        )
+    return labels
 
 
 def weak_label_statistics(label: np.ndarray, mask: np.ndarray, ignore_index: int) -> dict[str, float]:
@@ -100,7 +112,7 @@ def weak_label_statistics(label: np.ndarray, mask: np.ndarray, ignore_index: int
 class WeakLabel(Transform):
     """:func:`weak_label` on an array or tensor ``(H, W)`` or ``(1, H, W)``; the kind of container is kept."""
 
-    def __init__(self, form: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.04) -> None:
+    def __init__(self, form: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.1) -> None:
         if form not in (*WEAK_FORMS, "mask"):
             raise ConfigError(f"weak label form {form!r} is unknown; use one of {', '.join((*WEAK_FORMS, 'mask'))}")
         self.form = form
@@ -134,7 +146,7 @@ class WeakLabeld(MapTransform):
         ignore_index: int,
         background: int = 0,
         seed: int = 0,
-        jitter: float = 0.04,
+        jitter: float = 0.1,
         output_keys: Sequence[str] | str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -149,9 +161,26 @@ class WeakLabeld(MapTransform):
         return result
 
 
-def _checked(mask: np.ndarray, form: str, ignore_index: int) -> np.ndarray:
-    if form not in (*WEAK_FORMS, "mask"):
-        raise ConfigError(f"weak label form {form!r} is unknown; use one of {', '.join((*WEAK_FORMS, 'mask'))}")
+class _Depths:
+    """Distances to the border of each class of a mask, computed when they are first asked for."""
+
+    def __init__(self, mask: np.ndarray) -> None:
+        self.mask = mask
+        self.values = [int(value) for value in np.unique(mask)]
+        self._known: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray]] = {}
+
+    def of(self, value: int, open_border: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Depth of the pixels of a class (unless open, the image ends it too), and the largest one in each piece."""
+        key = (value, open_border and len(self.values) > 1)
+        if key not in self._known:
+            self._known[key] = _depth(self.mask == value, key[1])
+        return self._known[key]
+
+
+def _checked(mask: np.ndarray, forms: Sequence[str], ignore_index: int) -> np.ndarray:
+    for form in forms:
+        if form not in (*WEAK_FORMS, "mask"):
+            raise ConfigError(f"weak label form {form!r} is unknown; use one of {', '.join((*WEAK_FORMS, 'mask'))}")
     if mask.ndim != 2 or mask.size == 0:
         raise ConfigError(f"weak labels are made from one plane (H, W); this mask has shape {mask.shape}")
     if not np.issubdtype(mask.dtype, np.integer):
@@ -164,10 +193,8 @@ def _checked(mask: np.ndarray, form: str, ignore_index: int) -> np.ndarray:
     return mask
 
 
-def _depth(region: np.ndarray, open_border: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the border of the region (unless open, the image ends there too), and the largest in each piece."""
-    outside = open_border and not region.all()
-    depth = ndimage.distance_transform_edt(np.pad(region, 1, mode="edge" if outside else "constant"))[1:-1, 1:-1]
+def _depth(region: np.ndarray, open_border: bool) -> tuple[np.ndarray, np.ndarray]:
+    depth = ndimage.distance_transform_edt(np.pad(region, 1, mode="edge" if open_border else "constant"))[1:-1, 1:-1]
     pieces, count = ndimage.label(region)
     index = np.arange(count + 1)
     peak = np.zeros(count + 1)
@@ -176,6 +203,20 @@ def _depth(region: np.ndarray, open_border: bool = False) -> tuple[np.ndarray, n
     if count and size[1:].max() >= SMALLEST_PIECE:  # a class of specks only keeps them
         depth[(size < SMALLEST_PIECE)[pieces]] = 0
     return depth, peak[pieces]
+
+
+def _mark(label: np.ndarray, depths: _Depths, value: int, form: str, background: int) -> None:
+    """Write dots, a block or a line of one class into the label."""
+    scribble = form.startswith("scribble")
+    depth, peak = depths.of(value, open_border=scribble and value == background)
+    side = max(label.shape)
+    if form == "keypoint":
+        label[_dots(depth)] = value
+    elif form == "block":
+        label[depth > BLOCK_DEPTH * peak] = value
+    else:
+        line = np.clip(SCRIBBLE_DEPTH * peak, 1, max(SCRIBBLE_REACH * side, 1))
+        label[(depth > 0) & (np.abs(depth - line) <= max(side / 340, 0.5))] = value
 
 
 def _dots(depth: np.ndarray) -> np.ndarray:
@@ -194,28 +235,33 @@ def _dots(depth: np.ndarray) -> np.ndarray:
     return dots
 
 
-def _bent(label: np.ndarray, mask: np.ndarray, ignore_index: int, seed: int, jitter: float) -> np.ndarray:
+def _bent(label: np.ndarray, mask: np.ndarray, ids: tuple[int, int], seed: int, jitter: float) -> np.ndarray:
     """The label displaced by a smooth random field that belongs to this mask and seed."""
     content = zlib.crc32(np.ascontiguousarray(mask, dtype=np.int32).tobytes(), seed & 0xFFFFFFFF)
     generator = np.random.RandomState(content)
+    ignore_index, background = ids
     side = max(mask.shape)
-    field = [ndimage.gaussian_filter(generator.standard_normal(mask.shape), side / 16) for _ in range(2)]
+    extent = np.sqrt((mask != background).sum()) or side / 4
+    coarse = max(side // 48, 1)  # a smooth field is drawn on fewer points
+    points = [-(-length // coarse) for length in mask.shape]
+    noise = [ndimage.gaussian_filter(generator.standard_normal(points), side / 16 / coarse) for _ in range(2)]
+    field = [ndimage.zoom(part, coarse, order=1)[: mask.shape[0], : mask.shape[1]] for part in noise]
     usual = max(float(np.sqrt(np.square(field).sum(0).mean())), np.finfo(float).tiny)
-    places = [grid + jitter * side / usual * shift for grid, shift in zip(np.indices(mask.shape), field, strict=True)]
+    places = [grid + jitter * extent / usual * shift for grid, shift in zip(np.indices(mask.shape), field, strict=True)]
     return ndimage.map_coordinates(label, places, order=0, mode="constant", cval=ignore_index)
 
 
-def _fill_boxes(label: np.ndarray, mask: np.ndarray, background: int) -> None:
-    margin = max(1, round(0.02 * max(mask.shape)))
-    outside = np.ones(mask.shape, dtype=bool)
-    for rows, columns in _boxes(mask != background):
-        outside[
-            max(rows.start - margin, 0) : rows.stop + margin, max(columns.start - margin, 0) : columns.stop + margin
-        ] = False
+def _fill_boxes(label: np.ndarray, depths: _Depths, background: int) -> None:
+    margin = max(1, round(0.02 * max(label.shape)))
+    outside = np.ones(label.shape, dtype=bool)
+    for rows, columns in _boxes(depths.mask != background):
+        top, left = max(rows.start - margin, 0), max(columns.start - margin, 0)
+        outside[top : rows.stop + margin, left : columns.stop + margin] = False
     label[outside] = background
-    for value in np.unique(mask[mask != background]):
-        depth, peak = _depth(mask == value)
-        label[depth > BOX_CORE * peak] = value
+    for value in depths.values:
+        if value != background:
+            depth, peak = depths.of(value)
+            label[depth > BOX_CORE * peak] = value
 
 
 def _boxes(foreground: np.ndarray) -> Iterator[tuple[slice, slice]]:
