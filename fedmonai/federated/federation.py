@@ -129,6 +129,7 @@ class Federation(Workflow):
         """
         try:
             if self.prepare():
+                self.run_state.restore_handlers()
                 if self.state.epoch >= self.state.max_epochs:
                     self._finish()
                 else:

@@ -64,6 +64,7 @@ class Run:
         self.evaluations = Evaluations(federation.sites, federation.strategy, self.folder, self.best, key_metric)
         self.notes: list[str] = []
         self._pending: int | None = None
+        self._handler_states: dict[str, Any] | None = None
         self._committed: list[dict[str, int]] = []
         state = federation.state
         state.key_metric_name = f"val_{key_metric}"
@@ -157,10 +158,17 @@ class Run:
         engine.iteration = state["round"] * engine.epoch_length
         engine.metrics = dict(state["metrics"])
         self._show_best()
-        unmatched = load_stateful(stateful_parts(federation.handlers), state["handlers"])
+        self._handler_states = state["handlers"]
+        logger.info("continuing after round %d of %d", state["round"], engine.max_epochs)
+
+    def restore_handlers(self) -> None:
+        """Give the attached handlers the state they had at the last commit."""
+        if self._handler_states is None:
+            return
+        unmatched = load_stateful(stateful_parts(self.federation.handlers), self._handler_states)
+        self._handler_states = None
         if unmatched:
             self._say(f"handlers changed since the first run, fresh state for: {', '.join(unmatched)}")
-        logger.info("continuing after round %d of %d", state["round"], engine.max_epochs)
 
     def record_round(self, record: RoundRecord, validate: bool) -> None:
         """Write down a round that was aggregated; validate it if it is due. The commit follows after all handlers."""

@@ -116,7 +116,8 @@ class Sites:
         for file in files:
             if not (Path(self.bundle_root) / file).is_file():
                 raise ConfigError(f"site '{name}': config file '{file}' is not in the bundle folder '{self.bundle_root}'.")
-        own = {"site": name, "output_dir": str(self.output_dir / "sites" / name), "standalone": False}
+        own: dict[str, Any] = {"bundle_root": self.bundle_root, "site": name}
+        own |= {"output_dir": str(self.output_dir / "sites" / name), "standalone": False}
         own["seed"] = self.common["seed"]
         return {
             **self.common,
