@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a site runs before it joins a federation: are its data found, readable, and fit for the network?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+from fedmonai.bundle.live_config import mistake_behind
+from fedmonai.errors import ConfigError
+
+__all__ = ["Finding", "check_site", "format_findings"]
+
+
+@dataclass
+class Finding:
+    """One line of the table: what was looked at, what was found, whether it will do."""
+
+    what: str
+    found: str
+    good: bool = True
+
+
+def check_site(
+    bundle: str | Path, site: str, config_file: Sequence[str] | str = ("configs/federated.yaml",), **ids: Any
+) -> list[Finding]:
+    """Build one site of a federation exactly as the federation would, read every split, and run one training batch.
+
+    Nothing is trained or written.
+
+    Args:
+        bundle: folder of the bundle.
+        site: name of the site.
+        config_file: federation config and overlays, relative to the bundle.
+        ids: overrides such as ``local::batch_size``.
+
+    Returns:
+        the findings; one with ``good=False`` means that this site cannot take part.
+    """
+    findings: list[Finding] = []
+    try:
+        member = _build(Path(bundle), site, config_file, ids)
+        findings.append(Finding("configuration", "known ids, components built"))
+    except Exception as error:  # whatever it is, it belongs in the table
+        return [Finding("configuration", _text(error), good=False)]
+    for split, loader in _loaders(member):
+        findings.append(_check_split(split, loader, member.evaluator))
+    findings += _check_subjects(_loaders(member))
+    findings.append(_check_training_batch(member))
+    return findings
+
+
+def format_findings(site: str, findings: Sequence[Finding]) -> str:
+    """The table as text."""
+    width = max(len(f.what) for f in findings)
+    lines = [f"{'ok  ' if f.good else 'FAIL'}  {f.what:<{width}}  {f.found}" for f in findings]
+    verdict = "can take part" if all(f.good for f in findings) else "cannot take part"
+    return "\n".join([*lines, f"site '{site}' {verdict}"])
+
+
+def _build(bundle: Path, site: str, config_file: Sequence[str] | str, ids: dict[str, Any]) -> Any:
+    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    missing = [f for f in files if not (bundle / f).is_file()]
+    if missing:
+        raise ConfigError(f"config file '{missing[0]}' is not in the bundle folder '{bundle}'.")
+    parser = ConfigParser()
+    parser.read_config([str(bundle / f) for f in files])
+    parser["bundle_root"] = str(bundle)
+    parser.update(ids)
+    parser.get_parsed_content("check")
+    sites = parser.get_parsed_content("federation::sites")
+    if site not in sites.names:
+        raise ConfigError(f"'{site}' is no site of this federation; its sites are {', '.join(sites.names)}.")
+    return sites.open(site)
+
+
+def _loaders(member: Any) -> list[tuple[str, Any]]:
+    parser = member.train_workflow.parser
+    found: list[tuple[str, Any]] = [("train", member.trainer.data_loader)]
+    if member.evaluator is not None:
+        found.append(("val", member.evaluator.data_loader))
+    if "test" in parser:
+        try:
+            found.append(("test", parser.get_parsed_content("test::dataloader")))
+        except Exception as error:  # the other splits are still worth a look
+            found.append(("test", error))
+    return found
+
+
+def _check_split(split: str, loader: Any, engine: Any) -> Finding:
+    if isinstance(loader, Exception):
+        return Finding(f"split {split}", _text(loader), good=False)
+    volumes = getattr(loader.dataset, "data", None)
+    count = f"{len(volumes)} volumes, " if volumes is not None else ""
+    low, high, shapes, bad = float("inf"), -float("inf"), set(), 0
+    try:
+        for batch in loader:
+            image, _ = engine.prepare_batch(batch, "cpu")[:2]
+            shapes.add(tuple(image.shape[1:]))
+            bad += int((~torch.isfinite(image)).sum())
+            low, high = min(low, float(image.min())), max(high, float(image.max()))
+    except Exception as error:  # the reader names the file
+        return Finding(f"split {split}", _text(error), good=False)
+    text = f"{count}{len(loader.dataset)} samples, shapes {sorted(shapes)}, input range {low:.3g} to {high:.3g}"
+    return Finding(f"split {split}", f"{text}, {bad} non-finite values" if bad else text, good=not bad)
+
+
+def _check_subjects(loaders: list[tuple[str, Any]]) -> list[Finding]:
+    names: dict[str, set[str]] = {}
+    for split, loader in loaders:
+        volumes = getattr(getattr(loader, "dataset", None), "data", None) or []
+        names[split] = {v["volume"] for v in volumes if isinstance(v, dict) and "volume" in v}
+    splits = [s for s in names if names[s]]
+    shared = [(a, b, sorted(names[a] & names[b])) for i, a in enumerate(splits) for b in splits[i + 1 :] if names[a] & names[b]]
+    if shared:
+        first, second, both = shared[0]
+        return [Finding("splits", f"'{both[0]}' is in {first} and in {second}", good=False)]
+    return [Finding("splits", "no volume in two splits")] if splits else []
+
+
+def _check_training_batch(member: Any) -> Finding:
+    trainer = member.trainer
+    try:
+        batch = next(iter(trainer.data_loader))
+        image, label = trainer.prepare_batch(batch, trainer.state.device, False)[:2]
+        with torch.no_grad():
+            pred = trainer.inferer(image, trainer.network)
+            loss: Tensor = trainer.loss_function(pred, label)
+    except Exception as error:
+        return Finding("one batch", _text(error), good=False)
+    good = bool(torch.isfinite(loss).all())
+    return Finding("one batch", f"{tuple(image.shape)} -> {tuple(pred.shape)}, loss {float(loss.mean()):.4g}", good)
+
+
+def _text(error: BaseException) -> str:
+    return str(mistake_behind(error) or f"{type(error).__name__}: {error}")
