@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of a run: convergence per site, and one test example per site."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedmonai.errors import ConfigError
+from fedmonai.report.run_tables import RunTables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_figures"]
+
+#: Okabe and Ito's palette, distinguishable with every common color vision
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+def draw_figures(tables: RunTables) -> list[Path]:
+    """Draw all figures that the run has data for into ``figures/`` and return their paths."""
+    drawn = []
+    if tables.metrics:
+        drawn.append(_save(_convergence(tables), tables.folder / "figures" / "convergence.png"))
+    for path in sorted(tables.folder.glob("sites/*/examples/*.npz")):
+        site = path.parent.parent.name
+        drawn.append(_save(_example(path, site), tables.folder / "figures" / f"example_{site}.png"))
+    return drawn
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    try:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # heavy, and no display is needed for it
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _convergence(tables: RunTables) -> Figure:
+    panels = [("train", "loss"), *(("val", name) for name in tables.metric_names("val"))]
+    figure = _new_figure(4 * len(panels), 3.2)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (split, metric) in zip(axes, panels, strict=True):
+        for index, site in enumerate(tables.sites):
+            points = tables.series(site, metric, split)
+            if points:
+                axis.plot(*zip(*points, strict=True), color=COLORS[index % len(COLORS)], marker=".", label=site)
+        axis.set_xlabel("round")
+        axis.set_title(f"{'training' if split == 'train' else 'validation'} {metric.upper() if metric != 'loss' else metric}")
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[-1].legend(title="site", fontsize="small")
+    return figure
+
+
+def _example(path: Path, site: str) -> Figure:
+    try:
+        with np.load(path) as stored:
+            images = {name: stored[name] for name in stored.files if stored[name].ndim == 2}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); delete it and test again.") from error
+    names = list(images)
+    error_map = abs(images["reconstruction"] - images["target"]) * 5 if {"reconstruction", "target"} <= set(names) else None
+    figure = _new_figure(2.6 * (len(names) + (error_map is not None)), 2.9)
+    axes = figure.subplots(1, len(names) + (error_map is not None), squeeze=False)[0]
+    window = float(np.percentile(images.get("target", images[names[-1]]), 99.5)) or 1.0
+    for axis, name in zip(axes, names, strict=False):
+        _show(axis, images[name], name.replace("_", "-"), window, "gray")
+    if error_map is not None:
+        shown = _show(axes[-1], error_map, "error x5", window, "magma")
+        figure.colorbar(shown, ax=axes[-1], fraction=0.046)
+    figure.suptitle(f"site {site}")
+    return figure
+
+
+def _show(axis: Any, image: np.ndarray, title: str, window: float, colors: str) -> Any:
+    shown = axis.imshow(image, cmap=colors, vmin=0, vmax=window, interpolation="nearest")
+    axis.set_title(title, fontsize="medium")
+    axis.set_axis_off()
+    return shown

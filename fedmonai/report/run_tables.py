@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the tables of a run folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["RunTables", "read_run"]
+
+
+@dataclass
+class RunTables:
+    """A run as written: its description, its rounds, its metrics and its cases."""
+
+    folder: Path
+    run: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    cases: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def sites(self) -> list[str]:
+        """All sites that have any metric, sorted."""
+        return sorted({row["site"] for row in self.metrics})
+
+    def metric_names(self, split: str) -> list[str]:
+        """Metrics of a split in the order of writing, without the loss."""
+        return list(dict.fromkeys(r["metric"] for r in self.metrics if r["split"] == split and r["metric"] != "loss"))
+
+    def series(self, site: str, metric: str, split: str) -> list[tuple[int, float]]:
+        """(round, value) of a site's own or the global model, by round."""
+        models = {r["model"] for r in self.metrics if r["site"] == site and r["split"] == split}
+        model = "personal" if "personal" in models else "global"
+        wanted = {"site": site, "metric": metric, "split": split, "model": model}
+        rows = [r for r in self.metrics if all(r[k] == v for k, v in wanted.items())]
+        return sorted((r["round"], r["value"]) for r in rows)
+
+    def test_columns(self) -> list[tuple[str, str, int]]:
+        """(heading, model, -1 before or 1 after) of the test table: reference methods, before and after training."""
+        models = list(dict.fromkeys(r["model"] for r in self.metrics if r["split"] == "test"))
+        columns = [(m.replace("_", "-"), m, -1) for m in models if m not in ("global", "personal")]
+        both = {"global", "personal"} <= set(models)
+        for model in ("global", "personal"):
+            if model in models:
+                suffix = f" ({model})" if both else ""
+                columns += [(f"before{suffix}", model, -1), (f"after{suffix}", model, 1)]
+        return columns
+
+    def test_cases(self, site: str, metric: str, model: str, end: int) -> list[float]:
+        """Values per case of the first (``end=-1``) or the last (``end=1``) test of a model; empty if there is none."""
+        rows = [r for r in self.cases if r["split"] == "test" and r["site"] == site and r["metric"] == metric]
+        rows = [r for r in rows if r["model"] == model]
+        if not rows:
+            return []
+        numbers = [r["round"] for r in rows]
+        number = min(numbers) if end < 0 else max(numbers)
+        if end > 0 and number == 0 and model in ("global", "personal"):
+            return []
+        return [r["value"] for r in rows if r["round"] == number]
+
+
+def read_run(run_dir: str | Path) -> RunTables:
+    """Read a run folder; tables that a partial run has not written yet are empty.
+
+    Raises:
+        ConfigError: when the folder holds no run, or a file of it is damaged.
+    """
+    folder = Path(run_dir)
+    if not (folder / "run.json").is_file():
+        raise ConfigError(f"'{folder}' holds no run (no run.json); give the output_dir of a federated run.")
+    return RunTables(
+        folder,
+        _parsed(folder / "run.json")[0],
+        _parsed(folder / "rounds.jsonl", lines=True),
+        _rows(folder / "metrics.csv"),
+        _rows(folder / "cases.csv"),
+    )
+
+
+def _parsed(path: Path, lines: bool = False) -> list[Any]:
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    try:
+        return [json.loads(part) for part in (text.splitlines() if lines else [text])]
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}); restore it or run again in another output_dir.") from error
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        try:
+            return [{**row, "round": int(row["round"]), "value": float(row["value"])} for row in csv.DictReader(stream)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path} is damaged ({error}); restore it or run again in another output_dir.") from error

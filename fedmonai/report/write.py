@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run, as markdown for people and as a table at the end of a command."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmonai.report.figures import draw_figures
+from fedmonai.report.run_tables import RunTables, read_run
+
+__all__ = ["finish", "format_table", "write_report"]
+
+UNITS = {"psnr": ("PSNR [dB]", 2), "ssim": ("SSIM", 4), "nmse": ("NMSE", 4), "dice": ("Dice", 4)}
+UNITS |= {"hd95": ("HD95 [mm]", 2), "assd": ("ASSD [mm]", 2)}
+
+
+def finish(run_dir: str) -> None:
+    """Write the report of a run, then print its table and, as the last line, where the report is."""
+    path = write_report(run_dir)
+    print(f"\n{format_table(run_dir)}\nreport: {path}", flush=True)
+
+
+def write_report(run_dir: str | Path) -> str:
+    """Write ``report.md`` and ``figures/*.png`` of a run, whole or partial, and return the path of the former.
+
+    Raises:
+        ConfigError: when the folder holds no run, or a file of it is damaged.
+    """
+    tables = read_run(run_dir)
+    figures = draw_figures(tables)
+    parts = [_heading(tables), _results(tables), _participation(tables), _traffic(tables), _figures(tables, figures)]
+    path = tables.folder / "report.md"
+    temporary = path.with_name(f".report.{os.getpid()}.md")
+    temporary.write_text("\n\n".join(p for p in parts if p) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return str(path)
+
+
+def format_table(run_dir: str | Path) -> str:
+    """The test results per site as plain text: means over volumes; PSNR and SSIM where there are such, else all metrics."""
+    tables = read_run(run_dir)
+    names = tables.metric_names("test")
+    chosen = [n for n in names if n in ("psnr", "ssim")] or names
+    if not chosen:
+        return "no test results yet"
+    return "\n\n".join(_aligned(_test_rows(tables, name, spread=False)) for name in chosen)
+
+
+def _heading(tables: RunTables) -> str:
+    run, rounds = tables.run, tables.rounds
+    versions = ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items())
+    lines = [
+        f"# {run.get('method', 'Federated run')}: {len(run.get('sites', []))} sites, {len(rounds)} of {run['num_rounds']} rounds",
+        f"- training at {', '.join(run.get('train_sites', []))}; tested at {', '.join(run.get('test_sites', []))}",
+        f"- strategy {run.get('strategy')}, shared keys {run.get('shared_keys')}, kept local {run.get('local_keys')}",
+        f"- best round {run.get('best_round')}, by the mean validation {run.get('key_metric')} over sites; the test split was "
+        "read once, at the end",
+        f"- seed {run.get('seed')}, {run.get('threads')} threads, device {run.get('device')}, {versions}",
+    ]
+    return "\n".join([lines[0], "", *lines[1:], *(f"- note: {note}" for note in run.get("notes", []))])
+
+
+def _results(tables: RunTables) -> str:
+    names = tables.metric_names("test")
+    if not names:
+        return "## Test\n\nNo test results yet: the run has not ended."
+    blocks = [_markdown(_test_rows(tables, name, spread=True)) for name in names]
+    return "## Test, per site\n\nMean and standard deviation over volumes.\n\n" + "\n\n".join(blocks)
+
+
+def _test_rows(tables: RunTables, metric: str, spread: bool) -> list[list[str]]:
+    label, digits = UNITS.get(metric, (metric, 4))
+    columns = tables.test_columns()
+    rows = [[label, *(heading for heading, _, _ in columns)]]
+    means: list[list[float]] = [[] for _ in columns]
+    for site in tables.sites:
+        values = [tables.test_cases(site, metric, model, end) for _, model, end in columns]
+        if any(values):
+            rows.append([site, *(_mean_text(v, digits, spread) for v in values)])
+            for index, cases in enumerate(values):
+                means[index] += [statistics.fmean(cases)] if cases else []
+    rows.append(["mean", *(f"{statistics.fmean(m):.{digits}f}" if m else "-" for m in means)])
+    return rows
+
+
+def _mean_text(values: Sequence[float], digits: int, spread: bool) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if spread and len(values) > 1 else mean
+
+
+def _participation(tables: RunTables) -> str:
+    failed = [(r["round"], site, reason) for r in tables.rounds for site, reason in r["failed"].items()]
+    asked = {site: sum(site in r["participants"] for r in tables.rounds) for site in tables.run.get("train_sites", [])}
+    lines = [f"- {site}: asked in {count} rounds, failed in {sum(f[1] == site for f in failed)}" for site, count in asked.items()]
+    lines += [f"- round {number}, site {site}: {reason}" for number, site, reason in failed]
+    lines += [f"- round {r['round']}: {note}" for r in tables.rounds for note in r.get("notes", [])]
+    return "\n".join(["## Participation", "", *lines]) if tables.rounds else ""
+
+
+def _traffic(tables: RunTables) -> str:
+    if not tables.rounds:
+        return ""
+    totals: dict[tuple[str, str, str], int] = {}
+    for record in tables.rounds:
+        for way in ("up", "down"):
+            for site, items in record[f"bytes_{way}"].items():
+                for item, size in items.items():
+                    totals[site, item, way] = totals.get((site, item, way), 0) + size
+    rows = [["site", "item", "up", "down"]]
+    for site, item in sorted({(site, item) for site, item, _ in totals}):
+        rows.append([site, item, *(_bytes(totals.get((site, item, way), 0)) for way in ("up", "down"))])
+    seconds = [r["seconds"] for r in tables.rounds]
+    pace = f"{statistics.median(seconds):.2f} s per round (median), {sum(seconds):.1f} s in all."
+    return f"## What crossed the wire, all rounds\n\n{_markdown(rows)}\n\n{pace}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB ({size:,} bytes)" if size >= 1e4 else f"{size} bytes"
+
+
+def _figures(tables: RunTables, figures: list[Path]) -> str:
+    lines = [f"![{path.stem}]({path.relative_to(tables.folder).as_posix()})" for path in figures]
+    return "\n\n".join(["## Figures", *lines]) if lines else ""
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _aligned(rows: list[list[Any]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
