@@ -7,7 +7,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
@@ -19,8 +19,16 @@ __all__ = ["bundle_ids", "config_files", "unknown_ids"]
 
 SEP = ReferenceResolver.sep
 #: what MONAI itself puts into a config at run time
-RUNTIME_IDS = {"_meta_", "run_name", "tracking", "tracking_uri", "experiment_name", "is_not_rank0", "save_execute_config"}
-RUNTIME_IDS |= set(DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"])
+RUNTIME_IDS = {
+    "_meta_",
+    "run_name",
+    "tracking",
+    "tracking_uri",
+    "experiment_name",
+    "is_not_rank0",
+    "save_execute_config",
+}
+RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
 #: sections whose keys are names that a user gives
 OPEN_SECTIONS = {"sites"}
 
@@ -66,17 +74,22 @@ def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
 def _unknown_inside(value: Any, prefix: str, accepted: set[str]) -> list[str]:
     if not isinstance(value, Mapping):
         return []
-    allowed = _argument_names(value.get("_target_"))
     found = []
     for key, inner in value.items():
         name = f"{prefix}{SEP}{key}"
         if name in accepted or key in ("_target_", "_disabled_", "_requires_", "_mode_", "_desc_"):
             found += _unknown_inside(inner, name, accepted)
-        elif allowed is not None and key not in allowed:
-            found.append(name)
-        elif allowed is None and prefix in accepted and any(k.startswith(f"{prefix}{SEP}") for k in accepted):
+        elif not _takes(value.get("_target_"), key, prefix, accepted):
             found.append(name)
     return found
+
+
+def _takes(target: Any, key: str, prefix: str, accepted: set[str]) -> bool:
+    """Whether a component takes ``key`` as an argument, or a section without component may hold any key."""
+    if target is not None:
+        names = _argument_names(target)
+        return names is None or key in names
+    return not any(known.startswith(f"{prefix}{SEP}") for known in accepted)
 
 
 def _argument_names(target: Any) -> set[str] | None:
@@ -121,6 +134,6 @@ def refuse_unknown(config: Mapping[str, Any], known: set[str]) -> None:
     siblings = [k for k in known if k.rpartition(SEP)[0] == parent] or sorted(known)
     nearest = difflib.get_close_matches(name, siblings, n=1, cutoff=0.0)
     raise ConfigError(
-        f"unknown config id '{name}' (value {config.get(name)!r}); did you mean '{nearest[0]}'? Nothing in this bundle reads "
-        f"'{name}'."
+        f"unknown config id '{name}' (value {config.get(name)!r}); did you mean '{nearest[0]}'? Nothing in this bundle "
+        f"reads '{name}'."
     )

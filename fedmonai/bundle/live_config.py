@@ -21,7 +21,8 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
     """Refuse config ids that the bundle does not know, and make mistakes end in one line on the command line.
 
     MONAI accepts ``--epohcs 3`` and trains with the default. As a component named in ``initialize`` this check sees the
-    config that is really used, whether it comes from the command line, an args file, ``ConfigWorkflow`` or ``MonaiAlgo``.
+    config that is really used, whether it comes from the command line, an args file, ``ConfigWorkflow`` or
+    ``MonaiAlgo``.
 
     Args:
         bundle_root: folder of the bundle.
@@ -36,7 +37,8 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
         sys.excepthook = _one_line_for_mistakes
     if not Path(bundle_root, "configs").is_dir():
         raise ConfigError(
-            f"bundle_root '{bundle_root}' has no folder 'configs'; change into the bundle's folder or give --bundle_root."
+            f"bundle_root '{bundle_root}' has no folder 'configs'; change into the bundle's folder or "
+            "give --bundle_root."
         )
     config = live_config()
     refuse_unknown(config, bundle_ids(bundle_root))
@@ -46,8 +48,8 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
 def live_config() -> dict[str, Any]:
     """The raw config of the parser that is resolving the caller.
 
-    MONAI hands a component its arguments but not its parser. The parser's resolver is on the call stack, and the item with
-    the empty id is the whole config.
+    MONAI hands a component its arguments but not its parser. The parser's resolver is on the call stack, and the item
+    with the empty id is the whole config.
 
     Raises:
         RuntimeError: when no parser is at work.

@@ -117,7 +117,12 @@ def _check_subjects(loaders: list[tuple[str, Any]]) -> list[Finding]:
         volumes = getattr(getattr(loader, "dataset", None), "data", None) or []
         names[split] = {v["volume"] for v in volumes if isinstance(v, dict) and "volume" in v}
     splits = [s for s in names if names[s]]
-    shared = [(a, b, sorted(names[a] & names[b])) for i, a in enumerate(splits) for b in splits[i + 1 :] if names[a] & names[b]]
+    shared = [
+        (a, b, sorted(names[a] & names[b]))
+        for i, a in enumerate(splits)
+        for b in splits[i + 1 :]
+        if names[a] & names[b]
+    ]
     if shared:
         first, second, both = shared[0]
         return [Finding("splits", f"'{both[0]}' is in {first} and in {second}", good=False)]

@@ -31,7 +31,10 @@ class BestRounds:
         self.records: dict[str, tuple[float, int]] = {}
 
     def update(self, value: float, round_number: int, site: str = MEAN) -> bool:
-        """Note a value; return whether it is the best so far. Equal values keep the earlier round; NaN is never best."""
+        """Note a value; return whether it is the best so far.
+
+        Equal values keep the earlier round; NaN is never best.
+        """
         if math.isnan(value):
             return False
         if site in self.records:

@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 class CommitLog:
     """Reads and writes ``federation.pt``.
 
-    A round is committed when ``federation.pt`` names it. The file is written last, after the state files of the sites; the
-    commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so a damaged newest
-    file costs one round.
+    A round is committed when ``federation.pt`` names it. The file is written last, after the state files of the sites;
+    the commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so a damaged
+    newest file costs one round.
 
     Args:
         folder: the run's folder.
@@ -64,8 +64,8 @@ class CommitLog:
                 notes.append(f"{self.path.name} is missing; continuing from {path.name} (round {state['round']}).")
             return state, notes
         raise ConfigError(
-            f"no usable state in '{self.path.parent}': {' '.join(notes)} Start again in another output_dir, from the newest "
-            "weights in models/ with --init_ckpt if there are any."
+            f"no usable state in '{self.path.parent}': {' '.join(notes)} Start again in another output_dir, from the "
+            "newest weights in models/ with --init_ckpt if there are any."
         )
 
     @staticmethod

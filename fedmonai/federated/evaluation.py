@@ -44,8 +44,8 @@ class Evaluations:
         """Evaluate on the validation splits after a round.
 
         Returns:
-            ``{metric: {site: value}}`` of the model that counts (a site's own where it has one), and notes on sites that
-            could not be evaluated.
+            ``{metric: {site: value}}`` of the model that counts (a site's own where it has one), and notes on sites
+            that could not be evaluated.
         """
         found: dict[str, dict[str, dict[str, float]]] = {}
         notes = []
@@ -81,7 +81,11 @@ class Evaluations:
         save_atomic({k: t.clone() for k, t in self.strategy.global_weights.items()}, self.folder.model(name))
 
     def test(self, names: Iterable[str], initial: Mapping[str, Tensor], last_round: int) -> list[str]:
-        """The final test: reference methods, the weights before training (round 0), and the best model of every site."""
+        """The final test: reference methods, the weights before training (round 0), the best model of every site.
+
+        Returns:
+            notes on sites that could not be tested.
+        """
         notes = []
         for name in names:
             try:

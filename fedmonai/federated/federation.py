@@ -36,8 +36,8 @@ class Federation(Workflow):
     ``train_loss`` and ``val_<metric>``, as means over sites and as ``<name>_<site>`` for each one.
 
     A site that raises, trains to a non-finite loss or sends an update that the guard refuses is left out of the round
-    with its reason recorded; the next round tries it again. Below ``min_sites`` the run stops with its last good state on
-    disk.
+    with its reason recorded; the next round tries it again. Below ``min_sites`` the run stops with its last good state
+    on disk.
 
     Args:
         sites: the sites.
@@ -120,7 +120,7 @@ class Federation(Workflow):
                 raise
         return self._work_left
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         """Run the rounds that are left and test the best model.
 
         Raises:
@@ -186,9 +186,9 @@ class Federation(Workflow):
         if len(self._updates) < self.min_sites:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(self.record.failed.items()))
             raise FederationError(
-                f"round {number}: {len(self._updates)} of {len(self.record.participants)} sites finished, min_sites is "
-                f"{self.min_sites}. {reasons}. The state after round {number - 1} is in '{self.run_state.folder.path}': mend "
-                "the sites and continue with --resume True."
+                f"round {number}: {len(self._updates)} of {len(self.record.participants)} sites finished, min_sites "
+                f"is {self.min_sites}. {reasons}. The state after round {number - 1} is in "
+                f"'{self.run_state.folder.path}': mend the sites and continue with --resume True."
             )
         self.strategy.aggregate(number, self._updates)
         self._updates = {}
@@ -205,7 +205,8 @@ class Federation(Workflow):
 def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federation:
     """Attach handlers to a federation and return it; their state becomes part of what a resumed run restores.
 
-    In a config this is a component of its own, because a handler inside the engine's section could not refer to the engine.
+    In a config this is a component of its own, because a handler inside the engine's section could not refer to the
+    engine.
     """
     for handler in handlers or []:
         handler.attach(engine)
@@ -228,6 +229,8 @@ def _check_numbers(num_rounds: int, fraction: float, min_sites: int, val_interva
     if not 0 < fraction <= 1:
         raise ConfigError(f"fraction is {fraction}; give the share of sites per round, above 0 and at most 1.")
     if not 1 <= min_sites <= num_sites:
-        raise ConfigError(f"min_sites is {min_sites}; give a number from 1 to the number of training sites ({num_sites}).")
+        raise ConfigError(
+            f"min_sites is {min_sites}; give a number from 1 to the number of training sites ({num_sites})."
+        )
     if val_interval < 1:
         raise ConfigError(f"val_interval is {val_interval}; give 1 or more rounds.")

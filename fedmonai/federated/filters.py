@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exchange filters: callables ``(message, extra) -> message``, as MONAI's ``pre_filters`` and ``post_weight_filters``."""
+"""Exchange filters: callables ``(message, extra) -> message``, as MONAI's pre and post filters."""
 
 from __future__ import annotations
 

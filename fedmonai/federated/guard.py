@@ -16,7 +16,7 @@ from fedmonai.federated.message import attachments_of
 __all__ = ["Guard", "RefusedMessage"]
 
 
-class RefusedMessage(ValueError):
+class RefusedMessage(ValueError):  # noqa: N818 (what it is, is a message)
     """A message that may not be used; the text says why."""
 
 
@@ -81,9 +81,7 @@ class Guard:
                     raise RefusedMessage(f"attachment '{name}': '{key}' is not a float tensor")
             self._check_values(dict(tensors), None, prefix=f"attachment '{name}': ")
 
-    def _check_values(
-        self, tensors: dict[str, Tensor], reference: dict[str, Tensor] | None, prefix: str = ""
-    ) -> None:
+    def _check_values(self, tensors: dict[str, Tensor], reference: dict[str, Tensor] | None, prefix: str = "") -> None:
         filled = {k: t for k, t in tensors.items() if t.numel()}
         if not filled:
             return

@@ -44,8 +44,8 @@ def start_from(path: str | Path, fresh: Mapping[str, Tensor]) -> tuple[dict[str,
     fits = {k for k, t in given.items() if k in fresh and fresh[k].shape == t.shape}
     if not fits:
         raise ConfigError(
-            f"init_ckpt '{path}': none of its {len(given)} tensors fits the network (the file has '{next(iter(given))}', "
-            f"the network '{next(iter(fresh))}'); give weights of the same network."
+            f"init_ckpt '{path}': none of its {len(given)} tensors fits the network (the file has "
+            f"'{next(iter(given))}', the network '{next(iter(fresh))}'); give weights of the same network."
         )
     misshapen = sorted(k for k in given if k in fresh and k not in fits)
     left = len(fresh) - len(fits)

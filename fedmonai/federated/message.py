@@ -70,7 +70,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"'{pattern}' is not a regular expression ({error}); give patterns of tensor names.") from error
+        raise ConfigError(
+            f"'{pattern}' is not a regular expression ({error}); give patterns of tensor names."
+        ) from error
 
 
 def weights_message(weights: Mapping[str, Tensor], **statistics: int | float) -> ExchangeObject:

@@ -73,8 +73,8 @@ class Run:
         """Build the sites, draw or load the weights; return whether there is anything left to do."""
         if self.log.exists() and not self.resume:
             raise ConfigError(
-                f"output_dir '{self.folder.path}' already holds a run; continue it with --resume True, or choose another "
-                "--output_dir."
+                f"output_dir '{self.folder.path}' already holds a run; continue it with --resume True, or choose "
+                "another --output_dir."
             )
         state, notes = self.log.read() if self.log.exists() else (None, [])
         self.notes += notes
@@ -113,9 +113,13 @@ class Run:
         if removed:
             self._say(f"no longer in the federation: {', '.join(removed)} (their folders stay as they are)")
         if state["seed"] != self.federation.seed:
-            self._say(f"the seed was {state['seed']}, is {self.federation.seed}: later rounds differ from the first run")
+            self._say(
+                f"the seed was {state['seed']}, is {self.federation.seed}: later rounds differ from the first run"
+            )
         if state["threads"] != torch.get_num_threads():
-            self._say(f"{state['threads']} threads before, {torch.get_num_threads()} now: sums may differ in the last bits")
+            self._say(
+                f"{state['threads']} threads before, {torch.get_num_threads()} now: sums may differ in the last bits"
+            )
         return {name: number for name, number in state["site_rounds"].items() if name in sites.specs}
 
     def _say(self, note: str) -> None:
@@ -135,8 +139,8 @@ class Run:
                 self.federation.guard.check_weights(site.reference, strategy.global_weights)
             except RefusedMessage as error:
                 raise ConfigError(
-                    f"site '{name}' has another network than site '{sites.names[0]}': {error}. What is shared must be the "
-                    "same at all sites; make it private with local_keys or give the sites the same network."
+                    f"site '{name}' has another network than site '{sites.names[0]}': {error}. What is shared "
+                    "must be the same at all sites; make it private with local_keys or give the sites the same network."
                 ) from error
         return weights
 

@@ -39,8 +39,8 @@ def load_checked(path: Path) -> Any:
         raise ConfigError(f"{path}: no such file.") from error
     except Exception as error:  # torch raises six kinds by where a file is cut or what it hides
         raise ConfigError(
-            f"{path}: not a readable file of tensors ({type(error).__name__}: {str(error).splitlines()[0][:120]}); it is "
-            "truncated, damaged or not from a trusted source. Take a good copy."
+            f"{path}: not a readable file of tensors ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
+            "it is truncated, damaged or not from a trusted source. Take a good copy."
         ) from error
 
 
@@ -66,9 +66,11 @@ class RunFolder:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock: TextIO | None = open(self.path / ".lock", "w")
+            self._lock: TextIO | None = open(self.path / ".lock", "w")  # noqa: SIM115 (held for the life of the run)
         except OSError as error:
-            raise ConfigError(f"output_dir '{path}' cannot be written ({error.strerror}); choose another one.") from error
+            raise ConfigError(
+                f"output_dir '{path}' cannot be written ({error.strerror}); choose another one."
+            ) from error
         self._take_lock()
 
     def _take_lock(self) -> None:

@@ -28,9 +28,9 @@ __all__ = ["SiteAlgo"]
 class SiteAlgo(SiteEvaluation, MonaiAlgo):
     """A :class:`monai.fl.client.MonaiAlgo` with one network, declared sharing, private state and repeatable turns.
 
-    It takes everything that ``MonaiAlgo`` takes, and differs from it where that class leaks or loses state: training and
-    evaluation use the same network; only the shared keys leave, as full values in fresh tensors; received messages are
-    checked before use; a failed turn leaves no trace; :meth:`state_dict` holds all that must survive a restart.
+    It takes everything that ``MonaiAlgo`` takes, and differs from it where that class leaks or loses state: training
+    and evaluation use the same network; only the shared keys leave, as full values in fresh tensors; received messages
+    are checked before use; a failed turn leaves no trace; :meth:`state_dict` holds all that must survive a restart.
 
     Args:
         bundle_root: folder of the bundle.
@@ -65,7 +65,11 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         guard: Guard | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("local_epochs", local_epochs), ("local_steps", local_steps), ("turn_timeout", turn_timeout)):
+        for name, value in (
+            ("local_epochs", local_epochs),
+            ("local_steps", local_steps),
+            ("turn_timeout", turn_timeout),
+        ):
             if value is not None and not value > 0:
                 raise ConfigError(f"site '{site}': {name} is {value}; give a positive number.")
         kwargs = {"send_weight_diff": False, "config_evaluate_filename": None, **kwargs}
@@ -135,7 +139,8 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
             raise ValueError("call initialize() before train() or evaluate()")
         if not isinstance(data, ExchangeObject):
             raise ValueError(f"expected an ExchangeObject, got {type(data).__name__}")
-        for apply in self.pre_filters or []:
+        filters: list[Any] = self.pre_filters or []
+        for apply in filters:
             data = apply(data, extra)
         self.guard.check_weights(data.weights, self.reference)
         self.guard.check_attachments(data, self.attachments)

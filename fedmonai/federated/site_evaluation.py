@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from monai.engines import Evaluator, Trainer
+from monai.engines import Evaluator
 from monai.fl.utils.constants import FlPhase
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
@@ -31,8 +31,8 @@ class SiteEvaluation:
     """
 
     site: str
-    trainer: Trainer
-    evaluator: Evaluator | None
+    trainer: Any
+    evaluator: Any
     train_workflow: Any
     tensors: dict[str, Tensor]
     shared: list[str]
@@ -90,7 +90,9 @@ class SiteEvaluation:
         """
         evaluator = self.evaluator
         if evaluator is None:
-            raise ConfigError(f"site '{self.site}': the bundle has no validate::evaluator, so nothing can be evaluated.")
+            raise ConfigError(
+                f"site '{self.site}': the bundle has no validate::evaluator, so nothing can be evaluated."
+            )
         self.phase = FlPhase.EVALUATE
         with self._borrowed(weights), _running(evaluator, self._loader(split), inferer):
             evaluator.state.split, evaluator.state.reference = split, reference
@@ -104,7 +106,7 @@ class SiteEvaluation:
         return metrics
 
     def complete_model(self, weights: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
-        """A whole state dict, as evaluated: ``weights`` over the held tensors, for ``personal`` the personal ones on top."""
+        """A whole state dict as evaluated: ``weights`` over the held tensors, over them those of a personal model."""
         whole = {**self.tensors, **weights}
         if model == "personal":
             for handler in self._personal_handlers():
@@ -120,10 +122,12 @@ class SiteEvaluation:
 
     def _loader(self, split: str) -> Any:
         if split == "val":
-            return self.evaluator.data_loader  # type: ignore[union-attr]
+            return self.evaluator.data_loader
         loader = self._parsed(LOADERS[split], None)
         if loader is None:
-            raise ConfigError(f"site '{self.site}': no id '{LOADERS[split]}' in the bundle, so split '{split}' is unknown.")
+            raise ConfigError(
+                f"site '{self.site}': no id '{LOADERS[split]}' in the bundle, so split '{split}' is unknown."
+            )
         return loader
 
     @contextmanager

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +64,9 @@ class Sites:
         guard: Guard | None = None,
     ) -> None:
         if not sites:
-            raise ConfigError("sites is empty; name at least one site, as in federated.yaml: sites: {A: {dataset_dir: ...}}.")
+            raise ConfigError(
+                "sites is empty; name at least one site, as in federated.yaml: sites: {A: {dataset_dir: ...}}."
+            )
         if resident_sites is not None and resident_sites < 1:
             raise ConfigError(f"resident_sites is {resident_sites}; give 1 or more, or null for all.")
         self.specs = {_checked_name(name): dict(spec or {}) for name, spec in sites.items()}
@@ -110,12 +111,14 @@ class Sites:
         for key, value in ids.items():
             if hasattr(value, "__dict__") and not isinstance(value, type):
                 raise ConfigError(
-                    f"site '{name}': id '{key}' is a component ({type(value).__name__}); sites may not share one object. "
-                    "Put it in a file and name the file as overlay."
+                    f"site '{name}': id '{key}' is a component ({type(value).__name__}); sites may not share one "
+                    "object. Put it in a file and name the file as overlay."
                 )
         for file in files:
             if not (Path(self.bundle_root) / file).is_file():
-                raise ConfigError(f"site '{name}': config file '{file}' is not in the bundle folder '{self.bundle_root}'.")
+                raise ConfigError(
+                    f"site '{name}': config file '{file}' is not in the bundle folder '{self.bundle_root}'."
+                )
         own: dict[str, Any] = {"bundle_root": self.bundle_root, "site": name}
         own |= {"output_dir": str(self.output_dir / "sites" / name), "standalone": False}
         own["seed"] = self.common["seed"]
@@ -203,8 +206,10 @@ def _as_list(files: str | Sequence[str] | None) -> list[str]:
 
 def _checked_name(name: str) -> str:
     text = str(name)
-    if not text or text != os.path.basename(text) or text.startswith("."):
-        raise ConfigError(f"sites: '{text}' cannot be a site name; it becomes a folder, so use letters, digits, '_', '-', '.'.")
+    if not text or text != Path(text).name or text.startswith("."):
+        raise ConfigError(
+            f"sites: '{text}' cannot be a site name; it becomes a folder, so use letters, digits, '_', '-', '.'."
+        )
     return text
 
 

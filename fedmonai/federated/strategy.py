@@ -100,7 +100,7 @@ class WeightedMean(Strategy):
         names = sorted(updates)
         shares = self.shares({name: updates[name].statistics or {} for name in names})
         for key, target in self.global_weights.items():
-            tensors = [updates[name].weights[key] for name in names]
+            tensors = [(updates[name].weights or {})[key] for name in names]
             if target.is_floating_point():
                 weighted_sum_(target, tensors, [shares[name] for name in names])
             else:
@@ -118,7 +118,10 @@ class WeightedMean(Strategy):
 
 @torch.no_grad()
 def weighted_sum_(target: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
-    """``target <- sum_i weights[i] * tensors[i]``, in place and chunk by chunk; none of ``tensors`` may be ``target``."""
+    """``target <- sum_i weights[i] * tensors[i]``, in place and chunk by chunk.
+
+    None of ``tensors`` may share memory with ``target``.
+    """
     out = target.view(-1)
     flat = [t.to(target.device).reshape(-1) for t in tensors]
     chunk = _CHUNK if target.device.type == "cpu" else max(out.numel(), 1)

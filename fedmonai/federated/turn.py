@@ -44,7 +44,8 @@ class TurnMonitor:
             self._loss = self._loss + first["loss"].detach()
         if self.timeout is not None and time.monotonic() - self.started > self.timeout:
             raise TimeoutError(
-                f"the turn took longer than turn_timeout = {self.timeout:g} s (stopped after {self.iterations} iterations)"
+                f"the turn took longer than turn_timeout = {self.timeout:g} s, "
+                f"stopped after {self.iterations} iterations"
             )
 
     def mean_loss(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -16,8 +17,8 @@ __all__ = ["ExampleSlice"]
 class ExampleSlice:
     """Writes the middle slice of the first test volume as ``examples/<name>.npz`` under the site's own folder.
 
-    It acts in the final test of a federation only (``engine.state.split == "test"``), and not for reference methods; the
-    last model tested is the one that stays. The images never leave the site's folder.
+    It acts in the final test of a federation only (``engine.state.split == "test"``), and not for reference methods;
+    the last model tested is the one that stays. The images never leave the site's folder.
 
     Args:
         output_dir: folder of the site.
@@ -43,7 +44,7 @@ class ExampleSlice:
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def __call__(self, engine: Engine) -> None:
-        state = engine.state
+        state: Any = engine.state
         if getattr(state, "split", None) != "test" or state.reference is not None or state.output.get("label") is None:
             return
         slices, counts = state.batch["slice"], state.batch["num_slices"]

@@ -13,8 +13,8 @@ class OptimizerReset:
     """Drops the optimizer's moments when a round begins and when it ends.
 
     FL-MR (Guo et al., CVPR 2021, released program) builds a new RMSprop every round. Emptying the state of the one at
-    hand is the same update rule without the rebuilding, and a site then holds nothing between rounds. ``MonaiAlgo`` alone
-    keeps moments over rounds.
+    hand is the same update rule without the rebuilding, and a site then holds nothing between rounds. ``MonaiAlgo``
+    alone keeps moments over rounds.
 
     Args:
         optimizer: the trainer's optimizer.

@@ -16,8 +16,9 @@ __all__ = ["RoundLR"]
 class RoundLR:
     """Multiplies the learning rate by ``gamma`` after each milestone of rounds.
 
-    In round r (from 1) the rate is ``lr * gamma ** (number of milestones < r)``: with ``milestones=[40]`` rounds 1 to 40
-    run at the full rate. The rate is computed from the round, not stepped, so skipped rounds and restarts change nothing.
+    In round r (from 1) the rate is ``lr * gamma ** (number of milestones < r)``: with ``milestones=[40]`` rounds 1 to
+    40 run at the full rate. The rate is computed from the round, not stepped, so skipped rounds and restarts change
+    nothing.
 
     Args:
         optimizer: the trainer's optimizer; its rates at construction are the full rates.

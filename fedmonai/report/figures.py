@@ -59,7 +59,9 @@ def _convergence(tables: RunTables) -> Figure:
             if points:
                 axis.plot(*zip(*points, strict=True), color=COLORS[index % len(COLORS)], marker=".", label=site)
         axis.set_xlabel("round")
-        axis.set_title(f"{'training' if split == 'train' else 'validation'} {metric.upper() if metric != 'loss' else metric}")
+        axis.set_title(
+            f"{'training' if split == 'train' else 'validation'} {metric.upper() if metric != 'loss' else metric}"
+        )
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[-1].legend(title="site", fontsize="small")
@@ -73,7 +75,9 @@ def _example(path: Path, site: str) -> Figure:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); delete it and test again.") from error
     names = list(images)
-    error_map = abs(images["reconstruction"] - images["target"]) * 5 if {"reconstruction", "target"} <= set(names) else None
+    error_map = (
+        abs(images["reconstruction"] - images["target"]) * 5 if {"reconstruction", "target"} <= set(names) else None
+    )
     figure = _new_figure(2.6 * (len(names) + (error_map is not None)), 2.9)
     axes = figure.subplots(1, len(names) + (error_map is not None), squeeze=False)[0]
     window = float(np.percentile(images.get("target", images[names[-1]]), 99.5)) or 1.0

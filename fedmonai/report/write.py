@@ -41,7 +41,7 @@ def write_report(run_dir: str | Path) -> str:
 
 
 def format_table(run_dir: str | Path) -> str:
-    """The test results per site as plain text: means over volumes; PSNR and SSIM where there are such, else all metrics."""
+    """The test results per site as plain text: PSNR and SSIM where there are such, else all metrics."""
     tables = read_run(run_dir)
     names = tables.metric_names("test")
     chosen = [n for n in names if n in ("psnr", "ssim")] or names
@@ -54,11 +54,12 @@ def _heading(tables: RunTables) -> str:
     run, rounds = tables.run, tables.rounds
     versions = ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items())
     lines = [
-        f"# {run.get('method', 'Federated run')}: {len(run.get('sites', []))} sites, {len(rounds)} of {run['num_rounds']} rounds",
+        f"# {run.get('method', 'Federated run')}: {len(run.get('sites', []))} sites, "
+        f"{len(rounds)} of {run['num_rounds']} rounds",
         f"- training at {', '.join(run.get('train_sites', []))}; tested at {', '.join(run.get('test_sites', []))}",
         f"- strategy {run.get('strategy')}, shared keys {run.get('shared_keys')}, kept local {run.get('local_keys')}",
-        f"- best round {run.get('best_round')}, by the mean validation {run.get('key_metric')} over sites; the test split was "
-        "read once, at the end",
+        f"- best round {run.get('best_round')}, by the mean validation {run.get('key_metric')} over sites; the test split "
+        "was read once, at the end",
         f"- seed {run.get('seed')}, {run.get('threads')} threads, device {run.get('device')}, {versions}",
     ]
     return "\n".join([lines[0], "", *lines[1:], *(f"- note: {note}" for note in run.get("notes", []))])
@@ -97,7 +98,10 @@ def _mean_text(values: Sequence[float], digits: int, spread: bool) -> str:
 def _participation(tables: RunTables) -> str:
     failed = [(r["round"], site, reason) for r in tables.rounds for site, reason in r["failed"].items()]
     asked = {site: sum(site in r["participants"] for r in tables.rounds) for site in tables.run.get("train_sites", [])}
-    lines = [f"- {site}: asked in {count} rounds, failed in {sum(f[1] == site for f in failed)}" for site, count in asked.items()]
+    lines = [
+        f"- {site}: asked in {count} rounds, failed in {sum(f[1] == site for f in failed)}"
+        for site, count in asked.items()
+    ]
     lines += [f"- round {number}, site {site}: {reason}" for number, site, reason in failed]
     lines += [f"- round {r['round']}: {note}" for r in tables.rounds for note in r.get("notes", [])]
     return "\n".join(["## Participation", "", *lines]) if tables.rounds else ""
@@ -136,4 +140,9 @@ def _markdown(rows: list[list[str]]) -> str:
 
 def _aligned(rows: list[list[Any]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
