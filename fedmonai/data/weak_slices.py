@@ -100,23 +100,20 @@ class WeakSliceDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self._slices = self._index()
-        self._cached: dict[int, dict[str, Any]] | None = {} if cache == "memory" else None
+        self._cached: list[dict[str, Any]] | None = None
         if cache == "memory":
             image = self._read(0)["image"]
             needed = len(self) * (image.nelement() * image.element_size() + 2 * image[0].nelement())
             refuse_if_larger(cache, needed, available_memory(), "main memory")
+            # Filled at once, because loader workers end with the epoch and what they would cache is lost.
+            self._cached = [self._read(index) for index in range(len(self))]
 
     def __len__(self) -> int:
         return len(self._slices)
 
     def __getitem__(self, index: int) -> Any:
         index = range(len(self))[index]
-        if self._cached is None:
-            item = self._read(index)
-        else:
-            if index not in self._cached:
-                self._cached[index] = self._read(index)
-            item = dict(self._cached[index])
+        item = self._read(index) if self._cached is None else dict(self._cached[index])
         return item if self.transform is None else self.transform(item)
 
     def _index(self) -> list[tuple[int, int, int]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedmonai.errors import ConfigError
+from fedmonai.losses.precision import widened, without_autocast
 
 __all__ = ["GatedCRFLoss"]
 
@@ -64,8 +65,8 @@ class GatedCRFLoss(nn.Module):
             raise ConfigError(
                 f"GatedCRFLoss: logits {tuple(logits.shape)} and image {tuple(image.shape)} differ in batch or size"
             )
-        with torch.autocast(logits.device.type, enabled=False):
-            wide = logits if logits.dtype == torch.float64 else logits.float()
+        with without_autocast(logits.device):
+            wide = widened(logits)
             scaled = image.detach().to(wide.dtype) / (math.sqrt(2) * self.sigma_rgb)
             return _PairwiseEnergy.apply(wide.softmax(1), scaled, self.radius, self.sigma_xy)
 

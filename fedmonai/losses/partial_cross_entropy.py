@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmonai.errors import ConfigError
+from fedmonai.losses.precision import widened, without_autocast
 
 __all__ = ["PartialCrossEntropyLoss", "class_index_map"]
 
@@ -50,11 +51,12 @@ class PartialCrossEntropyLoss(nn.Module):
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss (scalar, float32 at least) of logits ``(B, K, H, W)`` for labels ``(B, 1, H, W)`` or ``(B, H, W)``."""
         label = class_index_map(label, logits, "PartialCrossEntropyLoss")
-        with torch.autocast(logits.device.type, enabled=False):
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            total = functional.cross_entropy(logits, label, ignore_index=self.ignore_index, reduction="sum")
+        with without_autocast(logits.device):
+            total = functional.cross_entropy(widened(logits), label, ignore_index=self.ignore_index, reduction="sum")
         labeled = (label != self.ignore_index).sum()
-        self.empty_batches = self.empty_batches.to(labeled.device) + (labeled == 0)
+        if self.empty_batches.device != labeled.device:  # made there, as a copy would stop the device
+            self.empty_batches = torch.zeros_like(self.empty_batches, device=labeled.device)
+        self.empty_batches = self.empty_batches + (labeled == 0)
         if label.device.type == "cpu":
             self.warn_if_empty()
         return total / labeled.clamp(min=1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
+from fedmonai.losses.precision import widened
 
 __all__ = ["SiteContrastLoss", "gate_saturation"]
 
@@ -48,7 +49,7 @@ class SiteContrastLoss(nn.Module):
         """
         if not 0 <= site < len(gates):
             raise ConfigError(f"SiteContrastLoss: site index {site} is not one of the {len(gates)} sites (from 0)")
-        gates = gates if gates.dtype == torch.float64 else gates.float()
+        gates = widened(gates)
         others = torch.cat([gates[:site], gates[site + 1 :]])
         if self.mode == "released":
             others = others.detach()

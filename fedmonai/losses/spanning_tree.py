@@ -187,19 +187,19 @@ def _euler_parents(in_tree: Tensor, height: int, width: int, root: int) -> Tenso
     tour is cut where it would enter the root's first arc; u is the parent of v if arc u->v comes before arc v->u.
     """
     trees, pixels = in_tree.shape[0], height * width
+    device = in_tree.device
     present = _tree_neighbors(in_tree, height, width)
-    step = torch.tensor([-width, -1, 1, width], device=in_tree.device)
-    pixel = torch.arange(pixels, device=in_tree.device).reshape(1, height, width, 1)
     # leave[v, d]: the direction by which the tour leaves v after it came in through the edge in direction d of v.
-    leave = torch.zeros(present.shape, dtype=torch.long, device=in_tree.device)
+    leave = torch.zeros(present.shape, dtype=torch.long, device=device)
     for direction in range(4):
         for turn in (4, 3, 2, 1):  # the nearest present direction wins: it is written last
             candidate = (direction + turn) % 4
             leave[..., direction] = torch.where(present[..., candidate], candidate, leave[..., direction])
-    neighbor = (pixel + step).clamp(0, pixels - 1).expand(trees, -1, -1, -1).reshape(trees, -1)
-    arrival = neighbor * 4 + torch.tensor([3, 2, 1, 0], device=in_tree.device).repeat(pixels)
-    following = neighbor * 4 + leave.reshape(trees, -1).gather(1, arrival)
-    own = torch.arange(4 * pixels, device=in_tree.device)
+    pixel = torch.arange(pixels, device=device)
+    neighbor = torch.stack([pixel - width, pixel - 1, pixel + 1, pixel + width], 1).clamp(0, pixels - 1).reshape(-1)
+    arrival = 4 * neighbor + 3 - torch.arange(4 * pixels, device=device) % 4  # in the opposite direction of v
+    following = 4 * neighbor + leave.reshape(trees, -1)[:, arrival]
+    own = torch.arange(4 * pixels, device=device)
     first_arc = 4 * root + present.reshape(trees, pixels, 4)[:, root].to(torch.uint8).argmax(1, keepdim=True)
     ends = (following == first_arc) | ~present.reshape(trees, -1)
     following = torch.where(ends, own, following)
@@ -207,18 +207,18 @@ def _euler_parents(in_tree: Tensor, height: int, width: int, root: int) -> Tenso
     for _ in range(ceil_log2(2 * pixels)):
         remaining = remaining + remaining.gather(1, following)
         following = following.gather(1, following)
-    return _earlier_neighbor(remaining.reshape(present.shape), present, pixel, step, root)
+    parent = pixel + _towards_root(remaining.reshape(present.shape), present).reshape(trees, pixels)
+    parent[:, root] = root
+    return parent
 
 
-def _earlier_neighbor(remaining: Tensor, present: Tensor, pixel: Tensor, step: Tensor, root: int) -> Tensor:
-    """The neighbor whose arc towards a pixel comes first in the tour: the pixel's parent."""
-    trees, height, width, _ = present.shape
+def _towards_root(remaining: Tensor, present: Tensor) -> Tensor:
+    """Offset from each pixel to the neighbor whose arc towards it comes first in the tour: its parent."""
+    width = present.shape[2]
     incoming = torch.full_like(remaining, -1)  # the rank of the arc that arrives over the edge in direction d
     incoming[:, 1:, :, UP] = remaining[:, :-1, :, DOWN]
     incoming[:, :-1, :, DOWN] = remaining[:, 1:, :, UP]
     incoming[:, :, 1:, LEFT] = remaining[:, :, :-1, RIGHT]
     incoming[:, :, :-1, RIGHT] = remaining[:, :, 1:, LEFT]
-    towards_root = present & (incoming > remaining)
-    parent = (pixel + (towards_root * step).sum(-1, keepdim=True)).reshape(trees, height * width)
-    parent[:, root] = root
-    return parent
+    up, left, right, down = (present & (incoming > remaining)).long().unbind(-1)
+    return width * (down - up) + right - left

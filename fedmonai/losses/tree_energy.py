@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fedmonai.errors import ConfigError
 from fedmonai.losses.partial_cross_entropy import class_index_map
+from fedmonai.losses.precision import widened, without_autocast
 from fedmonai.losses.spanning_tree import SpanningForest, edge_costs, minimum_spanning_trees, root_forest
 from fedmonai.losses.tree_filter import tree_affinities, tree_filter
 
@@ -74,8 +75,8 @@ class TreeEnergyLoss(nn.Module):
             embeddings: features ``(B, C_k, h_k, w_k)`` from coarse to fine; none gives the image filter alone.
         """
         unlabeled = class_index_map(label, logits, "TreeEnergyLoss") == self.ignore_index
-        with torch.autocast(logits.device.type, enabled=False):
-            probability = _wide(logits).softmax(1)
+        with without_autocast(logits.device):
+            probability = widened(logits).softmax(1)
             features = self._features(image, embeddings, probability)
             forests = self._forests(features)
             smooth = tree_filter(probability, tree_affinities(features[0], forests[0], self.sigma_low), forests[0])
@@ -99,7 +100,7 @@ class TreeEnergyLoss(nn.Module):
         size = like.shape[-2:]
         resized = []
         for feature in chosen:
-            wide = _wide(feature).to(like.dtype)
+            wide = widened(feature).to(like.dtype)
             if wide.shape[-2:] != size:
                 wide = functional.interpolate(wide, size=size, mode="bilinear", align_corners=False)
             resized.append(wide)
@@ -113,7 +114,3 @@ class TreeEnergyLoss(nn.Module):
         in_tree = minimum_spanning_trees(costs, height, width, self.backend)
         parts = in_tree.split([len(feature) for feature in features])
         return [root_forest(part, height, width, backend=self.backend) for part in parts]
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedmonai.errors import ConfigError
+from fedmonai.losses.precision import widened, without_autocast
 from fedmonai.losses.spanning_tree import (
     SpanningForest,
     ceil_log2,
@@ -69,9 +70,8 @@ def tree_filter(values: Tensor, affinities: Tensor, forest: SpanningForest) -> T
             f"values of shape {tuple(values.shape)} do not fit {forest.parent.shape[0]} trees of "
             f"{forest.height}x{forest.width} pixels"
         )
-    with torch.autocast(values.device.type, enabled=False):
-        values = values if values.dtype == torch.float64 else values.float()
-        rows = values.permute(0, 2, 3, 1).reshape(-1, channels)
+    with without_autocast(values.device):
+        rows = widened(values).permute(0, 2, 3, 1).reshape(-1, channels)
         filtered = _TreeFilter.apply(rows, affinities.reshape(-1).to(rows.dtype), forest)
         return filtered.reshape(trees, height, width, channels).permute(0, 3, 1, 2)
 
@@ -83,7 +83,7 @@ def tree_support(image: Tensor, sigma: float = 0.02, backend: str = "auto") -> T
     Its median tells whether the pseudo-labels of the image tree are local or near-global; report it per site.
     """
     height, width = image.shape[-2:]
-    features = image if image.dtype == torch.float64 else image.float()
+    features = widened(image)
     in_tree = minimum_spanning_trees(edge_costs(features), height, width, backend)
     forest = root_forest(in_tree, height, width, backend=backend)
     ones = torch.ones_like(features[:, :1]).reshape(-1, 1)

@@ -29,7 +29,7 @@ def test_no_labeled_pixel_is_zero_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"1 batch\(es\) had no labeled pixel"):
         value = loss(logits, torch.full((2, 1, 4, 4), 3))
     value.backward()
-    assert float(value) == 0.0
+    assert value.item() == 0.0
     assert logits.grad is not None
     assert not logits.grad.any()
     with warnings.catch_warnings():

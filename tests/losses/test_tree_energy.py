@@ -10,6 +10,9 @@ from torch.nn.functional import interpolate
 
 from fedmonai.errors import ConfigError
 from fedmonai.losses import (
+    GatedCRFLoss,
+    PartialCrossEntropyLoss,
+    SiteContrastLoss,
     TreeEnergyLoss,
     edge_costs,
     minimum_spanning_trees,
@@ -116,6 +119,42 @@ def test_float32_inside_autocast(case: dict[str, Tensor]) -> None:
         inside = TreeEnergyLoss(2)(logits, case["label"], image, [fine])
     assert inside.dtype == torch.float32
     assert torch.equal(plain, inside)
+
+
+def test_tensor_backend_never_asks_the_device_for_a_value() -> None:
+    """Tensors of the device "meta" have a shape but no values: reading one, as a host round trip does, is an error."""
+    tensors = [torch.empty(2, channels, 16, 12, device="meta", requires_grad=True) for channels in (2, 3, 2)]
+    label = torch.empty(2, 1, 16, 12, device="meta", dtype=torch.uint8)
+    logits, image, embedding = tensors
+    loss = TreeEnergyLoss(2)(logits, label, image, [embedding]) + GatedCRFLoss()(logits, image)
+    (loss + PartialCrossEntropyLoss(2)(logits, label) + SiteContrastLoss()(embedding.flatten(2), 0)).backward()
+    assert logits.grad is not None
+    assert embedding.grad is not None
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        float(loss)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("size", [(64, 48), (256, 256)])
+def test_cuda_equals_cpu_without_a_synchronization(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    cpu = [torch.rand(3, channels, *size, generator=generator) for channels in (2, 1, 2)]
+    label = torch.randint(0, 3, (3, 1, *size), generator=generator)
+    results = []
+    for device in ("cpu", "cuda"):
+        logits, image, embedding = (values.to(device).requires_grad_() for values in cpu)
+        target = label.to(device)
+        torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss = TreeEnergyLoss(2)(logits, target, image, [embedding])
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        results.append([torch.as_tensor(value).detach().cpu() for value in (loss, logits.grad, embedding.grad)])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
 
 
 @pytest.mark.parametrize(
