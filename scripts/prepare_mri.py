@@ -16,25 +16,14 @@ After an interruption add --resume. All options: python scripts/prepare_mri.py -
 
 from __future__ import annotations
 
-import functools
-import sys
-from typing import Any
-
-import fire
-
-from fedmonai.data.convert import prepare_mri
-from fedmonai.errors import ConfigError
+from fedmonai.data.command_line import run_command
+from fedmonai.data.convert import Summary, prepare_mri
 
 
-@functools.wraps(prepare_mri)
-def main(*args: Any, **options: Any) -> None:
-    try:
-        summary = prepare_mri(*args, **options)
-    except ConfigError as error:
-        sys.exit(str(error))
+def report(summary: Summary) -> int:
     print(summary)
-    sys.exit(summary.exit_code)
+    return summary.exit_code
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(prepare_mri, report)

@@ -11,24 +11,15 @@ All options: python scripts/split_sites.py -- --help
 
 from __future__ import annotations
 
-import functools
-import sys
-from typing import Any
-
-import fire
+from pathlib import Path
 
 from fedmonai.data import simulate_sites
-from fedmonai.errors import ConfigError
+from fedmonai.data.command_line import run_command
 
 
-@functools.wraps(simulate_sites)
-def main(*args: Any, **options: Any) -> None:
-    try:
-        for path in simulate_sites(*args, **options):
-            print(path)
-    except ConfigError as error:
-        sys.exit(str(error))
+def report(paths: list[Path]) -> None:
+    print(*paths, sep="\n")
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(simulate_sites, report)

@@ -79,6 +79,13 @@ def read_slice(file: h5py.File, key: str, index: int | slice) -> np.ndarray:
         ) from error
 
 
+def subject_of(file: h5py.File) -> str | None:
+    """The subject id a volume file carries (fastMRI's attribute ``patient_id``)."""
+    value = file.attrs.get("patient_id")
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+    return text.strip() or None
+
+
 def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
     """Check the datasets of a volume file and return its sizes; no image data are read.
 

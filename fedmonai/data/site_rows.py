@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
-
-from fedmonai.data.kspace_file import open_volume
+from fedmonai.data.kspace_file import open_volume, subject_of
 from fedmonai.data.simulated_sites import (
     sites_by_column,
     sites_by_dirichlet,
@@ -67,12 +65,6 @@ def rows_from_layout(dataset_dir: PathLike, sequence: str | None = None) -> list
     if not rows:
         raise ConfigError(f"dataset_dir: no {base}/{f'{sequence}/' if sequence else ''}<train|val|test>/*.h5.")
     return rows
-
-
-def subject_of(file: h5py.File) -> str | None:
-    """The subject id a volume file carries (fastMRI's attribute ``patient_id``)."""
-    value = file.attrs.get("patient_id")
-    return str(value) if value is not None and str(value) else None
 
 
 def simulate_sites(

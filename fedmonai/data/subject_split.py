@@ -45,25 +45,40 @@ def split_subjects(
         subjects: ids; repetitions count once.
         shares: of train, val and test; a share of 0 leaves a split out.
         seed: of the permutation.
-        fixed: subjects that have a split already (an earlier run): they keep it, the others fill what is missing.
+        fixed: subjects that have a split already (an earlier run): they keep it, the others fill what is missing. For
+            an unchanged set of subjects the result is that of a run without ``fixed``.
 
     Raises:
         ConfigError: fewer subjects than splits to fill, or wrong shares.
     """
     shares = check_shares(shares)
     names = sorted(set(subjects))
-    assigned = {name: fixed[name] for name in names if fixed and name in fixed}
     wanted = dict(zip(SPLITS, share_counts(len(names), shares), strict=True))
-    for split in assigned.values():
-        wanted[split] = max(0, wanted[split] - 1)
-    free = [name for name in names if name not in assigned]
-    while sum(wanted.values()) > len(free):  # an earlier run gave some split more than its share
-        wanted[max(wanted, key=lambda split: wanted[split])] -= 1
-    order = [free[index] for index in np.random.RandomState(seed).permutation(len(free))]
+    known = {name: fixed[name] for name in names if fixed and name in fixed}
+    dealt = _deal(names, wanted, seed)
+    if any(dealt[name] != split for name, split in known.items()):  # the subjects were others when the split was made
+        free = [name for name in names if name not in known]
+        dealt = known | _deal(free, _missing(wanted, known, len(free)), seed)
+    return {name: dealt[name] for name in names}
+
+
+def _deal(names: Sequence[str], wanted: Mapping[str, int], seed: int | Sequence[int]) -> dict[str, str]:
+    order = [names[index] for index in np.random.RandomState(seed).permutation(len(names))]
+    dealt: dict[str, str] = {}
     for split, count in wanted.items():
-        assigned |= dict.fromkeys(order[:count], split)
+        dealt |= dict.fromkeys(order[:count], split)
         order = order[count:]
-    return {name: assigned[name] for name in names}
+    return dealt
+
+
+def _missing(wanted: Mapping[str, int], known: Mapping[str, str], free: int) -> dict[str, int]:
+    """How many of ``free`` subjects each split still needs."""
+    missing = dict(wanted)
+    for split in known.values():
+        missing[split] = max(0, missing[split] - 1)
+    while sum(missing.values()) > free:  # some split has more than its share already
+        missing[max(reversed(SPLITS), key=lambda split: missing[split])] -= 1
+    return missing
 
 
 def share_counts(total: int, shares: Sequence[float]) -> list[int]:

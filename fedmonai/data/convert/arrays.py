@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 import scipy.io
 
+from fedmonai.data import memory_limits
 from fedmonai.data.convert.volume import InputError, Volume, arrange, check_size
 
 #: Meaning of the axes by rank, if --axes does not say: NumPy stacks slices first, MATLAB last.
@@ -66,8 +68,7 @@ def _read_mat(path: Path, key: str | None) -> np.ndarray:
     try:
         shapes = {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in _MAT_NUMBERS}
         name = _choose(shapes, key)
-        if int(np.prod(shapes[name], dtype=np.int64)) > 2**33:
-            raise InputError(f"variable '{name}' declares shape {shapes[name]}")
+        _refuse_huge(name, shapes[name])
         return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
     except InputError:
         raise
@@ -83,15 +84,20 @@ def _read_mat73(path: Path, key: str | None) -> np.ndarray:
     try:
         with h5py.File(path, "r") as file:
             shapes = {name: item.shape[::-1] for name, item in file.items() if _is_numeric(item)}
-            item = file[_choose(shapes, key)]
-            if item.size * item.dtype.itemsize > max(1, item.id.get_storage_size()) * 2000:
-                raise InputError(f"variable '{item.name}' declares shape {item.shape} but stores almost nothing")
-            data = item[()]
+            name = _choose(shapes, key)
+            _refuse_huge(name, shapes[name])
+            data = file[name][()]
     except OSError as error:
         raise InputError(f"damaged .mat file ({str(error)[:120]})") from error
     if data.dtype.names:
         data = (data["real"] + 1j * data["imag"]).astype(np.complex64)
     return data.T
+
+
+def _refuse_huge(name: str, shape: tuple[int, ...]) -> None:
+    """Both formats compress: a small file can declare any size."""
+    if math.prod(shape) * 16 > memory_limits.HEADROOM * memory_limits.available_memory():
+        raise InputError(f"variable '{name}' declares shape {shape}, more than the memory that is free")
 
 
 def _is_numeric(item: Any) -> bool:

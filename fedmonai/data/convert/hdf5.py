@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from fedmonai.data.convert.volume import InputError, Volume
-from fedmonai.data.kspace_file import open_volume, read_header
+from fedmonai.data.kspace_file import open_volume, read_header, subject_of
 from fedmonai.errors import ConfigError
 
 _CODE = re.compile(r"[A-Za-z0-9_]{1,32}")
@@ -45,11 +45,10 @@ def read_fastmri(path: Path) -> Iterator[Volume]:
 def raw_subject(path: Path) -> str | None:
     """The subject id of a fastMRI file (attribute ``patient_id``), None without one or in an unreadable file."""
     try:
-        with h5py.File(path, "r") as file:
-            value = file.attrs.get("patient_id")
-    except OSError:
-        return None
-    return str(value) if value is not None and str(value).strip() else None
+        with open_volume(path) as file:
+            return subject_of(file)
+    except ConfigError:
+        return None  # reading the volume will say what is wrong with it
 
 
 def _code(value: object) -> str | None:

@@ -46,7 +46,7 @@ class SplitPlan:
         """
         if isinstance(option, str) and option in SPLITS:
             return cls(fixed=option)
-        text = option if isinstance(option, str) else ",".join(str(part) for part in option)
+        text = ",".join(str(part) for part in option) if isinstance(option, (tuple, list)) else str(option)
         try:
             numbers = tuple(float(part) for part in text.removeprefix("slices:").split(","))
         except ValueError:
