@@ -2,6 +2,10 @@
 # make test : set up and run lint, types and tests
 # make integration : the tests that start real processes (minutes)
 
+# waiting threads sleep instead of spinning: on a busy machine spinning costs more than all the work
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt

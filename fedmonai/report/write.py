@@ -58,8 +58,8 @@ def _heading(tables: RunTables) -> str:
         f"{len(rounds)} of {run['num_rounds']} rounds",
         f"- training at {', '.join(run.get('train_sites', []))}; tested at {', '.join(run.get('test_sites', []))}",
         f"- strategy {run.get('strategy')}, shared keys {run.get('shared_keys')}, kept local {run.get('local_keys')}",
-        f"- best round {run.get('best_round')}, by the mean validation {run.get('key_metric')} over sites; the test split "
-        "was read once, at the end",
+        f"- best round {run.get('best_round')}, by the mean validation {run.get('key_metric')} over sites; the test "
+        "split was read once, at the end",
         f"- seed {run.get('seed')}, {run.get('threads')} threads, device {run.get('device')}, {versions}",
     ]
     return "\n".join([lines[0], "", *lines[1:], *(f"- note: {note}" for note in run.get("notes", []))])

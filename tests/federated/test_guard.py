@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of bad update is refused with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated import Guard, RefusedMessage, weights_message
+
+REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+
+
+def good(**changes: object) -> object:
+    weights = {"a": torch.ones(2, 3), "b": torch.ones(4)}
+    statistics: dict = {"num_samples": 3, "num_steps": 2, "round": 5}
+    for key, value in changes.items():
+        (weights if key in weights else statistics)[key] = value
+    return weights_message(weights, **statistics)
+
+
+def without_b() -> object:
+    message = good()
+    del message.weights["b"]
+    return message
+
+
+def with_extra() -> object:
+    message = good()
+    message.weights["c"] = torch.ones(1)
+    return message
+
+
+def with_attachment() -> object:
+    message = good()
+    message["secret"] = {"x": torch.ones(1)}
+    return message
+
+
+BAD: list[tuple[str, Callable[[], object]]] = [
+    ("NaN or infinite", lambda: good(a=torch.full((2, 3), float("nan")))),
+    ("NaN or infinite", lambda: good(b=torch.tensor([1.0, float("inf"), 0.0, 0.0]))),
+    ("max_abs", lambda: good(b=torch.full((4,), 1e9))),
+    ("missing, for example 'b'", without_b),
+    ("not shared, for example 'c'", with_extra),
+    (r"shape \(3, 2\), not \(2, 3\)", lambda: good(a=torch.ones(3, 2))),
+    ("float16", lambda: good(a=torch.ones(2, 3, dtype=torch.float16))),
+    ("int64", lambda: good(a=torch.ones(2, 3, dtype=torch.int64))),
+    ("not a tensor", lambda: good(a=[1.0])),
+    ("num_samples is 0", lambda: good(num_samples=0)),
+    ("num_steps is -1", lambda: good(num_steps=-1)),
+    ("round 4, not to 5", lambda: good(round=4)),
+    ("2 tensors are missing", lambda: weights_message({}, num_samples=1, num_steps=1, round=5)),
+    ("undeclared attachment 'secret'", with_attachment),
+]
+
+
+@pytest.mark.parametrize(("reason", "make"), BAD, ids=[reason for reason, _ in BAD])
+def test_bad_update_is_refused(reason: str, make: Callable[[], object]) -> None:
+    with pytest.raises(RefusedMessage, match=reason):
+        Guard().check_update(make(), REFERENCE, 5)
+
+
+def test_good_update_passes_and_declared_attachments_too() -> None:
+    Guard().check_update(good(), REFERENCE, 5)
+    Guard().check_update(with_attachment(), REFERENCE, 5, attachments=("secret",))
+
+
+def test_norm_bound_is_on_the_difference() -> None:
+    # ten ones against zeros: norm sqrt(10) = 3.162
+    Guard(max_norm=3.17).check_update(good(), REFERENCE, 5)
+    with pytest.raises(RefusedMessage, match=r"norm 3\.16, more than max_norm = 3"):
+        Guard(max_norm=3.0).check_update(good(), REFERENCE, 5)
+
+
+def test_bounds_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match="max_abs is 0"):
+        Guard(max_abs=0)
