@@ -106,7 +106,11 @@ class _RoutedConv(nn.Module):
         return self.forward_sum(x, shares)
 
     def forward_grouped(self, x: Tensor, shares: Tensor) -> Tensor:
-        """Mix the kernels, then one convolution with one group per example."""
+        """Mix the kernels of the batch, then apply them all at once."""
+        return self.convolve_grouped(x, shares)
+
+    def convolve_grouped(self, x: Tensor, shares: Tensor) -> Tensor:
+        """One convolution with one group per example."""
         batch, channels, rows, columns = x.shape
         weight, bias = self.mix(shares)
         y = self.convolve(x.reshape(1, batch * channels, rows, columns), weight, bias, batch)
@@ -132,7 +136,8 @@ class RoutedConv2d(_RoutedConv):
     buffers: only the router trains. The authors' program loops over the examples; here the whole batch is one
     grouped convolution. Both forms are the same function:
 
-    - ``grouped``: kernels mixed, one convolution with ``batch`` groups; fast, exports to TorchScript by script.
+    - ``grouped``: kernels mixed, one convolution with ``batch`` groups (on small maps one batched matrix product);
+      fast, exports to TorchScript by script.
     - ``sum``: one convolution per expert, outputs mixed; ``num_experts`` times the arithmetic, exports to ONNX.
 
     A single expert with router weight 1 is the plain convolution.
@@ -155,8 +160,11 @@ class RoutedConv2d(_RoutedConv):
         dropout: float = 0.2,
         form: str = "grouped",
     ) -> None:
-        shape = (out_channels, in_channels // groups, *ensure_tuple_rep(kernel_size, 2))
-        super().__init__(in_channels, shape, out_channels, num_experts, bias, dropout, form)
+        sides = list(ensure_tuple_rep(kernel_size, 2))
+        super().__init__(
+            in_channels, (out_channels, in_channels // groups, *sides), out_channels, num_experts, bias, dropout, form
+        )
+        self.kernel_size = sides
         self.stride = list(ensure_tuple_rep(stride, 2))
         self.padding = list(ensure_tuple_rep(padding, 2))
         self.dilation = list(ensure_tuple_rep(dilation, 2))
@@ -164,6 +172,28 @@ class RoutedConv2d(_RoutedConv):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups * self.groups)
+
+    def forward_grouped(self, x: Tensor, shares: Tensor) -> Tensor:
+        """As in the base, but a batched matrix product on maps with fewer pixels than output channels.
+
+        There the kernels are the bulk of the data: the product reads them as they lie, a convolution copies them into
+        a layout of its own first.
+        """
+        rows = self.output_size(x.shape[2], 0)
+        columns = self.output_size(x.shape[3], 1)
+        if self.groups > 1 or rows * columns >= self.out_channels:
+            return self.convolve_grouped(x, shares)
+        weight, bias = self.mix(shares)
+        patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
+        y = torch.bmm(weight.view(x.shape[0], self.out_channels, -1), patches)
+        if bias is not None:
+            y = y + bias.view(x.shape[0], self.out_channels, 1)
+        return y.view(x.shape[0], self.out_channels, rows, columns)
+
+    def output_size(self, size: int, axis: int) -> int:
+        """Rows (axis 0) or columns (axis 1) of the output for an input of ``size``."""
+        span = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        return (size + 2 * self.padding[axis] - span) // self.stride[axis] + 1
 
 
 class RoutedConvTranspose2d(_RoutedConv):
