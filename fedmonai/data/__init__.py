@@ -7,6 +7,7 @@ from fedmonai.data.case_check import CaseProblem, check_cases, check_prostate, p
 from fedmonai.data.case_files import CaseVolume, read_case_file
 from fedmonai.data.case_slices import CaseSliceDataset
 from fedmonai.data.generated import generate_fundus_federation, generate_octa_federation
+from fedmonai.data.generated_mri import generate_mri_federation, generated_mri_site
 from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
 from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest, write_manifest
 from fedmonai.data.prostate import PROSTATE_SHARES, PROSTATE_SITES, prostate_cases, prostate_pictures, write_case_lists
@@ -30,7 +31,9 @@ __all__ = [
     "check_prostate",
     "collate_slices",
     "generate_fundus_federation",
+    "generate_mri_federation",
     "generate_octa_federation",
+    "generated_mri_site",
     "kspace_volumes",
     "make_weak_labels",
     "paired_files",
