@@ -6,8 +6,8 @@
 One adaptation step of one layer, forward and backward (to the layer's input and to the router; the experts are frozen).
 The peer is the authors' way: for every example it sums the weighted experts and convolves. ``loop, mixed once`` is a
 better loop, whose kernels come from one matrix product as ours do. It shows where the gain comes from: on a CPU it is
-the mixing, and the grouping adds little to it; on a GPU the grouping spares one launch per example. Where a map has
-fewer pixels than channels, the grouped form is a batched matrix product.
+the mixing, and the grouping adds little to it; on a GPU the grouping spares one launch per example. Where channels
+outnumber pixels two to one, the grouped form is a batched matrix product.
 
 All three are timed in turns in one process, in CPU seconds on one thread, so other load counts little (wall seconds of
 finished work with ``--device cuda``). Outputs and gradients are compared before. Layers are those of the segmentation

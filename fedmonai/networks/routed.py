@@ -174,14 +174,14 @@ class RoutedConv2d(_RoutedConv):
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups * self.groups)
 
     def forward_grouped(self, x: Tensor, shares: Tensor) -> Tensor:
-        """As in the base, but a batched matrix product on maps with fewer pixels than output channels.
+        """As in the base, but a batched matrix product where output channels outnumber pixels two to one.
 
         There the kernels are the bulk of the data: the product reads them as they lie, a convolution copies them into
         a layout of its own first.
         """
         rows = self.output_size(x.shape[2], 0)
         columns = self.output_size(x.shape[3], 1)
-        if self.groups > 1 or rows * columns >= self.out_channels:
+        if self.groups > 1 or 2 * rows * columns > self.out_channels:
             return self.convolve_grouped(x, shares)
         weight, bias = self.mix(shares)
         patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]

@@ -71,11 +71,11 @@ def test_both_forms_equal_a_loop_over_examples_with_gradients(transposed, groups
 @pytest.mark.parametrize("bias", [True, False])
 def test_small_maps_are_one_batched_product_with_the_same_result(bias, monkeypatch):
     torch.manual_seed(0)
-    layer = RoutedConv2d(4, 16, (3, 1), 3, stride=(1, 2), padding=1, dilation=(2, 1), bias=bias, dropout=0.0).double()
+    layer = RoutedConv2d(4, 20, (3, 1), 3, stride=(1, 2), padding=1, dilation=(2, 1), bias=bias, dropout=0.0).double()
     layer.expert_weights.normal_()
     image = torch.randn(3, 4, 5, 3, dtype=torch.float64)
     expected = layer.forward_sum(image, layer.router(image))
-    assert expected.shape == (3, 16, 3, 3)  # 9 pixels, 16 channels
+    assert expected.shape == (3, 20, 3, 3)  # 9 pixels, 20 channels
     gradients = torch.autograd.grad(expected.square().mean(), list(layer.router.parameters()))
     monkeypatch.setattr(layer, "convolve_grouped", None)  # must not be used
     output = layer(image)
