@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds of a small real federation: the FL-MR bundle with a tiny network on tiny k-space."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+
+from fedmonai.errors import ConfigError, FederationError
+from fedmonai.federated import Federation, Sites, WeightedMean, attach, weights_message
+
+BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fl_mr")
+IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.RandomState(0)
+    for site in "ABC":
+        for split in ("train", "val", "test"):
+            folder = root / site / split
+            folder.mkdir(parents=True)
+            images = generator.rand(4, 32, 32).astype(np.float32) + np.outer(np.hanning(32), np.hanning(32))
+            shifted = np.fft.ifftshift(images, axes=(-2, -1))
+            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
+            with h5py.File(folder / f"{site}{split}.h5", "w") as stream:
+                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
+                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    return root
+
+
+def federation(data: Path, out: Path, names: str = "ABC", ids: dict | None = None, **options: Any) -> Federation:
+    site_options = {
+        k: options.pop(k) for k in ("local_keys", "shared_keys", "resident_sites", "turn_timeout") if k in options
+    }
+    keys = {k: site_options[k] for k in ("local_keys", "shared_keys") if k in site_options}
+    specs = {name: {"dataset_dir": str(data / name)} for name in names}
+    sites = Sites(BUNDLE, specs, str(out), local={**IDS, **(ids or {})}, **site_options)
+    return Federation(sites, WeightedMean(**keys), options.pop("num_rounds", 3), str(out), **options)
+
+
+def final(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "models" / "model_final.pt", weights_only=True)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def rounds(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of three rounds."""
+    out = tmp_path_factory.mktemp("reference")
+    federation(data, out).run()
+    return out
+
+
+def test_run_folder_is_complete(reference: Path) -> None:
+    names = {p.relative_to(reference).as_posix() for p in reference.rglob("*") if p.is_file()}
+    expected = {"federation.pt", "run.json", "rounds.jsonl", "metrics.csv", "cases.csv", "models/model.pt"}
+    assert expected | {"models/model_final.pt", "models/initial.pt", "sites/A/examples/example.npz"} <= names
+    lines = rounds(reference)
+    assert [line["round"] for line in lines] == [1, 2, 3]
+    assert lines[0]["completed"] == ["A", "B", "C"]
+    size = sum(t.numel() * 4 for t in final(reference).values())
+    assert lines[2]["bytes_up"] == {site: {"weights": size} for site in "ABC"}
+    heading = (reference / "metrics.csv").read_text().splitlines()[0]
+    assert heading == "round,site,model,split,metric,value"
+
+
+def test_two_runs_agree_to_the_bit_and_workers_change_nothing(data: Path, reference: Path, tmp_path: Path) -> None:
+    federation(data, tmp_path, ids={"num_workers": 1}).run()
+    assert same(final(reference), final(tmp_path))
+    assert (tmp_path / "metrics.csv").read_text() == (reference / "metrics.csv").read_text()
+
+
+def test_one_site_in_memory_at_a_time_changes_nothing(data: Path, reference: Path, tmp_path: Path) -> None:
+    federation(data, tmp_path, resident_sites=1).run()
+    assert same(final(reference), final(tmp_path))
+
+
+class Interrupt:
+    """A user's handler that ends the process's work in the middle of a run."""
+
+    def attach(self, engine: Federation) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
+
+    def __call__(self, engine: Federation) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("local_keys", [(), (r"decoder\.",)], ids=["all shared", "decoder private"])
+def test_resumed_equals_uninterrupted_to_the_bit(data: Path, tmp_path: Path, local_keys: tuple) -> None:
+    options: dict = {"local_keys": local_keys, "ids": {"reset_optimizer": False}}
+    federation(data, tmp_path / "whole", **options).run()
+    with pytest.raises(KeyboardInterrupt):
+        attach(federation(data, tmp_path / "cut", **options), [Interrupt()]).run()
+    assert [line["round"] for line in rounds(tmp_path / "cut")] == [1, 2]  # round 2 is written but not committed
+    federation(data, tmp_path / "cut", resume=True, **options).run()
+    assert same(final(tmp_path / "whole"), final(tmp_path / "cut"))
+    for name in ("metrics.csv", "cases.csv"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
+
+
+def test_damaged_newest_state_costs_one_round_and_is_said(
+    data: Path, reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation(data, tmp_path, num_rounds=2).run()
+    path = tmp_path / "federation.pt"
+    path.write_bytes(path.read_bytes()[:200])
+    federation(data, tmp_path, resume=True).run()
+    assert "The round before it is used" in caplog.text
+    assert same(final(reference), final(tmp_path))
+
+
+def test_finished_run_is_left_alone_and_folders_are_not_overwritten(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation(data, tmp_path, num_rounds=1).run()
+    before = (tmp_path / "federation.pt").read_bytes()
+    federation(data, tmp_path, num_rounds=1, resume=True).run()
+    assert "nothing is done" in caplog.text
+    assert (tmp_path / "federation.pt").read_bytes() == before
+    with pytest.raises(ConfigError, match="already holds a run"):
+        federation(data, tmp_path, num_rounds=1).run()
+
+
+def test_two_processes_in_one_folder_are_refused(data: Path, tmp_path: Path) -> None:
+    first = federation(data, tmp_path)
+    with pytest.raises(ConfigError, match="in use by another"):
+        federation(data, tmp_path)
+    first.run_state.folder.close()
+
+
+def break_site(engine: Federation, name: str, number: int, error: Exception) -> None:
+    site = engine.sites.open(name)
+
+    def fail(trainer: Any) -> None:
+        if trainer.state.round == number:
+            raise error
+
+    site.trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
+
+
+def test_failing_site_is_left_out_and_comes_back_whole(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path)
+    engine.prepare()
+    break_site(engine, "B", 1, RuntimeError("scanner on fire"))
+    engine.run()
+    first, second, _ = rounds(tmp_path)
+    assert first["failed"] == {"B": "RuntimeError: scanner on fire"}
+    assert first["completed"] == ["A", "C"]
+    assert second["completed"] == ["A", "B", "C"]
+    # four slices in batches of three are two iterations per epoch, in three rounds less the failed one
+    assert engine.sites.open("B").trainer.state.iteration == 4
+
+
+def test_failed_turn_leaves_no_trace(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path, local_keys=(r"decoder\.",), ids={"reset_optimizer": False})
+    engine.prepare()
+    site = engine.sites.open("B")
+    site.train(weights_message(engine.strategy.global_weights, round=1))
+    before = site.state_dict()
+    break_site(engine, "B", 2, RuntimeError("again"))
+    with pytest.raises(RuntimeError, match="again"):
+        site.train(weights_message(engine.strategy.global_weights, round=2))
+    after = site.state_dict()
+    assert same(before["private"], after["private"])
+    assert (before["epoch"], before["iteration"]) == (after["epoch"], after["iteration"])
+    old, new = before["optimizer"]["state"], after["optimizer"]["state"]
+    assert all(torch.equal(old[k]["square_avg"], new[k]["square_avg"]) for k in old)
+    engine.run_state.folder.close()
+
+
+def test_too_few_sites_stop_the_run_and_the_last_round_stays(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path, min_sites=3)
+    engine.prepare()
+    break_site(engine, "C", 2, RuntimeError("gone"))
+    with pytest.raises(FederationError, match=r"round 2: 2 of 3 .*C: RuntimeError: gone.*--resume True"):
+        engine.run()
+    assert torch.load(tmp_path / "federation.pt", weights_only=True)["round"] == 1
+
+
+def test_non_finite_loss_is_a_failure(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path, num_rounds=1, ids={"lr": 1e30})
+    with pytest.raises(FederationError, match=r"0 of 3"):
+        engine.run()
+
+
+def test_participants_change_with_the_round_and_only_with_it(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path, fraction=0.5)
+    chosen = [engine.participants(number) for number in range(1, 20)]
+    assert {len(names) for names in chosen} == {2}
+    assert len({tuple(names) for names in chosen}) == 3
+    assert chosen == [engine.participants(number) for number in range(1, 20)]
+    engine.run()
+    assert [line["participants"] for line in rounds(tmp_path)] == chosen[:3]
+
+
+def test_private_keys_never_travel_and_survive_what_arrives(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path, num_rounds=1, local_keys=(r"decoder\.",))
+    engine.prepare()
+    messages = engine.strategy.configure_round(1, ["A"])
+    site = engine.sites.open("A")
+    private = {k: site.tensors[k].clone() for k in site.private}
+    assert private
+    assert not [k for k in messages["A"].weights if k.startswith("decoder.")]
+    site.train(messages["A"])
+    assert not [k for k in site.get_weights().weights if k.startswith("decoder.")]
+    whole = weights_message({k: t.clone() for k, t in site.tensors.items()}, round=2)
+    with pytest.raises(ValueError, match="not shared"):
+        site.train(whole)
+    engine.run_state.folder.close()
+
+
+def test_evaluation_between_turns_changes_nothing(data: Path, tmp_path: Path) -> None:
+    results = []
+    for index, evaluated in enumerate((False, True)):
+        engine = federation(data, tmp_path / str(index), ids={"reset_optimizer": False})
+        engine.prepare()
+        site = engine.sites.open("A")
+        for number in (1, 2):
+            site.train(weights_message(engine.strategy.global_weights, round=number))
+            if evaluated:
+                metrics = site.evaluate(engine.strategy.evaluation_message("A")).metrics
+                assert set(metrics) == {"psnr", "ssim", "nmse"}
+        results.append(site.get_weights().weights)
+        engine.run_state.folder.close()
+    assert same(*results)
+
+
+def test_start_from_given_weights(data: Path, reference: Path, tmp_path: Path) -> None:
+    start = reference / "models" / "model_final.pt"
+    engine = federation(data, tmp_path, init_ckpt=str(start))
+    engine.prepare()
+    assert same(engine.strategy.global_weights, final(reference))
+    assert "full match" in engine.run_state.notes[0]
+    engine.run_state.folder.close()
+
+
+def test_changed_sites_are_stated(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    federation(data, tmp_path, names="AB", num_rounds=1).run()
+    federation(data, tmp_path, names="AC", num_rounds=2, resume=True).run()
+    assert "new since round 1: C" in caplog.text
+    assert "no longer in the federation: B" in caplog.text
+    assert rounds(tmp_path)[1]["completed"] == ["A", "C"]
+
+
+def test_unknown_site_names_the_known_ones(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train_sites names 'Z'.*A, B, C"):
+        federation(data, tmp_path, train_sites=["Z"])
+
+
+def test_time_limit_of_a_turn(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path, turn_timeout=1e-9)
+    with pytest.raises(FederationError, match="turn_timeout"):
+        engine.run()
