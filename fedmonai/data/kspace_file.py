@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ MAX_SLICES = 8192
 MAX_COILS = 256
 MAX_SIDE = 4096
 MAX_SLICE_BYTES = 2 * 1024**3
+_DAMAGED = (OSError, KeyError, RuntimeError, ValueError, TypeError)  # what h5py raises, by where the damage is
 _MAX_COMPRESSION = 2000  # deflate reaches about 1030:1 on constant data
 
 
@@ -60,9 +63,22 @@ def open_volume(path: str | os.PathLike[str]) -> h5py.File:
     """
     try:
         return h5py.File(path, "r")
-    except OSError as error:
+    except _DAMAGED as error:
         reason = "does not exist" if not Path(path).exists() else f"is not a readable HDF5 file ({_short(error)})"
         raise ConfigError(f"{path} {reason}; restore it or take it out of the data list.") from error
+
+
+@contextlib.contextmanager
+def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what h5py raises on a damaged file into a :class:`ConfigError` that names the file."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except _DAMAGED as error:
+        raise ConfigError(
+            f"{path} is damaged ({_short(error)}); restore it or take it out of the data list."
+        ) from error
 
 
 def read_slice(file: h5py.File, key: str, index: int | slice) -> np.ndarray:
@@ -73,7 +89,7 @@ def read_slice(file: h5py.File, key: str, index: int | slice) -> np.ndarray:
     """
     try:
         return np.asarray(file[key][index])
-    except (OSError, KeyError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise ConfigError(
             f"{file.filename}: cannot read '{key}' {index} ({_short(error)}); restore the file."
         ) from error
@@ -93,7 +109,7 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
         ConfigError: unreadable file, no ``kspace``, wrong rank or type, sizes no scanner makes, data that lie in
             another file, a target or mask that does not fit the k-space.
     """
-    with open_volume(path) as file:
+    with damage_named(path), open_volume(path) as file:
         kspace = _dataset(file, "kspace")
         if kspace is None:
             found = ", ".join(sorted(file)) or "nothing"
@@ -104,9 +120,9 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
         key = _target_key(file, kspace.ndim)
         size = None if key is None else _target_size(path, _dataset(file, key), key, slices)
         mask = _dataset(file, "mask")
-        if mask is not None and mask.shape != (columns,):
+        if mask is not None and (mask.shape != (columns,) or mask.dtype.kind not in "biuf"):
             raise ConfigError(
-                f"{path}: 'mask' has shape {mask.shape}, expected one value per k-space column ({columns},)."
+                f"{path}: 'mask' is {mask.dtype} {mask.shape}, expected one number per k-space column ({columns},)."
             )
         return KspaceHeader(str(path), slices, coils, rows, columns, kspace.ndim == 4, key, size, mask is not None)
 

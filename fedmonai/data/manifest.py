@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmonai.data.atomic import write_json
-from fedmonai.data.kspace_file import open_volume, read_slice
+from fedmonai.data.kspace_file import damage_named, open_volume, read_slice
 from fedmonai.data.volume_list import SECTIONS, read_data_list, resolve_inside
 from fedmonai.errors import ConfigError
 
@@ -129,7 +129,7 @@ def file_digest(*paths: PathLike) -> str:
 
 def kspace_digest(path: PathLike) -> str:
     """SHA-256 of the k-space values and shape of a volume file, whatever else the file holds."""
-    with open_volume(path) as file:
+    with damage_named(path), open_volume(path) as file:
         shape = file["kspace"].shape
         digest = hashlib.sha256(repr(shape).encode())
         for index in range(shape[0]):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmonai.data.kspace_file import open_volume, subject_of
+from fedmonai.data.kspace_file import damage_named, open_volume, subject_of
 from fedmonai.data.simulated_sites import (
     sites_by_column,
     sites_by_dirichlet,
@@ -58,7 +58,7 @@ def rows_from_layout(dataset_dir: PathLike, sequence: str | None = None) -> list
             continue
         for volume in kspace_volumes(base, split, sequence):
             path = Path(volume["kspace"])
-            with open_volume(path) as file:
+            with damage_named(path), open_volume(path) as file:
                 owner = subject_of(file) or path.stem
             row = {"kspace": path.relative_to(base).as_posix(), "subject": owner, "split": split}
             rows.append(row | ({"sequence": sequence} if sequence else {}))

@@ -7,7 +7,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from fedmonai.data.convert.dicom import group_series, read_headers, read_series
+from fedmonai.data.convert.dicom import read_series
+from fedmonai.data.convert.dicom_header import read_slice_header
 from fedmonai.data.convert.volume import InputError
 
 
@@ -83,9 +84,9 @@ def test_without_any_order(tmp_path, make_series):
 @pytest.mark.parametrize(
     ("tags", "pixels", "what"),
     [
-        ({}, np.zeros((5, 4)), "Rows"),
-        ({"PixelSpacing": [1, 1]}, np.zeros((6, 4)), "PixelSpacing"),
-        ({"ImageOrientationPatient": [0, 1, 0, 0, 0, 1]}, np.zeros((6, 4)), "ImageOrientationPatient"),
+        ({}, np.zeros((5, 4)), "rows"),
+        ({"PixelSpacing": [1, 1]}, np.zeros((6, 4)), "spacing"),
+        ({"ImageOrientationPatient": [0, 1, 0, 0, 0, 1]}, np.zeros((6, 4)), "orientation"),
     ],
 )
 def test_mixed_series(tmp_path, make_series, make_slice, tags, pixels, what):
@@ -105,9 +106,10 @@ def test_mixed_series(tmp_path, make_series, make_slice, tags, pixels, what):
 )
 def test_unusable_images(tmp_path, make_slice, tags, reason):
     with pytest.raises(InputError, match=reason):
-        read_headers(make_slice(tmp_path / "a.dcm", np.zeros((6, 4)), **tags))
+        read_slice_header(make_slice(tmp_path / "a.dcm", np.zeros((6, 4)), **tags))
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_every_truncation_is_an_input_error(tmp_path, make_slice):
     whole = make_slice(tmp_path / "whole.dcm", np.arange(24).reshape(6, 4)).read_bytes()
     refused = 0
@@ -130,7 +132,12 @@ def test_missing_pixels_are_named(tmp_path, make_series):
         read_series(paths)
 
 
-def test_series_are_told_apart(tmp_path, make_slice):
-    paths = [make_slice(tmp_path / f"{k}.dcm", np.zeros((6, 4)), series=f"1.2.{k % 2}") for k in range(4)]
-    groups = group_series((path, read_headers(path)) for path in paths)
-    assert groups == {"1.2.0": [paths[0], paths[2]], "1.2.1": [paths[1], paths[3]]}
+@pytest.mark.parametrize("value", [b"0.5", b"1\\2\\x3", b"nan\\0\\0"])
+def test_damaged_numbers_are_named(tmp_path, make_slice, value):
+    """The position's text is overwritten in the file, as a failing disk would do it."""
+    path = make_slice(tmp_path / "a.dcm", np.zeros((6, 4)), ImagePositionPatient=["-11", "-22", "33"])
+    blob = path.read_bytes()
+    assert blob.count(b"-11\\-22\\33") == 1
+    path.write_bytes(blob.replace(b"-11\\-22\\33", value.ljust(10)))
+    with pytest.raises(InputError, match="damaged DICOM file"):
+        read_slice_header(path)

@@ -52,7 +52,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, make_volume):
         ({"kspace": np.zeros((2, 4, 4), np.float32)}, "float32, expected complex64"),
         ({"kspace": np.zeros((0, 4, 4), np.complex64)}, "0 slices"),
         ({"kspace": np.zeros((1, 5000, 2), np.complex64)}, "5000 rows, allowed are 1 to 4096"),
-        ({"kspace": np.zeros((2, 4, 4), np.complex64), "mask": np.ones(5)}, r"'mask' has shape \(5,\)"),
+        ({"kspace": np.zeros((2, 4, 4), np.complex64), "mask": np.ones(5)}, r"'mask' is float64 \(5,\)"),
         ({"kspace": np.zeros((2, 4, 4), np.complex64), "reconstruction_esc": np.ones((3, 4, 4))}, "expected real"),
         ({"kspace": np.zeros((2, 4, 4), np.complex64), "reconstruction_esc": np.ones((4, 4))}, "expected real"),
     ],
@@ -133,3 +133,23 @@ def test_unreadable_slice_is_named(tmp_path):
         assert read_slice(file, "kspace", 0).shape == (64, 64)
         with pytest.raises(ConfigError, match=r"rotten\.h5: cannot read 'kspace' 1"):
             read_slice(file, "kspace", 1)
+
+
+def test_random_damage_never_ends_in_another_error(tmp_path, make_volume):
+    """Overwritten bytes anywhere in the metadata: the file is read, or refused by a message with its name."""
+    whole = make_volume(tmp_path / "a.h5", (2, 8, 6), (8, 6), mask=np.ones(6), patient_id="x").read_bytes()
+    rng = np.random.RandomState(0)
+    refused = 0
+    for _ in range(120):
+        blob = bytearray(whole)
+        for place in rng.randint(0, len(blob) * 2 // 3, rng.choice([1, 5, 20])):
+            blob[place] = rng.randint(256)
+        (tmp_path / "b.h5").write_bytes(blob)
+        try:
+            header = read_header(tmp_path / "b.h5")
+            with open_volume(tmp_path / "b.h5") as file:
+                read_slice(file, "kspace", header.slices - 1)
+        except ConfigError as error:
+            assert "b.h5" in str(error)
+            refused += 1
+    assert 20 < refused < 120

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from fedmonai.data.convert.volume import InputError, Volume
-from fedmonai.data.kspace_file import open_volume, read_header, subject_of
+from fedmonai.data.kspace_file import damage_named, open_volume, read_header, subject_of
 from fedmonai.errors import ConfigError
 
 _CODE = re.compile(r"[A-Za-z0-9_]{1,32}")
@@ -45,7 +45,7 @@ def read_fastmri(path: Path) -> Iterator[Volume]:
 def raw_subject(path: Path) -> str | None:
     """The subject id of a fastMRI file (attribute ``patient_id``), None without one or in an unreadable file."""
     try:
-        with open_volume(path) as file:
+        with damage_named(path), open_volume(path) as file:
             return subject_of(file)
     except ConfigError:
         return None  # reading the volume will say what is wrong with it

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmonai.data.kspace_file import open_volume
+from fedmonai.data.kspace_file import damage_named, open_volume
 from fedmonai.data.manifest import MANIFEST_NAME, file_digest, kspace_digest, read_manifest, write_manifest
 from fedmonai.data.volume_list import SECTIONS
 from fedmonai.errors import ConfigError
@@ -82,7 +82,7 @@ def update_manifest(root: Path, settings: dict[str, Any]) -> Path:
 
 
 def _read(path: Path, root: Path, split: str, sequence: str | None) -> Written:
-    with open_volume(path) as file:
+    with damage_named(path), open_volume(path) as file:
         if "kspace" not in file:
             raise ConfigError(f"output: {path} has no 'kspace'; take it out of the folder.")
         block = file.attrs.get(BLOCK)

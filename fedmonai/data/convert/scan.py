@@ -7,12 +7,11 @@ import hashlib
 import hmac
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from fedmonai.data.convert.dicom import group_series, is_dicom, read_headers
+from fedmonai.data.convert.dicom_header import SliceHeader, is_dicom, read_slice_header
 from fedmonai.data.convert.hdf5 import raw_subject
 from fedmonai.data.convert.volume import InputError, Source
 from fedmonai.errors import ConfigError
@@ -61,9 +60,10 @@ class Naming:
             name = f"{subject}_{kind}-{self.pseudonym(relative, 8)}"
         return Source(kind, relative, (path,), subject, name)
 
-    def of_series(self, uid: str, paths: list[Path], root: Path, header: Any) -> Source:
+    def of_series(self, headers: list[SliceHeader], root: Path) -> Source:
         """Subject and name of a DICOM series; nothing of its text goes into either."""
-        study, patient = str(header.get("StudyInstanceUID") or uid), str(header.get("PatientID") or "")
+        uid, study, patient = headers[0].series, headers[0].study, headers[0].patient
+        paths = [header.path for header in headers]
         folder = Path(os.path.commonpath([path.parent for path in paths]))
         notes: tuple[str, ...] = ()
         if self.subject == "auto":
@@ -105,7 +105,7 @@ def find_sources(root: Path, naming: Naming) -> Found:
     except re.error as error:
         raise ConfigError(f"subject: '{naming.subject}' is no regular expression ({error}).") from error
     found = Found()
-    series: list[tuple[Path, Any]] = []
+    series: dict[str, list[SliceHeader]] = defaultdict(list)
     base = root if root.is_dir() else root.parent
     for path in _files(root):
         label = _relative(path, base)
@@ -114,17 +114,17 @@ def find_sources(root: Path, naming: Naming) -> Found:
             if kind == "ignored":
                 found.ignored.append(label)
             elif kind == "dicom":
-                series.append((path, read_headers(path)))
+                header = read_slice_header(path)
+                series[header.series].append(header)
             else:
                 found.sources.append(naming.of_file(path, base, kind))
         except InputError as error:
             found.failed.append((label, str(error)))
-    headers = {str(header.SeriesInstanceUID): header for _, header in reversed(series)}
-    for uid, paths in group_series(series).items():
+    for headers in series.values():
         try:
-            found.sources.append(naming.of_series(uid, paths, base, headers[uid]))
+            found.sources.append(naming.of_series(headers, base))
         except InputError as error:
-            found.failed.append((_relative(paths[0], base), str(error)))
+            found.failed.append((_relative(headers[0].path, base), str(error)))
     found.sources = _unique(found.sources)
     return found
 

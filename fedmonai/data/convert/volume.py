@@ -114,7 +114,7 @@ class Volume:
 def _read(data: Any, index: int) -> np.ndarray:
     try:
         return np.asarray(data[index])
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"slice {index} cannot be read ({str(error)[:120]})") from error
 
 
