@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every bundle of the collection works with MONAI's own tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import WeightType
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedmonai.bundle import check_config, config_files
+from fedmonai.bundle.live_config import mistake_behind
+from fedmonai.errors import ConfigError
+
+ROOT = Path(__file__).parents[2] / "bundles"
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))
+OVERLAYS = sorted(path for bundle in BUNDLES for path in bundle.glob("configs/*/*.yaml"))
+SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
+DATA_IDS = {"dataset_dir", "data_list", "sequence", "slice_range", "sample_rate", "resolution"}
+DATA_IDS |= {"mask_kind", "accelerations", "center_fractions"}
+TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
+
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=[b.name for b in BUNDLES])
+
+
+def write_volume(path: Path, generator: np.random.RandomState, shape: tuple[int, ...] = (4, 32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = generator.rand(*shape).astype(np.float32)
+    shifted = np.fft.ifftshift(images, axes=(-2, -1))
+    kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
+    with h5py.File(path, "w") as stream:
+        stream["kspace"], stream["reconstruction_esc"] = kspace, images
+        stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("site")
+    generator = np.random.RandomState(0)
+    for split in ("train", "val", "test"):
+        write_volume(root / split / f"{split}.h5", generator)
+    return root
+
+
+def overrides(bundle: Path, site: Path, out: Path) -> dict:
+    own = {"output_dir": str(out), "ckpt_dir": str(out / "models")}
+    return {**TINY, **own, "bundle_root": str(bundle), "dataset_dir": str(site)}
+
+
+def test_collection_is_what_the_readme_says() -> None:
+    assert [b.name for b in BUNDLES] == ["fl_mr"]
+    assert len(OVERLAYS) == 15
+    for bundle in BUNDLES:
+        assert not list(bundle.rglob("*.py"))
+        for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
+            assert (bundle / name).is_file()
+
+
+@each_bundle
+def test_metadata(bundle: Path, tmp_path: Path) -> None:
+    shutil.copy(SCHEMA, tmp_path / "schema.json")
+    meta_file = bundle / "configs" / "metadata.json"
+    verify_metadata(meta_file=str(meta_file), filepath=str(tmp_path / "schema.json"))
+    meta = json.loads(meta_file.read_text())
+    assert meta["version"] in meta["changelog"]
+    files = {"meta_file": str(meta_file), "config_file": str(bundle / "configs" / "train.json")}
+    verify_net_in_out(net_id="network_def", **files, n=1, device="cpu", bundle_root=str(bundle))
+
+
+@each_bundle
+@pytest.mark.parametrize("overlay", [None, "evaluate.json"])
+def test_properties(bundle: Path, overlay: str | None, site: Path, tmp_path: Path) -> None:
+    names = ["train.json", overlay] if overlay else ["train.json"]
+    files = [str(bundle / "configs" / name) for name in names]
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **overrides(bundle, site, tmp_path))
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@each_bundle
+def test_train_then_evaluate_one_site(bundle: Path, site: Path, tmp_path: Path) -> None:
+    ids = {**overrides(bundle, site, tmp_path), "epochs": 2}
+    train = ConfigWorkflow(str(bundle / "configs" / "train.json"), "train", logging_file=False, **ids)
+    train.initialize()
+    train.run()
+    assert (tmp_path / "models" / "model.pt").is_file()
+    files = [str(bundle / "configs" / name) for name in ("train.json", "evaluate.json")]
+    evaluate = ConfigWorkflow(files, "train", logging_file=False, **ids)
+    evaluate.initialize()
+    evaluate.run()
+    text = (tmp_path / "metrics.csv").read_text()
+    assert all(name in text for name in ("psnr", "ssim", "nmse"))
+
+
+@each_bundle
+@pytest.mark.parametrize("diff", [False, True])
+def test_stock_client_two_rounds(bundle: Path, site: Path, tmp_path: Path, diff: bool) -> None:
+    ids = overrides(bundle, site, tmp_path)
+    algo = MonaiAlgo(str(bundle), send_weight_diff=diff, train_kwargs=dict(ids), eval_kwargs=dict(ids))
+    algo.initialize()
+    weights = {k: v.clone() for k, v in algo.trainer.network.state_dict().items()}
+    for _ in range(2):
+        message = ExchangeObject(weights=weights, weight_type=WeightType.WEIGHTS)
+        algo.train(message)
+        update = algo.get_weights().weights
+        assert set(update) == set(weights)
+        weights = {k: weights[k] + v if diff else v.clone() for k, v in update.items()}
+    metrics = algo.evaluate(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHTS)).metrics
+    assert set(metrics) == {"psnr", "ssim", "nmse"}
+
+
+@each_bundle
+def test_federation_from_elsewhere(bundle: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [str(bundle / "configs" / name) for name in ("federated.yaml", "demo.yaml")]
+    out = tmp_path / "run"
+    ids = {"bundle_root": str(bundle), "output_dir": str(out), "num_rounds": 2, "device": "cpu"}
+    local = {f"local::{key}": value for key, value in TINY.items()}
+    sites = {"sites": {name: {"dataset_dir": str(site)} for name in "AB"}}
+    workflow = ConfigWorkflow(files, "train", logging_file=False, **ids, **sites, **local)
+    workflow.initialize()
+    workflow.run()
+    losses = [json.loads(line)["loss"]["A"] for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert losses[1] < losses[0]
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == f"report: {out / 'report.md'}"
+    assert {p.name for p in (out / "figures").iterdir()} == {"convergence.png", "example_A.png", "example_B.png"}
+    assert (
+        torch.load(out / "models" / "model.pt", weights_only=True).keys()
+        == workflow.parser.get_parsed_content("strategy").global_weights.keys()
+    )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=[f"{p.parent.name}/{p.stem}" for p in OVERLAYS])
+def test_overlay_sets_known_ids_only(overlay: Path) -> None:
+    config = ConfigParser.load_config_file(overlay)
+    bundle = overlay.parents[2]
+    base = "train.json" if overlay.parent.name == "data" else "federated.yaml"
+    known = set(ConfigParser.load_config_file(bundle / "configs" / base))
+    assert set(config) <= (DATA_IDS if overlay.parent.name == "data" else known | {"data_root"})
+    assert overlay.read_text().startswith("# ")
+    assert overlay in config_files(bundle)
+
+
+def mistake(bundle: Path, site: Path, out: Path, **ids: object) -> str:
+    """The message of the ConfigError that building the training workflow ends in."""
+    changed = {**overrides(bundle, site, out), **ids}
+    workflow = ConfigWorkflow(str(bundle / "configs" / "train.json"), "train", logging_file=False, **changed)
+    with pytest.raises(Exception) as caught:
+        workflow.initialize()
+        next(iter(workflow.trainer.data_loader))
+    found = mistake_behind(caught.value)
+    assert isinstance(found, ConfigError), repr(caught.value)
+    return str(found)
+
+
+@each_bundle
+@pytest.mark.parametrize(
+    ("ids", "texts"),
+    [
+        ({"epohcs": 3}, ("epohcs", "did you mean 'epochs'")),
+        ({"train::trainer::max_epoch": 3}, ("max_epoch", "max_epochs")),
+        ({"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all", "<train|val|test>")),
+        ({"accelerations": [0.5]}, ("0.5",)),
+        ({"center_fractions": [0.0]}, ("center_fraction", "(0, 1]")),
+        ({"amp": True}, ("amp", "cpu")),
+    ],
+    ids=["misspelt", "misspelt argument", "folder", "acceleration", "center fraction", "amp"],
+)
+def test_mistakes_end_in_one_clear_error(bundle: Path, site: Path, tmp_path: Path, ids: dict, texts: tuple) -> None:
+    message = mistake(bundle, site, tmp_path, **ids)
+    assert all(text in message for text in texts), message
+
+
+@each_bundle
+def test_bad_files_are_named(bundle: Path, tmp_path: Path) -> None:
+    generator = np.random.RandomState(0)
+    for kind in ("empty", "unreadable", "misshapen"):
+        for split in ("train", "val", "test"):
+            write_volume(tmp_path / kind / split / f"{split}.h5", generator)
+    (tmp_path / "empty" / "train" / "train.h5").unlink()
+    (tmp_path / "unreadable" / "train" / "train.h5").write_bytes(b"not hdf5 at all")
+    write_volume(tmp_path / "misshapen" / "train" / "train.h5", generator, (32, 32))
+    assert "train" in mistake(bundle, tmp_path / "empty", tmp_path / "o1")
+    assert "train.h5" in mistake(bundle, tmp_path / "unreadable", tmp_path / "o2")
+    assert "train.h5" in mistake(bundle, tmp_path / "misshapen", tmp_path / "o3")
+
+
+def test_check_config_outside_a_config_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="without a MONAI config parser"):
+        check_config(str(BUNDLES[0]))
