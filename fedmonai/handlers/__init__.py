@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a method does at a site during local training and evaluation: ignite handlers."""
 
+from fedmonai.handlers.batch_loss import batch_loss
 from fedmonai.handlers.example_slice import ExampleSlice
 from fedmonai.handlers.optimizer_reset import OptimizerReset
 from fedmonai.handlers.round_lr import RoundLR
 
-__all__ = ["ExampleSlice", "OptimizerReset", "RoundLR"]
+__all__ = ["ExampleSlice", "OptimizerReset", "RoundLR", "batch_loss"]
