@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A federation of artificial brain MR sites in the layout of fastMRI, the default data of every MR bundle."""
+"""A federation of artificial brain MR sites in the layout of fastMRI, the default data of every MR bundle.
+
+The images are for trying methods and for tests. A number reached on them says nothing about patients' images.
+"""
 
 from __future__ import annotations
 

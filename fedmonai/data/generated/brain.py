@@ -41,7 +41,15 @@ class Population:
 
 @dataclass(frozen=True)
 class Brain:
-    """One subject's head. Positions in mm from the anterior commissure: x to the right, y to the front, z up."""
+    """One subject's head. Positions in mm from the anterior commissure: x to the right, y to the front, z up.
+
+    Attributes:
+        scale: of the three axes; above 1 is a smaller head.
+        tilt, turn, shift: pose in the scanner, in rad and mm.
+        warp: displacement in the three directions, which gives every head its own shape.
+        layers: mean thickness in mm of outer fluid, inner table, marrow, outer table, fat, skin.
+        thickness: how the layers vary around the head.
+    """
 
     scale: tuple[float, ...]
     tilt: float

@@ -17,7 +17,14 @@ WAVELENGTH = 22.0  # mm on the brain's surface; the field crosses zero, i.e. has
 
 @dataclass(frozen=True)
 class Cortex:
-    """Sulci, the fissure between the hemispheres, the insula's cleft, and the ribbon of gray matter along them."""
+    """Sulci, the fissure between the hemispheres, the insula's cleft, and the ribbon of gray matter along them.
+
+    Attributes:
+        sulci: its zero crossings are the sulci; ``bend`` curves them, ``reach`` varies their depth.
+        midline: deviation of the fissure from the middle plane.
+        half_width: of a sulcus in mm.
+        gray: thickness of the gray matter in mm.
+    """
 
     sulci: RandomField
     bend: tuple[RandomField, ...]

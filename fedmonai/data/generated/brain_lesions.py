@@ -40,6 +40,7 @@ class Lesions:
         if self.white_load:
             x, y, z = position
             around = np.hypot((np.abs(x) - 16) / 1.3, (z - 20) / 1.2) + 0.06 * np.abs(y + 10)
+            # peaks of the field above a level that falls with the load and rises away from the ventricles
             spots = 3.2 * (self.spots(*position) - 2.4 + 1.3 * self.white_load) - 0.10 * around + 1.0
             layers.paint("edema", grid.refine(spots)[0], white * np.float32(0.6))
         if self.infarct_radius:
