@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One site trained by two real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
+
+
+@pytest.mark.integration
+def test_two_processes_train_one_site(tmp_path: Path) -> None:
+    files = "['configs/train.json','configs/multi_gpu_train.json']"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
+    ids = {"generated_dir": tmp_path / "data", "generated_size": 32, "output_dir": tmp_path / "out"}
+    ids |= {"ckpt_dir": tmp_path / "models", "epochs": 2, "channels": 2, "device": "cpu"}
+    overrides = [text for key, value in ids.items() for text in (f"--{key}", str(value))]
+    done = subprocess.run(
+        [*launch, "run", "--config_file", files, *overrides],
+        cwd=BUNDLE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Epoch[2] Metrics" in done.stdout
+    assert (tmp_path / "models" / "model.pt").is_file()
