@@ -6,8 +6,14 @@ from __future__ import annotations
 from fedmonai.data.case_check import CaseProblem, check_cases, check_prostate, problem_table
 from fedmonai.data.case_files import CaseVolume, read_case_file
 from fedmonai.data.case_slices import CaseSliceDataset
-from fedmonai.data.generated import generate_fundus_federation, generate_octa_federation
+from fedmonai.data.generated import (
+    generate_fundus_federation,
+    generate_octa_federation,
+    generated_fundus_site,
+    generated_octa_site,
+)
 from fedmonai.data.generated_mri import generate_mri_federation, generated_mri_site
+from fedmonai.data.generated_prostate import generate_prostate_federation, generated_prostate_site
 from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
 from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest, write_manifest
 from fedmonai.data.prostate import PROSTATE_SHARES, PROSTATE_SITES, prostate_cases, prostate_pictures, write_case_lists
@@ -33,7 +39,11 @@ __all__ = [
     "generate_fundus_federation",
     "generate_mri_federation",
     "generate_octa_federation",
+    "generate_prostate_federation",
+    "generated_fundus_site",
     "generated_mri_site",
+    "generated_octa_site",
+    "generated_prostate_site",
     "kspace_volumes",
     "make_weak_labels",
     "paired_files",
