@@ -19,7 +19,7 @@ PathLike = str | os.PathLike[str]
 
 
 def release_files(
-    dataset_dir: PathLike, domain: int | str, split: str, val_fraction: float = 0.2, seed: int = 0
+    dataset_dir: PathLike, split: str, domain: int | str | None = None, val_fraction: float = 0.2, seed: int = 0
 ) -> list[dict[str, str]]:
     """HDF5 files of one site in the layout of the release: ``<dataset_dir>/Domain<domain>/<train|test>/*.h5``.
 
@@ -27,9 +27,9 @@ def release_files(
     where there is one (generated federations have it), else a fixed share of ``train``, which then lacks it.
 
     Args:
-        dataset_dir: folder of the federation.
-        domain: number of the site (1 to 5 in the release), or the name of its folder.
+        dataset_dir: folder of the federation, or with ``domain`` None of the site.
         split: ``train``, ``val`` or ``test``.
+        domain: number of the site (1 to 5 in the release), or the name of its folder.
         val_fraction: share of ``train`` held out, in [0, 1); unused where there is a folder ``val``.
         seed: of the choice of the held-out files.
 
@@ -40,10 +40,11 @@ def release_files(
         ConfigError: unknown split or fraction, missing folder, empty split.
     """
     _check_split(split)
-    site = Path(dataset_dir) / (f"Domain{domain}" if str(domain).isdigit() else str(domain))
+    part = "" if domain is None else f"Domain{domain}" if str(domain).isdigit() else str(domain)
+    site = Path(dataset_dir) / part
     has_val = (site / "val").is_dir()
     folder = site / (split if split != "val" or has_val else "train")
-    paths = _listed(folder, (".h5",), f"{dataset_dir}/Domain<n>/<train|test>/*.h5")
+    paths = _listed(folder, (".h5",), f"{site}/<train|test>/*.h5")
     if split != "test" and not has_val:
         paths = _part(paths, split, val_fraction, 0.0, seed, lambda path: path.stem)
     return _entries(paths, split, folder)

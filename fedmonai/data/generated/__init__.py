@@ -3,6 +3,16 @@
 
 from __future__ import annotations
 
-from fedmonai.data.generated.weak_federation import generate_fundus_federation, generate_octa_federation
+from fedmonai.data.generated.weak_federation import (
+    generate_fundus_federation,
+    generate_octa_federation,
+    generated_fundus_site,
+    generated_octa_site,
+)
 
-__all__ = ["generate_fundus_federation", "generate_octa_federation"]
+__all__ = [
+    "generate_fundus_federation",
+    "generate_octa_federation",
+    "generated_fundus_site",
+    "generated_octa_site",
+]

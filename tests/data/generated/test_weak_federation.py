@@ -11,28 +11,36 @@ import h5py
 import numpy as np
 import pytest
 
-from fedmonai.data import WeakSliceDataset, generate_fundus_federation, generate_octa_federation, release_files
+from fedmonai.data import (
+    WeakSliceDataset,
+    generate_fundus_federation,
+    generate_octa_federation,
+    generated_fundus_site,
+    generated_octa_site,
+    release_files,
+)
 from fedmonai.data.generated.fundus import FUNDUS_SITES, draw_fundus
 from fedmonai.data.generated.octa import OCTA_SITES, draw_octa
 from fedmonai.errors import ConfigError
 from fedmonai.transforms import WEAK_FORMS
 
 Generate = Callable[..., str]
-SMALL = {"num_train": 2, "num_val": 1, "num_test": 1, "size": 48, "progress": False}
+SMALL = {"images": (2, 1, 1), "size": 48}
 TASKS = [(generate_fundus_federation, 3, 3), (generate_octa_federation, 1, 2)]
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+def contents(root: str | Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(Path(root).rglob("*.h5"))}
 
 
 @pytest.mark.parametrize(("generate", "channels", "classes"), TASKS)
 def test_layout_of_the_release(tmp_path: Path, generate: Generate, channels: int, classes: int) -> None:
     assert generate(tmp_path, **SMALL) == str(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"Domain{n}" for n in range(1, 6)), "generated.json"]
+    sites = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert sites == [f"Domain{n}" for n in range(1, 6)]
     for domain in range(1, 6):
         for split, count in (("train", 2), ("val", 1), ("test", 1)):
-            files = release_files(tmp_path, domain, split)
+            files = release_files(tmp_path, split, domain)
             assert len(files) == count
             with h5py.File(files[0]["image"]) as file:
                 assert set(file) == {"image", "mask", *(WEAK_FORMS if split == "train" else ())}
@@ -40,71 +48,57 @@ def test_layout_of_the_release(tmp_path: Path, generate: Generate, channels: int
                 assert file["image"].dtype == np.float32
                 assert np.array_equal(np.unique(file["mask"][()]), np.arange(classes))
         for form in WEAK_FORMS:
-            item = WeakSliceDataset(release_files(tmp_path, domain, "train"), classes, form, channels=channels)[0]
+            item = WeakSliceDataset(release_files(tmp_path, "train", domain), classes, form, channels=channels)[0]
             assert classes in item["label"].unique()
 
 
-def test_repetition_and_resumption_give_the_same_bytes(tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    generate_octa_federation(whole, **SMALL)
-    first = contents(whole)
-    generate_octa_federation(whole, **SMALL)
-    assert contents(whole) == first
-    generate_octa_federation(parts, **SMALL)
-    (parts / "generated.json").unlink()
-    (parts / "Domain3" / "train" / "octa_train_0001.h5").unlink()
-    kept = (parts / "Domain1" / "val" / "octa_val_0000.h5").stat().st_mtime_ns
-    generate_octa_federation(parts, **SMALL)
-    assert contents(parts) == first
-    assert (parts / "Domain1" / "val" / "octa_val_0000.h5").stat().st_mtime_ns == kept
+def test_manifest_names_parameters_and_style(tmp_path: Path) -> None:
+    folder = Path(generated_octa_site(tmp_path, 2, **SMALL))
+    assert folder == tmp_path / "Domain2"
+    manifest = json.loads((folder / "generated.json").read_text())
+    assert manifest["parameters"] == {
+        "generator": "octa", "version": 1, "domain": 2, "images": [2, 1, 1], "size": 48, "seed": 0,
+    }  # fmt: skip
+    assert manifest["style"]["zone_radius"] == OCTA_SITES[1].zone_radius
+    assert len(manifest["files"]) == 4
 
 
-def test_other_counts_leave_pictures_as_they_are_and_other_seeds_do_not(tmp_path: Path) -> None:
-    few, more, other = (tmp_path / name for name in ("few", "more", "other"))
-    generate_octa_federation(few, **SMALL)
-    generate_octa_federation(more, **{**SMALL, "num_train": (3, 2, 2, 4, 2)})
-    generate_octa_federation(other, **SMALL, seed=1)
-    one, two, three = (contents(root) for root in (few, more, other))
-    del one["generated.json"], three["generated.json"]
-    assert all(two[name] == data for name, data in one.items())
-    assert len(two) == len(one) + 4
-    assert not any(three[name] == data for name, data in one.items())
+def test_a_picture_depends_on_its_own_number_only(tmp_path: Path) -> None:
+    few = contents(generated_octa_site(tmp_path / "few", 3, **SMALL))
+    more = contents(generated_octa_site(tmp_path / "more", 3, (4, 1, 1), 48))
+    other = contents(generated_octa_site(tmp_path / "other", 3, **SMALL, seed=1))
+    assert all(more[name] == data for name, data in few.items())
+    assert len(more) == len(few) + 2
+    assert not any(other[name] == data for name, data in few.items())
+    federation = contents(generate_octa_federation(tmp_path / "all", (3, 1), **SMALL))
+    assert {name: data for name, data in federation.items() if "Domain3" in name} == {
+        f"Domain3/{name}": data for name, data in few.items()
+    }
 
 
-def test_other_parameters_in_the_same_folder_are_refused(tmp_path: Path) -> None:
-    generate_octa_federation(tmp_path, **SMALL)
-    with pytest.raises(ConfigError, match=r"size 48 \(asked: 64\); choose another folder"):
-        generate_octa_federation(tmp_path, **{**SMALL, "size": 64})
-    with pytest.raises(ConfigError, match=r"task octa \(asked: fundus\)"):
-        generate_fundus_federation(tmp_path, **SMALL)
+def test_what_is_there_is_kept_and_other_parameters_are_refused(tmp_path: Path) -> None:
+    folder = Path(generated_octa_site(tmp_path, 1, **SMALL))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    generated_octa_site(tmp_path, 1, **SMALL)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(ConfigError, match="size 48 instead of 64"):
+        generated_octa_site(tmp_path, 1, (2, 1, 1), 64)
+    with pytest.raises(ConfigError, match="generator octa instead of fundus"):
+        generated_fundus_site(tmp_path, 1, **SMALL)
+    (tmp_path / "Domain2").mkdir()
+    (tmp_path / "Domain2" / "mine.h5").touch()
+    with pytest.raises(ConfigError, match="holds other data"):
+        generated_octa_site(tmp_path, 2, **SMALL)
 
 
-def test_interrupted_run_with_other_numbers_is_cleaned_and_foreign_files_are_kept(tmp_path: Path) -> None:
-    generate_octa_federation(tmp_path, **{**SMALL, "num_train": 3})
-    (tmp_path / "generated.json").unlink()
-    generate_octa_federation(tmp_path, **SMALL)
-    assert len(release_files(tmp_path, 1, "train")) == 2
-    (tmp_path / "generated.json").unlink()
-    foreign = tmp_path / "Domain2" / "train" / "octa_train_0000.h5"
-    with h5py.File(foreign, "w") as file:
-        file["image"] = [1.0]
-    with pytest.raises(ConfigError, match=r"octa_train_0000\.h5 was not made here"):
-        generate_octa_federation(tmp_path, **SMALL)
-    with h5py.File(foreign) as file:
-        assert set(file) == {"image"}
-
-
-def test_unreadable_manifest_and_wrong_numbers_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"num_train is \(1, 2\)"):
-        generate_octa_federation(tmp_path, num_train=(1, 2))
-    with pytest.raises(ConfigError, match="size is 8"):
-        generate_octa_federation(tmp_path, size=8)
-    (tmp_path / "generated.json").write_text("{")
-    with pytest.raises(ConfigError, match="not valid JSON"):
-        generate_octa_federation(tmp_path)
-    (tmp_path / "generated.json").write_text(json.dumps([1]))
-    with pytest.raises(ConfigError, match="other parameters"):
-        generate_octa_federation(tmp_path)
+def test_wrong_numbers_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="domain: 6 is unknown"):
+        generated_octa_site(tmp_path, 6)
+    with pytest.raises(ConfigError, match=r"images: \(1, 2\) is not three numbers"):
+        generated_octa_site(tmp_path, 1, (1, 2))
+    with pytest.raises(ConfigError, match="size: 8 is outside 32 to 2048"):
+        generated_fundus_site(tmp_path, 1, size=8)
+    assert not any(tmp_path.iterdir())
 
 
 def test_cup_lies_inside_the_disc_and_is_brighter() -> None:
