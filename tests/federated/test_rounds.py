@@ -12,6 +12,14 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
+from ignite.handlers import ProgressBar
+from monai.handlers import (
+    CheckpointSaver,
+    EarlyStopHandler,
+    StatsHandler,
+    TensorBoardStatsHandler,
+    stopping_fn_from_metric,
+)
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated import Federation, Sites, WeightedMean, attach, weights_message
@@ -38,9 +46,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def federation(data: Path, out: Path, names: str = "ABC", ids: dict | None = None, **options: Any) -> Federation:
-    site_options = {
-        k: options.pop(k) for k in ("local_keys", "shared_keys", "resident_sites", "turn_timeout") if k in options
-    }
+    own = ("local_keys", "shared_keys", "resident_sites", "turn_timeout", "local_steps")
+    site_options = {k: options.pop(k) for k in own if k in options}
     keys = {k: site_options[k] for k in ("local_keys", "shared_keys") if k in site_options}
     specs = {name: {"dataset_dir": str(data / name)} for name in names}
     sites = Sites(BUNDLE, specs, str(out), local={**IDS, **(ids or {})}, **site_options)
@@ -267,3 +274,30 @@ def test_time_limit_of_a_turn(data: Path, tmp_path: Path) -> None:
     engine = federation(data, tmp_path, turn_timeout=1e-9)
     with pytest.raises(FederationError, match="turn_timeout"):
         engine.run()
+
+
+def stopper(engine: Federation, patience: int) -> EarlyStopHandler:
+    return EarlyStopHandler(patience, stopping_fn_from_metric("val_psnr"), trainer=engine, min_delta=1000.0)
+
+
+def test_stock_handlers_attach_and_patience_survives_a_resume(data: Path, tmp_path: Path) -> None:
+    """With min_delta out of reach round 1 sets the score and each later one costs patience: 3 stops at round 4."""
+    whole = federation(data, tmp_path / "whole", num_rounds=9)
+    saver = CheckpointSaver(str(tmp_path / "ckpt"), {"strategy": whole.strategy}, save_key_metric=True)
+    board = TensorBoardStatsHandler(log_dir=str(tmp_path / "board"), iteration_log=False)
+    attach(whole, [stopper(whole, 3), saver, board, StatsHandler(iteration_log=False), ProgressBar()]).run()
+    assert [line["round"] for line in rounds(tmp_path / "whole")] == [1, 2, 3, 4]
+    assert list((tmp_path / "ckpt").glob("*key_metric*"))
+    assert list((tmp_path / "board").iterdir())
+    cut = federation(data, tmp_path / "cut", num_rounds=9)
+    with pytest.raises(KeyboardInterrupt):
+        attach(cut, [stopper(cut, 3), Interrupt()]).run()
+    resumed = federation(data, tmp_path / "cut", num_rounds=9, resume=True)
+    attach(resumed, [stopper(resumed, 3)]).run()
+    assert [line["round"] for line in rounds(tmp_path / "cut")] == [1, 2, 3, 4]
+
+
+def test_rounds_in_steps(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path, num_rounds=2, local_steps=5)
+    engine.run()
+    assert engine.sites.open("A").trainer.state.iteration == 10
