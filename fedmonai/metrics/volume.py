@@ -18,6 +18,7 @@ from fedmonai.errors import ConfigError
 
 __all__ = ["VolumeMetric"]
 
+_NO_VOLUME = "\x1f"
 Batch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
@@ -141,7 +142,9 @@ def _gather(values: dict[str, float]) -> dict[str, float]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return values
     device = torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
-    names = string_list_all_gather(list(values))
-    numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    # a process without a volume has to take part as well, with an entry that is dropped again
+    names = string_list_all_gather([_NO_VOLUME, *values])
+    numbers = torch.tensor([0.0, *values.values()], dtype=torch.float64, device=device)
     gathered = evenly_divisible_all_gather(numbers, concat=True)
-    return dict(zip(names, gathered.tolist(), strict=True))
+    pairs = zip(names, gathered.tolist(), strict=True)
+    return {name: number for name, number in pairs if name != _NO_VOLUME}

@@ -80,3 +80,23 @@ def test_refuses_data_without_labels_or_volumes():
         evaluate(FirstMinusSecond(), [batch([("A", 0, 7)], label=None)])
     with pytest.raises(ConfigError, match="'volume' and 'num_slices'"):
         evaluate(FirstMinusSecond(), [{"pred": torch.zeros(1, 1, 1, 1), "label": torch.zeros(1, 1, 1, 1)}])
+
+
+def _evaluate_one_rank(rank: int, store: str, results: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    own = [("A", 0, 7), ("A", 1, 4), ("B", 0, 3), ("B", 1, 1)] if rank == 0 else []
+    metric = FirstMinusSecond()
+    for entry in own:
+        one = batch([entry])
+        metric.update((one, one))
+    torch.save({"mean": metric.compute(), **metric._values}, f"{results}/{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.integration
+def test_processes_share_their_volumes_even_if_one_has_none(tmp_path):
+    arguments = (str(tmp_path / "store"), str(tmp_path))
+    torch.multiprocessing.spawn(_evaluate_one_rank, arguments, nprocs=2)
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == {"mean": 2.5, "A": 3.0, "B": 2.0}
