@@ -8,11 +8,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from torch.utils.data import DataLoader
 
 from fedmonai.data import CaseSliceDataset, prostate_cases, prostate_pictures
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import RandQuarterTurnFlipd
+from fedmonai.transforms import NormalizeVolumed, RandQuarterTurnFlipd, StackNeighborsd
 
 AFFINE = np.diag([-0.5, -0.6, 3.0, 1.0])  # axes already point left, posterior, superior: rows are axis 1
 
@@ -93,6 +94,24 @@ def test_batches_and_augmentation_move_image_and_label_together(tmp_path):
     assert batch["image"].shape == (3, 3, 4, 6) and batch["volume"] == ["Case00"] * 3
     assert torch.equal(batch["image"][:, :1], batch["label"].float())
     assert batch["slice"].tolist() == [1, 2, 3] and batch["spacing"].shape == (3, 3)
+
+
+def test_the_inference_transforms_see_the_same(tmp_path):
+    case = make_case(tmp_path)
+    chain = Compose(
+        [
+            LoadImaged("image"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="PLS"),
+            NormalizeVolumed("image"),
+            StackNeighborsd("image"),
+        ]
+    )
+    volume = chain({"image": case["image"]})["image"]
+    dataset = CaseSliceDataset([case], slices="all")
+    assert volume.shape == (3, 4, 6, 5)
+    for index, item in enumerate(dataset):
+        torch.testing.assert_close(item["image"], volume[..., index].as_tensor())
 
 
 def test_items_are_copies_of_the_cache(tmp_path):
