@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small site of real files, and a small bundle, for the tests of the bundle room."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """Overrides of a federation that make its sites small."""
+    return {f"local::{key}": value for key, value in TINY.items()}
+
+
+@pytest.fixture
+def volume_file() -> Callable[..., None]:
+    """Write one volume: volume_file(path, shape=(4, 32, 32), bad=None)."""
+    return write_volume
+
+
+def write_volume(path: Path, shape: tuple[int, ...] = (4, 32, 32), bad: float | None = None) -> None:
+    """A volume of noise whose k-space belongs to its image; ``bad`` replaces one value of the k-space."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = np.random.RandomState(len(path.name)).rand(*shape).astype(np.float32)
+    shifted = np.fft.ifftshift(images, axes=(-2, -1))
+    kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
+    if bad is not None:
+        kspace[..., 0, 16] = bad  # a column of the fully sampled center, so that every mask keeps it
+    with h5py.File(path, "w") as stream:
+        stream["kspace"], stream["reconstruction_esc"] = kspace, images
+        stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+
+
+@pytest.fixture
+def make_site(tmp_path: Path) -> Callable[..., Path]:
+    """Write the three splits of a site: make_site("A")."""
+
+    def make(name: str = "A") -> Path:
+        for split in ("train", "val", "test"):
+            write_volume(tmp_path / name / split / f"{name}_{split}.h5")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Path]:
+    """Write a bundle that holds nothing but configs: make_bundle({"train.json": {...}})."""
+
+    def make(files: dict[str, Any]) -> Path:
+        for name, content in files.items():
+            path = tmp_path / "bundle" / "configs" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return tmp_path / "bundle"
+
+    return make

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live config as its components see it, its record, and the one line that a mistake ends in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from monai.bundle import ConfigParser
+
+from fedmonai.bundle import check_config, live_config, record_config
+from fedmonai.bundle.live_config import _one_line_for_mistakes, mistake_behind
+from fedmonai.errors import ConfigError, FederationError
+
+COMPONENTS = {
+    "check": {"_target_": "fedmonai.bundle.check_config", "bundle_root": "@bundle_root"},
+    "live": {"_target_": "fedmonai.bundle.live_config"},
+    "record": {"_target_": "fedmonai.bundle.record_config", "output_dir": "@output_dir"},
+}
+
+
+@pytest.fixture
+def parser(make_bundle: Callable[..., Path], tmp_path: Path) -> ConfigParser:
+    root = make_bundle({"train.json": {"bundle_root": ".", "output_dir": ".", "epochs": 3, **COMPONENTS}})
+    parser = ConfigParser()
+    parser.read_config([str(root / "configs" / "train.json")])
+    parser.update({"bundle_root": str(root), "output_dir": str(tmp_path / "out")})
+    return parser
+
+
+def test_overrides_are_seen(parser: ConfigParser) -> None:
+    parser["epochs"] = 7
+    assert parser.get_parsed_content("live")["epochs"] == 7
+    assert parser.get_parsed_content("check")["epochs"] == 7
+
+
+def test_unknown_override_is_refused_wherever_it_comes_from(parser: ConfigParser) -> None:
+    parser["epohcs"] = 7
+    with pytest.raises(Exception) as caught:
+        parser.get_parsed_content("check")
+    found = mistake_behind(caught.value)
+    assert isinstance(found, ConfigError)
+    assert "did you mean 'epochs'" in str(found)
+
+
+def test_folder_that_is_no_bundle(parser: ConfigParser, tmp_path: Path) -> None:
+    parser["bundle_root"] = str(tmp_path)
+    with pytest.raises(Exception) as caught:
+        parser.get_parsed_content("check")
+    assert f"bundle_root '{tmp_path}' has no folder 'configs'" in str(mistake_behind(caught.value))
+
+
+@pytest.mark.parametrize("component", [live_config, check_config])
+def test_outside_a_config_it_is_a_programming_error(
+    component: Callable, make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_bundle({"train.json": {}}))
+    with pytest.raises(RuntimeError, match="without a MONAI config parser"):
+        component()
+
+
+def test_record_can_be_run_again(parser: ConfigParser, tmp_path: Path) -> None:
+    parser["epochs"] = 7
+    parser["_meta_"] = {"version": "1"}
+    path = Path(parser.get_parsed_content("record"))
+    assert path == tmp_path / "out" / "config.yaml"
+    assert [p.name for p in path.parent.iterdir()] == ["config.yaml"]  # no temporary file stays
+    again = ConfigParser()
+    again.read_config([str(path)])
+    assert again.get_parsed_content("epochs") == 7
+    assert again.get_parsed_content("check")["output_dir"] == str(tmp_path / "out")
+    assert yaml.safe_load(path.read_text()).keys() == {"bundle_root", "output_dir", "epochs", *COMPONENTS}
+
+
+def test_record_writes_objects_as_their_text(parser: ConfigParser) -> None:
+    parser["epochs"] = {"where": Path("/data"), "pair": (1, 2.5), 3: None, "on": True}
+    written = yaml.safe_load(Path(parser.get_parsed_content("record")).read_text())
+    assert written["epochs"] == {"where": "/data", "pair": [1, 2.5], "3": None, "on": True}
+
+
+def test_record_needs_a_config(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="without a MONAI config parser"):
+        record_config(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistake_is_found_under_any_wrapping() -> None:
+    try:
+        try:
+            raise FederationError("two sites left")
+        except FederationError as error:
+            raise RuntimeError("the parser says") from error
+    except RuntimeError as error:
+        assert str(mistake_behind(error)) == "two sites left"
+    assert mistake_behind(ValueError("a bug")) is None
+    assert mistake_behind(None) is None
+
+
+def test_only_mistakes_lose_their_traceback(capsys: pytest.CaptureFixture) -> None:
+    for error in (ConfigError("lr is -1; give a positive number."), KeyError("a bug")):
+        try:
+            raise error
+        except Exception:
+            _one_line_for_mistakes(*sys.exc_info())  # type: ignore[arg-type]
+    text = capsys.readouterr().err
+    assert text.startswith("error: lr is -1; give a positive number.\nTraceback")
+    assert text.endswith("KeyError: 'a bug'\n")

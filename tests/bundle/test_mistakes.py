@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every mistake that people make with a federation ends in one clear error before anything is trained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from fedmonai.bundle.live_config import mistake_behind
+from fedmonai.errors import ConfigError
+
+FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
+
+
+def swap_dataset(root: Path) -> None:
+    with h5py.File(root / "B" / "train" / "B_train.h5", "w") as stream:
+        stream["image"], stream["label"] = np.zeros((32, 32)), np.zeros((32, 32), np.uint8)
+
+
+def empty_split(root: Path) -> None:
+    (root / "B" / "train" / "B_train.h5").unlink()
+
+
+def spoil_file(root: Path) -> None:
+    (root / "B" / "val" / "B_val.h5").write_bytes(b"not hdf5 at all")
+
+
+def misshape(root: Path) -> None:
+    with h5py.File(root / "B" / "train" / "B_train.h5", "w") as stream:
+        stream["kspace"] = np.ones((32, 32), np.complex64)
+
+
+def leave(root: Path) -> None:
+    """The data are good; the mistake is in a setting."""
+
+
+MISTAKES: list[tuple[str, Callable[[Path], None], dict[str, Any], tuple[str, ...]]] = [
+    ("dataset swap", swap_dataset, {}, ("site 'B'", "B_train.h5", "no dataset 'kspace' (found: image, label)")),
+    ("misspelt id", leave, {"num_rouns": 3}, ("'num_rouns' (value 3)", "did you mean 'num_rounds'")),
+    ("misspelt id for all sites", leave, {"local::epohcs": 3}, ("site 'A'", "'epohcs'", "did you mean 'epochs'")),
+    ("misspelt id of a site", leave, {"sites::B::sampel_rate": 1}, ("site 'B'", "did you mean 'sample_rate'")),
+    ("missing folder", leave, {"sites::B::dataset_dir": "/no/such"}, ("site 'B': dataset_dir: /no/such", "val|test>")),
+    ("empty split", empty_split, {}, ("site 'B'", "split 'train' is empty", "*.h5")),
+    ("unreadable file", spoil_file, {}, ("site 'B'", "B_val.h5 is not a readable HDF5 file")),
+    ("k-space shape", misshape, {}, ("site 'B'", "B_train.h5: 'kspace' has shape (32, 32)", "(slices, rows, columns)")),
+    ("acceleration", leave, {"local::accelerations": [0.5]}, ("site 'A'", "acceleration", "0.5", "1")),
+    ("center fraction 0", leave, {"local::center_fractions": [0.0]}, ("site 'A'", "center_fraction", "(0, 1]")),
+    ("center fraction 1.5", leave, {"local::center_fractions": [1.5]}, ("site 'A'", "1.5", "(0, 1]")),
+    ("unknown site", leave, {"train_sites": ["A", "Z"]}, ("train_sites names 'Z'", "are A, B")),
+    ("missing overlay", leave, {"sites::B::overlay": "configs/x.yaml"}, ("site 'B'", "'configs/x.yaml' is not in")),
+]
+
+
+@pytest.mark.parametrize(("harm", "ids", "texts"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_one_clear_error(
+    make_site: Callable[..., Path],
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    harm: Callable[[Path], None],
+    ids: dict[str, Any],
+    texts: tuple[str, ...],
+) -> None:
+    sites = {"sites": {name: {"dataset_dir": str(make_site(name))} for name in "AB"}}
+    harm(tmp_path)
+    own = {"bundle_root": str(FL_MR), "output_dir": str(tmp_path / "run"), "num_rounds": 1, "device": "cpu"}
+    files = [str(FL_MR / "configs" / "federated.yaml")]
+    workflow = ConfigWorkflow(files, "train", logging_file=False, **{**own, **sites, **tiny, **ids})
+    with pytest.raises(Exception) as caught:
+        workflow.initialize()
+        workflow.run()
+    found = mistake_behind(caught.value)
+    assert isinstance(found, ConfigError), repr(caught.value)
+    assert all(text in str(found) for text in texts), str(found)
+    assert len(str(found).splitlines()) <= 2
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_command_line_ends_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/federated.yaml"]
+    done = subprocess.run(
+        [*command, "--num_rouns", "3", "--output_dir", str(tmp_path / "run")],
+        cwd=FL_MR,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "num_rounds" in last
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a site runs before it joins."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from fedmonai.bundle.__main__ import check
+from fedmonai.bundle.site_check import Finding, check_site, format_findings
+
+FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
+Look = Callable[..., Any]
+PARTS = ["configuration", "split train", "split val", "split test", "splits", "one batch"]
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    yield
+    logging.disable(logging.NOTSET)  # the command line silences the log for its process
+
+
+@pytest.fixture
+def findings_of(tiny: dict[str, Any]) -> Callable[..., dict[str, Finding]]:
+    """The findings for a site folder by name: findings_of(root, name="A", <ids>)."""
+
+    def look(root: Path, name: str = "A", **ids: Any) -> dict[str, Finding]:
+        sites = {"sites": {"A": {"dataset_dir": str(root)}}}
+        found = check_site(FL_MR, name, output_dir=str(root.parent / "out"), **{**tiny, **sites, **ids})
+        return {f.what: f for f in found}
+
+    return look
+
+
+@pytest.fixture
+def bad_text(findings_of: Callable[..., dict[str, Finding]]) -> Callable[..., str]:
+    """What the only finding that is not good says: bad_text(root, what, <ids>)."""
+
+    def look(root: Path, what: str, **ids: Any) -> str:
+        found = findings_of(root, **ids)
+        assert [name for name, f in found.items() if not f.good] == [what], format_findings("A", list(found.values()))
+        return found[what].found
+
+    return look
+
+
+def test_good_site(make_site: Look, findings_of: Look) -> None:
+    root = make_site()
+    before = sorted(root.rglob("*"))
+    found = findings_of(root)
+    assert list(found) == PARTS
+    assert all(f.good for f in found.values())
+    assert "1 volumes, 4 samples, shapes [(1, 32, 32)], input range -" in found["split test"].found
+    assert found["one batch"].found.startswith("(4, 1, 32, 32) -> (4, 1, 32, 32), loss ")
+    assert sorted(root.rglob("*")) == before
+
+
+def test_unknown_site_names_the_known_ones(make_site: Look, findings_of: Look) -> None:
+    found = findings_of(make_site(), name="Z")
+    assert [f.good for f in found.values()] == [False]
+    assert found["configuration"].found == "'Z' is no site of this federation; its sites are A."
+
+
+def test_misspelt_ids_of_federation_and_site(make_site: Look, bad_text: Look) -> None:
+    root = make_site()
+    assert "did you mean 'num_rounds'" in bad_text(root, "configuration", num_rouns=3)
+    assert "did you mean 'epochs'" in bad_text(root, "configuration", **{"local::epohcs": 3})
+
+
+def test_missing_config_file(make_site: Look, bad_text: Look) -> None:
+    text = bad_text(make_site(), "configuration", config_file=["configs/federated.yaml", "configs/mine.yaml"])
+    assert text.startswith("config file 'configs/mine.yaml' is not in the bundle folder")
+
+
+def test_missing_folder_says_what_is_expected(make_site: Look, bad_text: Look) -> None:
+    text = bad_text(make_site() / "nowhere", "configuration")
+    assert "site 'A': dataset_dir:" in text
+    assert "<train|val|test>/*.h5" in text
+
+
+def test_empty_test_split_leaves_the_other_findings(make_site: Look, bad_text: Look) -> None:
+    root = make_site()
+    (root / "test" / "A_test.h5").unlink()
+    assert "split 'test' is empty" in bad_text(root, "split test")
+
+
+def test_damaged_file_is_named(make_site: Look, bad_text: Look) -> None:
+    root = make_site()
+    path = root / "test" / "A_test.h5"
+    path.write_bytes(path.read_bytes()[:2000])
+    assert "A_test.h5" in bad_text(root, "split test")
+
+
+def test_values_that_are_no_numbers(make_site: Look, bad_text: Look, volume_file: Look) -> None:
+    root = make_site()
+    volume_file(root / "val" / "A_val.h5", bad=np.nan)
+    assert "non-finite" in bad_text(root, "split val")
+
+
+def test_volume_in_two_splits(make_site: Look, bad_text: Look) -> None:
+    root = make_site()
+    shutil.copy(root / "train" / "A_train.h5", root / "test" / "A_train.h5")
+    assert bad_text(root, "splits") == "'A_train' is in train and in test"
+
+
+def test_data_of_another_kind_are_named(make_site: Look, bad_text: Look) -> None:
+    root = make_site()
+    with h5py.File(root / "train" / "A_train.h5", "w") as stream:
+        stream["image"], stream["label"] = np.zeros((32, 32)), np.zeros((32, 32), np.uint8)
+    text = bad_text(root, "configuration")
+    assert "A_train.h5: no dataset 'kspace' (found: image, label)" in text
+
+
+def test_table_gives_one_verdict() -> None:
+    good, bad = Finding("split train", "4 samples"), Finding("one batch", "loss nan", good=False)
+    lines = format_findings("A", [good, bad]).splitlines()
+    assert lines == ["ok    split train  4 samples", "FAIL  one batch    loss nan", "site 'A' cannot take part"]
+    assert format_findings("A", [good]).endswith("site 'A' can take part")
+
+
+@pytest.mark.parametrize(("lr", "code"), [(0.001, 0), (-1, 1)])
+def test_command_line_exit_code(
+    make_site: Look, capsys: pytest.CaptureFixture, lr: float, code: int, tiny: dict[str, Any]
+) -> None:
+    root = make_site()
+    with pytest.raises(SystemExit) as caught:
+        check(
+            "A",
+            str(FL_MR),
+            sites={"A": {"dataset_dir": str(root)}},
+            output_dir=str(root.parent / "out"),
+            **{**tiny, "local::lr": lr},
+        )
+    assert caught.value.code == code
+    assert capsys.readouterr().out.strip().endswith("can take part" if code == 0 else "cannot take part")
