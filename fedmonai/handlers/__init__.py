@@ -4,6 +4,7 @@
 from fedmonai.handlers.batch_loss import batch_loss
 from fedmonai.handlers.example_slice import ExampleSlice
 from fedmonai.handlers.optimizer_reset import OptimizerReset
+from fedmonai.handlers.personal_model import PersonalModel
 from fedmonai.handlers.round_lr import RoundLR
 
-__all__ = ["ExampleSlice", "OptimizerReset", "RoundLR", "batch_loss"]
+__all__ = ["ExampleSlice", "OptimizerReset", "PersonalModel", "RoundLR", "batch_loss"]
