@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedmonai.errors import ConfigError
@@ -25,9 +24,11 @@ class CommitLog:
 
     Args:
         folder: the run's folder.
+        check_states: raises ConfigError when the site states of a commit, ``{site: round}``, cannot be used.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, check_states: Callable[[Mapping[str, int]], None]) -> None:
+        self.check_states = check_states
         self.path = folder.path / "federation.pt"
         self.previous = folder.path / "federation.previous.pt"
 
@@ -55,7 +56,7 @@ class CommitLog:
                 continue
             try:
                 state = load_checked(path)
-                self._check_site_files(path.parent, state)
+                self.check_states(state["site_rounds"])
             except ConfigError as error:
                 notes.append(f"{error} The round before it is used.")
                 logger.warning(notes[-1])
@@ -67,8 +68,3 @@ class CommitLog:
             f"no usable state in '{self.path.parent}': {' '.join(notes)} Start again in another output_dir, from the "
             "newest weights in models/ with --init_ckpt if there are any."
         )
-
-    @staticmethod
-    def _check_site_files(root: Path, state: Mapping[str, Any]) -> None:
-        for name, number in state["site_rounds"].items():
-            load_checked(root / "sites" / name / f"round_{number:04d}.pt")

@@ -157,7 +157,7 @@ class Federation(Workflow):
         self.state.iteration = (number - 1) * len(self._queue)
         self._messages = self.strategy.configure_round(number, list(self._queue))
         self._updates = {}
-        self.sites.begin_round(number)
+        self.sites.begin_round(number, self._messages)
         self.record = RoundRecord(number, list(self._queue))
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Any]:
@@ -167,10 +167,7 @@ class Federation(Workflow):
         self.record.bytes_down[name] = message_bytes(message)
         loss = math.nan
         try:
-            site = self.sites.open(name)
-            site.train(message)
-            self.sites.changed(name)
-            update = site.get_weights()
+            update = self.sites.train(name, message)
             self.guard.check_update(update, self.strategy.global_weights, number, self.strategy.attachments_up)
             self._updates[name] = update
             self.record.completed(name, update)

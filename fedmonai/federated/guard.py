@@ -61,14 +61,19 @@ class Guard:
     def check_weights(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
         """Check keys, shapes, types and values of ``weights`` against ``reference``."""
         weights = {} if weights is None else weights
+        self.check_structure(weights, reference)
+        floats = [k for k, t in weights.items() if t.is_floating_point()]
+        self._check_values({k: weights[k] for k in floats}, {k: reference[k] for k in floats})
+
+    @staticmethod
+    def check_structure(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+        """Check keys, shapes and types of ``weights`` (they may lie on the meta device) against ``reference``."""
         missing = [k for k in reference if k not in weights]
         unknown = [k for k in weights if k not in reference]
         if missing or unknown:
             raise RefusedMessage(_key_difference(missing, unknown))
         for key, expected in reference.items():
             _check_tensor(key, weights[key], expected)
-        floats = [k for k, t in weights.items() if t.is_floating_point()]
-        self._check_values({k: weights[k] for k in floats}, {k: reference[k] for k in floats})
 
     def check_attachments(self, message: ExchangeObject, declared: Collection[str]) -> None:
         """Check that every attachment was declared and holds finite float tensors."""

@@ -60,7 +60,7 @@ class Run:
         self.method = method
         self.best = BestRounds(key_metric_mode)
         self.folder = RunFolder(output_dir)
-        self.log = CommitLog(self.folder)
+        self.log = CommitLog(self.folder, federation.sites.check_states)
         self.evaluations = Evaluations(federation.sites, federation.strategy, self.folder, self.best, key_metric)
         self.notes: list[str] = []
         self._pending: int | None = None
@@ -131,12 +131,15 @@ class Run:
         sites, strategy = self.federation.sites, self.federation.strategy
         weights: dict[str, Tensor] = {}
         for name in sites.names:
-            site = sites.open(name)
-            if not weights:
-                weights = site.complete_model({}, "global")
-                strategy.initialize(weights)
+            structure = sites.structure(name)
+            if structure is None:
+                continue
             try:
-                self.federation.guard.check_weights(site.reference, strategy.global_weights)
+                if not weights:
+                    weights = sites.initial_weights(name)
+                    strategy.initialize(weights)
+                    self.federation.guard.check_weights(strategy.global_weights, strategy.global_weights)
+                self.federation.guard.check_structure(structure, strategy.global_weights)
             except RefusedMessage as error:
                 raise ConfigError(
                     f"site '{name}' has another network than site '{sites.names[0]}': {error}. What is shared "
@@ -177,6 +180,7 @@ class Run:
     def record_round(self, record: RoundRecord, validate: bool) -> None:
         """Write down a round that was aggregated; validate it if it is due. The commit follows after all handlers."""
         number = record.number
+        sites = self.federation.sites
         rows = [_row(number, site, "global", "train", "loss", value) for site, value in sorted(record.loss.items())]
         metrics = _summary("train_loss", record.loss)
         if validate:
@@ -185,6 +189,8 @@ class Run:
             for metric, values in found.items():
                 metrics.update(_summary(f"val_{metric}", values))
             self._show_best()
+        record.notes += sites.notes
+        sites.notes = []
         self.federation.state.metrics = {**self.federation.state.metrics, **metrics}
         self.folder.add_metrics(rows)
         self.folder.add_round(

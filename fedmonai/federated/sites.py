@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
 from fedmonai.errors import ConfigError
+from fedmonai.federated.best import BestRounds
+from fedmonai.federated.examination import Examination, Examined, examine, final_test, validation
 from fedmonai.federated.guard import Guard
 from fedmonai.federated.run_folder import load_checked, save_atomic
 from fedmonai.federated.site import SiteAlgo
@@ -90,6 +95,8 @@ class Sites:
         self._dirty: set[str] = set()
         #: the round of every site's newest state file
         self.state_rounds: dict[str, int] = {}
+        #: what there is to say about sites and stands in no answer; whoever writes it down empties the list
+        self.notes: list[str] = []
 
     @property
     def names(self) -> list[str]:
@@ -164,9 +171,58 @@ class Sites:
         for name in sorted(self._dirty & set(self._resident)):
             self._write(name)
 
-    def begin_round(self, round_number: int) -> None:
-        """Name the round that states written from now on belong to."""
+    def structure(self, name: str) -> Mapping[str, Tensor] | None:
+        """Tensors of the keys, shapes and types that a site shares; ``None`` for a site that cannot be asked."""
+        return self.open(name).reference
+
+    def initial_weights(self, name: str) -> dict[str, Tensor]:
+        """The weights a site starts from: in process its whole state dict."""
+        return self.open(name).complete_model({}, "global")
+
+    def shares_all(self) -> bool:
+        """Whether the shared weights are a whole network."""
+        return not self.open(self.names[0]).private
+
+    def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
+        """Name the round that states written from now on belong to, and what each participant is going to be sent."""
         self._round = round_number
+
+    def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
+        """A site's turn: what it sends back.
+
+        Raises:
+            Exception: whatever stopped the turn.
+        """
+        site = self.open(name)
+        site.train(message)
+        self.changed(name)
+        return site.get_weights()
+
+    def validate(
+        self, messages: Mapping[str, ExchangeObject], number: int, best: BestRounds, key_metric: str
+    ) -> Iterator[Examination]:
+        """Evaluate the sites in ``messages`` on their validation splits, one after another."""
+        for name, message in messages.items():
+            yield examine(name, self._validation(name, message, number, best, key_metric))
+
+    def _validation(self, name: str, *arguments: Any) -> Iterator[Examined]:
+        yield from validation(self.open(name), *arguments, own_model=self.own_model(name))
+
+    def test(
+        self, chosen: Mapping[str, tuple[Mapping[str, Tensor], int]], initial: Mapping[str, Tensor], best: BestRounds
+    ) -> Iterator[Examination]:
+        """Test the sites in ``chosen`` (the best weights and their round for each), one after another."""
+        for name, weights in chosen.items():
+            number = best.round(name)
+            own_model = None if number is None else (self.own_model(name), number)
+            yield examine(name, self._final_test(name, initial, weights, own_model))
+
+    def _final_test(self, name: str, *arguments: Any) -> Iterator[Examined]:
+        yield from final_test(self.open(name), *arguments)
+
+    def own_model(self, name: str) -> Path:
+        """File of a site's best personal model."""
+        return self.output_dir / "models" / f"{name}.pt"
 
     def _park(self, name: str) -> None:
         if name in self._dirty:
@@ -181,6 +237,11 @@ class Sites:
     def state_file(self, name: str, round_number: int) -> Path:
         """File of a site's private state after a round."""
         return self.output_dir / "sites" / name / f"round_{round_number:04d}.pt"
+
+    def check_states(self, state_rounds: Mapping[str, int]) -> None:
+        """Raise ConfigError when a state file of a commit cannot be read."""
+        for name, number in state_rounds.items():
+            load_checked(self.state_file(name, number))
 
     def restore(self, state_rounds: Mapping[str, int]) -> None:
         """Continue every known site from its committed file."""

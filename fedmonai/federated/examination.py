@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluations of one site, made where the site is: validation after a round, the test at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.federated.best import BestRounds
+from fedmonai.federated.records import reason_of
+from fedmonai.federated.run_folder import RunFolder, load_checked, save_atomic
+from fedmonai.federated.site import SiteAlgo
+
+__all__ = ["Examination", "Examined", "examine", "final_test", "validation", "write_examination"]
+
+
+@dataclass
+class Examined:
+    """One model on one split.
+
+    Args:
+        model: ``global``, ``personal`` or the name of a reference method.
+        split: ``val`` or ``test``.
+        round: the round whose weights were used; 0 for the weights before training.
+        metrics: mean metrics.
+        cases: ``{metric: {case: value}}``. Case names may identify patients: they never leave the site's machine.
+    """
+
+    model: str
+    split: str
+    round: int
+    metrics: dict[str, float]
+    cases: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass
+class Examination:
+    """All that was found at a site, and why it ended early if it did."""
+
+    site: str
+    found: list[Examined]
+    error: str | None = None
+
+
+def examine(site: str, steps: Iterable[Examined]) -> Examination:
+    """Take the steps one by one; an exception ends them and becomes the reason."""
+    examination = Examination(site, [])
+    try:
+        examination.found.extend(steps)
+    except Exception as error:  # an evaluation that fails costs this site's numbers, not the round
+        examination.error = reason_of(error)
+    return examination
+
+
+def validation(
+    site: SiteAlgo, message: ExchangeObject, number: int, best: BestRounds, key_metric: str, own_model: Path
+) -> Iterator[Examined]:
+    """Evaluate every model of a site on its validation split; write ``own_model`` if the site's own one is its best.
+
+    Args:
+        site: the site.
+        message: what the server evaluates with.
+        number: the round.
+        best: the best rounds so far; the site's own record is updated.
+        key_metric: the metric that chooses.
+        own_model: file of the site's best personal model.
+    """
+    for model in site.models():
+        metrics = site.evaluate(message, {"split": "val", "model": model}).metrics
+        own = model == "personal" and key_metric in metrics
+        if own and best.update(metrics[key_metric], number, site.site):
+            save_atomic(site.complete_model(message.weights or {}, model), own_model)
+        yield Examined(model, "val", number, metrics, site.cases)
+
+
+def final_test(
+    site: SiteAlgo,
+    initial: Mapping[str, Tensor],
+    chosen: tuple[Mapping[str, Tensor], int],
+    own_model: tuple[Path, int] | None,
+) -> Iterator[Examined]:
+    """The final test of a site: reference methods, the weights before training (round 0), its best models.
+
+    Args:
+        site: the site.
+        initial: weights before training.
+        chosen: the federation's best weights and their round.
+        own_model: file of the site's best personal model and its round, if it has one.
+    """
+    for reference in site.references():
+        yield Examined(reference, "test", 0, site.evaluate_reference(reference, "test"), site.cases)
+    for model in site.models():
+        yield Examined(model, "test", 0, site.evaluate_weights(initial, "test"), site.cases)
+    for model in site.models():
+        if model == "personal" and own_model is not None:
+            weights, number = load_checked(own_model[0]), own_model[1]
+        else:
+            weights, number = chosen
+        yield Examined(model, "test", number, site.evaluate_weights(weights, "test"), site.cases)
+
+
+def write_examination(folder: RunFolder, result: Examination) -> None:
+    """Append what was found to ``metrics.csv`` and ``cases.csv`` of a folder."""
+    for one in result.found:
+        where: dict[str, Any] = {"round": one.round, "site": result.site, "model": one.model, "split": one.split}
+        folder.add_metrics({**where, "metric": metric, "value": value} for metric, value in one.metrics.items())
+        rows = [
+            {**where, "case": case, "metric": metric, "value": value}
+            for metric, values in one.cases.items()
+            for case, value in values.items()
+        ]
+        if rows:  # those of a site elsewhere stay there
+            folder.add_cases(rows)
