@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``python -m fedmonai.bundle check --site B``."""
+"""Command line: ``python -m fedmonai.bundle check --site B`` and ``python -m fedmonai.bundle lint bundles/fl_mr``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import fire
 
+from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.site_check import check_site, format_findings
+from fedmonai.errors import ConfigError
 
 
 def check(
@@ -30,5 +32,25 @@ def check(
     sys.exit(0 if all(f.good for f in findings) else 1)
 
 
+def lint(bundle: str = ".") -> None:
+    """Check a bundle statically, without evaluating any of it: one line per finding, exit code 1 if there is one.
+
+    Args:
+        bundle: folder of the bundle.
+    """
+    logging.disable(logging.WARNING)
+    try:
+        report = lint_bundle(bundle)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    for finding in report.findings:
+        print(finding)
+    print(
+        f"{bundle}: {len(report.findings)} findings in {report.configs} configs with {report.components} components "
+        f"and {report.expressions} expressions"
+    )
+    sys.exit(1 if report.findings else 0)
+
+
 if __name__ == "__main__":
-    fire.Fire({"check": check})
+    fire.Fire({"check": check, "lint": lint})

@@ -16,7 +16,7 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedmonai.bundle import check_config, config_files
+from fedmonai.bundle import DATA_IDS, check_config, config_files
 from fedmonai.bundle.live_config import mistake_behind
 from fedmonai.errors import ConfigError
 
@@ -24,8 +24,6 @@ ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))
 OVERLAYS = sorted(path for bundle in BUNDLES for path in bundle.glob("configs/*/*.yaml"))
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
-DATA_IDS = {"dataset_dir", "data_list", "sequence", "slice_range", "sample_rate", "resolution"}
-DATA_IDS |= {"mask_kind", "accelerations", "center_fractions"}
 TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=[b.name for b in BUNDLES])

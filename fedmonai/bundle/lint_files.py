@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a bundle's files: what kinds there are, how large, the logging config, the metadata."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonschema import Draft202012Validator
+
+from fedmonai.bundle.lint_config import load_strictly, walk
+
+__all__ = ["file_problems", "holds_code", "logging_problems", "metadata_problems", "weights_problems"]
+
+#: folders in which a run leaves its results; they are no part of the bundle
+RESULT_FOLDERS = {"data", "eval", "runs", "__pycache__"}
+REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/train.json", "docs/README.md", "docs/data_license.txt")
+SUFFIXES = {"", ".conf", ".jpg", ".json", ".md", ".onnx", ".png", ".pt", ".svg", ".txt", ".yaml", ".yml", ".gitignore"}
+CODE = {".bat", ".dll", ".egg", ".exe", ".pkl", ".pth", ".py", ".pyc", ".pyd", ".sh", ".so", ".whl", ".zip"}
+MAX_CONFIG_BYTES = 1 << 20
+MAX_FILE_BYTES = 25 << 20  # the model zoo's limit for a file without an entry in large_files.yml
+
+LOGGING_CLASSES = {"StreamHandler", "logging.StreamHandler", "NullHandler", "logging.NullHandler"}
+LOGGING_ARGS = {"()", "(sys.stdout,)", "(sys.stderr,)"}
+LOGGING_KEYS = {"args", "class", "datefmt", "format", "formatter", "handlers", "keys", "level", "propagate", "qualname"}
+
+_SIDE = re.compile(r"\*|(?:(?:2\*\*p|\d{1,5}|[np])\s*[*+]?\s*){1,3}")
+_TEXT = {"type": "string", "minLength": 1}
+_TENSORS = {
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": {
+        "type": "object",
+        "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
+        "properties": {"num_channels": {"type": "integer"}, "spatial_shape": {"type": "array"}},
+    },
+}
+#: what this project asks of metadata.json; MONAI's own verify_metadata checks the file against the published schema
+METADATA_SCHEMA = {
+    "type": "object",
+    "required": [
+        *("schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version", "name", "task"),
+        *("required_packages_version", "description", "authors", "copyright", "license", "data_source"),
+        *("intended_use", "references", "federated", "network_data_format"),
+    ],
+    "properties": {
+        **dict.fromkeys(("schema", "version", "name", "task", "description", "license", "data_source"), _TEXT),
+        "changelog": {"type": "object"},
+        "required_packages_version": {"type": "object", "required": ["fedmonai"]},
+        "federated": {"type": "object", "required": ["shared_keys", "stays_at_the_site"]},
+        "references": {"type": "array", "minItems": 1},
+        "network_data_format": {
+            "type": "object",
+            "required": ["inputs", "outputs"],
+            "properties": {"inputs": _TENSORS, "outputs": _TENSORS},
+        },
+    },
+}
+
+
+def holds_code(root: Path) -> bool:
+    """Whether some file of the bundle could be imported or run."""
+    return any(path.suffix.lower() in CODE for path in root.rglob("*"))
+
+
+def file_problems(root: Path) -> Iterator[tuple[str, str, str]]:
+    """(file, id, problem) of missing, foreign, linked and oversized files."""
+    for name in REQUIRED_FILES:
+        if not (root / name).is_file():
+            yield name, "", "is missing"
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        name = "/".join(parts)
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            yield name, "", "is a link that leads out of the bundle"
+        elif path.suffix.lower() in CODE:
+            yield name, "", "is code; a bundle holds none (a file beside the configs can shadow a Python module)"
+        elif parts[0] not in RESULT_FOLDERS and path.is_file():
+            for problem in _ordinary_problems(path, parts):
+                yield name, "", problem
+
+
+def _ordinary_problems(path: Path, parts: tuple[str, ...]) -> Iterator[str]:
+    size = path.stat().st_size
+    if path.suffix.lower() not in SUFFIXES:
+        yield f"is of a kind that does not belong in a bundle ('{path.suffix}')"
+    if parts[0] == "configs" and size > MAX_CONFIG_BYTES:
+        yield f"has {size:,} bytes; a config has at most {MAX_CONFIG_BYTES:,}"
+    elif size > MAX_FILE_BYTES:
+        yield f"has {size:,} bytes; files above {MAX_FILE_BYTES:,} belong in large_files.yml with their hash"
+    if path.stem == "large_files":
+        yield from _download_problems(path)
+
+
+def _download_problems(path: Path) -> Iterator[str]:
+    try:
+        entries = load_strictly(path).get("large_files", [])
+    except ValueError as error:
+        yield str(error)
+        return
+    for entry in entries if isinstance(entries, list) else []:
+        good = isinstance(entry, Mapping) and entry.get("hash_val") and entry.get("hash_type") in ("sha256", "sha512")
+        if not good:
+            yield f"entry {entry!r:.80} needs hash_val and hash_type sha256"
+
+
+def logging_problems(path: Path) -> Iterator[tuple[str, str]]:
+    """(id, problem) of a logging config: Python evaluates its ``class`` and ``args``."""
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        yield "", f"cannot be read ({' '.join(str(error).split())[:120]})"
+        return
+    for section in ("DEFAULT", *parser.sections()):
+        for key, value in parser[section].items():
+            where = f"{section}::{key}"
+            if key not in LOGGING_KEYS:
+                yield where, "is not allowed in a logging config"
+            elif key == "class" and (value not in LOGGING_CLASSES or not section.startswith("handler_")):
+                yield where, f"'{value}' is not allowed; a handler is one of {', '.join(sorted(LOGGING_CLASSES))}"
+            elif key == "args" and value.strip() not in LOGGING_ARGS:
+                yield where, f"'{value}' is not allowed; args is one of {', '.join(sorted(LOGGING_ARGS))}"
+
+
+def metadata_problems(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(id, problem) of ``metadata.json``: what this project asks for, and nothing in it that MONAI would evaluate."""
+    for error in sorted(Draft202012Validator(METADATA_SCHEMA).iter_errors(dict(metadata)), key=str):
+        yield "::".join(str(part) for part in error.absolute_path), error.message[:150]
+    version, changelog = metadata.get("version"), metadata.get("changelog")
+    if isinstance(changelog, Mapping) and version not in changelog:
+        yield "changelog", f"says nothing about version {version}"
+    for config_id, value in walk(metadata):
+        if isinstance(value, Mapping) and "_target_" in value:
+            yield config_id, "metadata holds a component"
+        if not isinstance(value, str):
+            continue
+        if value.startswith(("$", "@", "%")):
+            yield config_id, f"'{value}' would be evaluated; metadata is plain text"
+        if "spatial_shape" in config_id and not _SIDE.fullmatch(value):
+            yield config_id, f"'{value}' is no size; use numbers, n, p and 2**p with * and +"
+
+
+def weights_problems(path: Path) -> Iterator[str]:
+    """Whether a weight file holds tensors and plain values only; no code in it runs and no tensor is read."""
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # torch raises six kinds by where a file is cut or what it hides
+        lines = str(error).strip().splitlines() or ["no message"]
+        yield f"is not a file of tensors and plain values ({type(error).__name__}: {lines[0][:120]})"

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Python names a bundle's configs may use, looked up without calling anything."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+from typing import Any
+
+from monai.bundle.config_item import ComponentLocator
+
+__all__ = ["NameProblem", "find_component", "find_name"]
+
+#: packages (and of large ones the parts) whose names a config may use; what is not listed downloads, loads code,
+#: starts processes, unpickles, or has no business in the config of a bundle
+ALLOWED = (
+    "fedmonai",
+    *(f"ignite.{room}" for room in ("distributed", "engine", "handlers", "metrics")),
+    *(f"monai.{room}" for room in ("data", "engines", "fl", "handlers", "inferers", "losses", "metrics")),
+    *(f"monai.{room}" for room in ("networks", "optimizers", "transforms", "utils.enums", "visualize")),
+    *(f"torch.{room}" for room in ("amp", "backends", "cuda", "distributions", "fft", "nn", "optim", "random")),
+    *(f"torch.{room}" for room in ("distributed", "special", "linalg", "utils.data")),
+)
+#: names inside the allowed parts that are refused all the same
+REFUSED = (
+    *(f"torch.{name}" for name in ("load", "save", "compile", "from_file", "export", "typename", "import_ir_module")),
+    *(f"torch.distributed.{room}" for room in ("checkpoint", "elastic", "launch", "launcher", "nn", "rpc", "run")),
+    "torch.cuda.memory",
+    "torch.nn.parallel.data_parallel",
+    "torch.utils.data.datapipes",
+    "monai.fl.client",
+    "monai.data.torchscript_utils",
+    "monai.data.wsi_reader",
+    "monai.networks.trt_compiler",
+    "monai.networks.utils",
+    "monai.transforms.utils_create_transform_ims",
+    "monai.losses.perceptual",  # downloads its network
+    "monai.metrics.fid",
+    "fedmonai.integrations",
+)
+#: torch names outside any sub-package (torch.device, torch.tensor, ...) are allowed if the object really is torch's own
+_TORCH_TOP = "torch"
+
+
+class NameProblem(ValueError):  # noqa: N818 (a finding, not a failure)
+    """Why a name may not be used."""
+
+
+def find_component(target: Any) -> Any:
+    """The class or function behind a ``_target_``: a dotted name, or the short name of a MONAI component.
+
+    Raises:
+        NameProblem: when it is outside the allowed packages, cannot be found, or is not callable.
+    """
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+        raise NameProblem(f"'{target}' is not a plain dotted name")
+    name = target
+    if "." not in target:
+        module = ComponentLocator().get_component_module_name(target)
+        if not isinstance(module, str):
+            raise NameProblem(f"'{target}' is {'ambiguous' if module else 'unknown'} in MONAI; give its dotted name")
+        name = f"{module}.{target}"
+    found = find_name(name)
+    if not callable(found):
+        raise NameProblem(f"'{name}' is {type(found).__name__}, not a class or function")
+    return found
+
+
+def find_name(name: str) -> Any:
+    """The object behind a dotted name; only modules of allowed packages are imported, nothing is called.
+
+    Raises:
+        NameProblem: when it is outside the allowed packages or does not exist.
+    """
+    parts = name.split(".")
+    private = [part for part in parts if part.startswith("_")]
+    if private:
+        raise NameProblem(f"'{name}' uses the private name '{private[0]}'")
+    if not _allowed(name):
+        raise NameProblem(f"'{name}' is not among the names a bundle may use ({_short_list()})")
+    found: Any = _module(parts[0])
+    for depth, part in enumerate(parts[1:], start=2):
+        prefix = ".".join(parts[:depth])
+        found = _child(found, part, prefix)
+        if isinstance(found, types.ModuleType) and not _same_package(found.__name__, prefix):
+            raise NameProblem(f"'{name}' leads through '{prefix}' to the module '{found.__name__}'")
+    _check_origin(found, name)
+    return found
+
+
+def _child(holder: Any, part: str, prefix: str) -> Any:
+    if isinstance(holder, types.ModuleType):
+        found = getattr(holder, part, None)
+        return _module(prefix) if found is None else found
+    if part not in dir(holder):
+        raise NameProblem(f"'{prefix}' does not exist")
+    return inspect.getattr_static(holder, part)
+
+
+def _module(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # an import can fail in any way; what counts is that the name is of no use
+        raise NameProblem(f"'{name}' cannot be imported ({type(error).__name__}: {error})") from error
+
+
+def _allowed(name: str) -> bool:
+    if _within(name, REFUSED):
+        return False
+    return _within(name, ALLOWED) or (name.startswith(f"{_TORCH_TOP}.") and name.count(".") == 1)
+
+
+def _within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _same_package(module: str, written: str) -> bool:
+    return module.split(".")[0] == written.split(".")[0]
+
+
+def _check_origin(found: Any, name: str) -> None:
+    """Refuse what a module of an allowed package merely imported: ``torch.serialization.os.system`` is os.system."""
+    home = getattr(found, "__module__", None) or getattr(getattr(found, "__self__", None), "__module__", None)
+    if isinstance(found, types.ModuleType):
+        home = found.__name__
+    if callable(found) and isinstance(home, str):
+        origin = f"{home}.{getattr(found, '__qualname__', '')}"
+        root = home.split(".")[0]
+        if root not in {allowed.split(".")[0] for allowed in ALLOWED} or _within(origin, REFUSED) or "hub" in origin:
+            raise NameProblem(f"'{name}' is really '{origin}'")
+
+
+def _short_list() -> str:
+    return "fedmonai, ignite, and the parts of monai and torch that neither download, load nor start anything"
