@@ -24,7 +24,7 @@ FORBIDDEN = set(
     format_map func_globals gi_code gi_frame globals hub importlib load_library load_url mro open os pickle popen
     remove rename rmdir rmtree run_path shutil socket spawn subprocess sys system tb_frame to_pickle unlink urlopen
     write_bytes write_text
-    """.split()
+    """.split()  # noqa: SIM905 (a list of this length is easier to read as text)
 )
 _REFERENCE = "reference"  # stands for every @id
 _PLAIN: tuple[type, ...] = (
@@ -47,9 +47,9 @@ MAX_EXPONENT = 16
 def expression_problems(text: str) -> list[str]:
     """What is wrong with an expression (with its ``$``), by the grammar of a bundle's configs.
 
-    Allowed: references ``@id``, attributes and method calls on them, arithmetic, comparison, choice, lists, and calls of
-    names of torch, monai, ignite and fedmonai, of a few of os, and of a few builtins. No lambda, comprehension, formatted
-    string, private name, import beyond os, torch, monai and fedmonai.
+    Allowed: references ``@id``, attributes and method calls on them, arithmetic, comparison, choice, lists, and calls
+    of names of torch, monai, ignite and fedmonai, of a few of os, and of a few builtins. No lambda, comprehension,
+    formatted string, private name, import beyond os, torch, monai and fedmonai.
     """
     source = text[1:].strip()
     if len(source) > MAX_LENGTH:
