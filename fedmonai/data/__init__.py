@@ -17,6 +17,7 @@ from fedmonai.data.generated_prostate import generate_prostate_federation, gener
 from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
 from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest, write_manifest
 from fedmonai.data.prostate import PROSTATE_SHARES, PROSTATE_SITES, prostate_cases, prostate_pictures, write_case_lists
+from fedmonai.data.reconstruction_folder import ReconstructionFolder, one_volume
 from fedmonai.data.site_rows import simulate_sites
 from fedmonai.data.subject_split import split_subjects
 from fedmonai.data.volume_list import kspace_volumes
@@ -31,6 +32,7 @@ __all__ = [
     "CaseSliceDataset",
     "CaseVolume",
     "KspaceDataset",
+    "ReconstructionFolder",
     "WeakSliceDataset",
     "check_cases",
     "check_overlap",
@@ -46,6 +48,7 @@ __all__ = [
     "generated_prostate_site",
     "kspace_volumes",
     "make_weak_labels",
+    "one_volume",
     "paired_files",
     "problem_table",
     "prostate_cases",

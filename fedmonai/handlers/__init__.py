@@ -6,5 +6,6 @@ from fedmonai.handlers.example_slice import ExampleSlice
 from fedmonai.handlers.optimizer_reset import OptimizerReset
 from fedmonai.handlers.personal_model import PersonalModel
 from fedmonai.handlers.round_lr import RoundLR
+from fedmonai.handlers.save_reconstruction import SaveReconstruction
 
-__all__ = ["ExampleSlice", "OptimizerReset", "PersonalModel", "RoundLR", "batch_loss"]
+__all__ = ["ExampleSlice", "OptimizerReset", "PersonalModel", "RoundLR", "SaveReconstruction", "batch_loss"]

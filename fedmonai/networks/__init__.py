@@ -6,11 +6,13 @@ from __future__ import annotations
 from fedmonai.networks.channel_selection import ChannelSelection
 from fedmonai.networks.channel_selection_unet import ChannelSelectionOutput, ChannelSelectionUNet
 from fedmonai.networks.identity_inferer import IdentityInferer
+from fedmonai.networks.load_weights import load_weights
 from fedmonai.networks.placement import place_network
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
 from fedmonai.networks.routing import build_routed_network, load_experts, route_network, set_routing_form
 from fedmonai.networks.segmentation_unet import SegmentationUNet
+from fedmonai.networks.split_inferer import SplitInferer
 
 __all__ = [
     "ChannelSelection",
@@ -21,8 +23,10 @@ __all__ = [
     "RoutedConv2d",
     "RoutedConvTranspose2d",
     "SegmentationUNet",
+    "SplitInferer",
     "build_routed_network",
     "load_experts",
+    "load_weights",
     "place_network",
     "pooled_latent",
     "route_network",

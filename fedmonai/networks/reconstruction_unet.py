@@ -26,7 +26,9 @@ class ReconstructionUNet(nn.Module):
         channels: channels of the first level; each level doubles them.
         num_pool: number of poolings.
         dropout: probability that a feature map is dropped.
-        residual: add the input to the output (needs as many output as input channels).
+        residual: add the input to the output (needs as many output as input channels). The last convolution is then
+            called ``decoder.final_residual`` instead of ``decoder.final``: weights trained one way cannot be loaded the
+            other way by mistake.
 
     Raises:
         ConfigError: an argument is out of range, or (eagerly) the image is too small for ``num_pool`` poolings.
@@ -54,7 +56,7 @@ class ReconstructionUNet(nn.Module):
         self.num_pool = num_pool
         self.residual = residual
         self.encoder = _Encoder(in_channels, channels, num_pool, dropout)
-        self.decoder = _Decoder(out_channels, channels, num_pool, dropout)
+        self.decoder = _Decoder(out_channels, channels, num_pool, dropout, residual)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W); H and W may be odd."""
@@ -120,16 +122,25 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     """Up blocks and the last convolution; takes the features of :class:`_Encoder`."""
 
-    def __init__(self, out_channels: int, channels: int, num_pool: int, dropout: float) -> None:
+    __constants__ = ("residual",)  # so that TorchScript compiles only the branch that exists
+
+    def __init__(self, out_channels: int, channels: int, num_pool: int, dropout: float, residual: bool) -> None:
         super().__init__()
+        self.residual = residual
         levels = reversed(range(num_pool))
         self.up = nn.ModuleList([_UpBlock(channels * 2**level, dropout) for level in levels])
-        self.final = nn.Conv2d(channels, out_channels, kernel_size=1)
+        final = nn.Conv2d(channels, out_channels, kernel_size=1)
+        if residual:
+            self.final_residual = final
+        else:
+            self.final = final
 
     def forward(self, features: list[Tensor]) -> Tensor:
         image = features[-1]
         for index, block in enumerate(self.up):
             image = block(image, features[len(features) - 2 - index])
+        if self.residual:
+            return self.final_residual(image)
         return self.final(image)
 
 

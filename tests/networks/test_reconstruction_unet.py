@@ -63,14 +63,19 @@ def test_parameters_and_keys_at_the_defaults():
     assert {key.split(".")[0] for key in keys} == {"encoder", "decoder"}
     assert sum(key.startswith("encoder.bottleneck.") for key in keys) == 2
     with torch.device("meta"):
-        assert list(ReconstructionUNet(residual=True).state_dict()) == keys
+        residual = [key.replace("decoder.final.", "decoder.final_residual.") for key in keys]
+        assert list(ReconstructionUNet(residual=True).state_dict()) == residual
 
 
 def test_residual_adds_the_input():
     x = image(2, 1, 32, 32)
     plain, residual = small().eval(), small(residual=True).eval()
-    residual.load_state_dict(plain.state_dict())
+    with pytest.raises(RuntimeError, match="final_residual"):  # one trained one way is no weight of the other
+        residual.load_state_dict(plain.state_dict())
+    renamed = {k.replace("decoder.final.", "decoder.final_residual."): v for k, v in plain.state_dict().items()}
+    residual.load_state_dict(renamed)
     torch.testing.assert_close(residual(x), plain(x) + x)
+    torch.testing.assert_close(torch.jit.script(residual)(x), plain(x) + x)
 
 
 def test_channels_and_poolings():

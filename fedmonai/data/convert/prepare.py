@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from fedmonai.data.convert.arrays import read_array
 from fedmonai.data.convert.checks import describe, sampling_note, size_note
-from fedmonai.data.convert.dicom import read_series
-from fedmonai.data.convert.hdf5 import read_fastmri
 from fedmonai.data.convert.layout import BLOCK, SOURCE, Written, read_layout, update_manifest
-from fedmonai.data.convert.nifti import read_nifti
+from fedmonai.data.convert.open_source import open_source
 from fedmonai.data.convert.plan import Part, SplitPlan
 from fedmonai.data.convert.scan import Naming, find_sources
 from fedmonai.data.convert.summary import Summary
@@ -165,7 +161,7 @@ class _Conversion:
             return
         self.seen[bytes_digest] = source.label
         digest = hashlib.sha256(f"{bytes_digest} {self._settings()}".encode()).hexdigest()
-        with self._open(source) as volume:
+        with open_source(source, self.axis, self.domain, self.axes, self.key) as volume:
             if self.slice_range is not None:
                 volume = volume.select(*self.slice_range)
             if not len(volume):
@@ -210,16 +206,6 @@ class _Conversion:
         if volume.domain == "kspace" and volume.target is None:
             facts += sampling_note(volume)
         return facts
-
-    def _open(self, source: Source) -> AbstractContextManager[Volume]:
-        path = source.files[0]
-        if source.kind == "dicom":
-            return nullcontext(read_series(source.files))
-        if source.kind == "nifti":
-            return nullcontext(read_nifti(path, self.axis))
-        if source.kind == "hdf5":
-            return read_fastmri(path)
-        return read_array(path, self.domain, self.axes, self.key)
 
     @property
     def _root(self) -> Path:

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconstructed volumes as files that a viewer opens in the right place."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+from matplotlib.image import imsave
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["SaveReconstruction"]
+
+SUFFIXES = {"nifti": ".nii.gz", "hdf5": ".h5"}
+TABLE = "reconstructions.csv"
+COLUMNS = ("volume", "source", "slices", "rows", "columns", "sampling", "file")
+
+
+class SaveReconstruction:
+    """Write every volume of an evaluator over a :class:`fedmonai.data.ReconstructionFolder`, whole or not at all.
+
+    ``<volume>_reconstruction.nii.gz`` lies in the patient space of its input: DICOM and HDF5 as (column, row, slice),
+    NIfTI on the voxel grid of the input. ``<volume>_reconstruction.h5`` holds ``reconstruction`` float32 (slices, rows,
+    columns) and the attributes ``affine`` (index (slice, row, column) to RAS+ mm), ``spacing`` (mm) and ``sampling``.
+    ``previews/<volume>.png`` shows the middle slice: zero-filled, reconstruction and, where known, target and five
+    times the error. ``reconstructions.csv`` lists all of it.
+
+    Args:
+        output_dir: folder of the results.
+        output_format: ``nifti``, ``hdf5``, or ``auto`` (HDF5 for HDF5 input, NIfTI for the rest).
+        preview: write the pictures.
+        overwrite: replace results of an earlier run; without it an existing one is an error.
+
+    Raises:
+        ConfigError: an unknown format, an existing result, a folder that cannot be written.
+    """
+
+    def __init__(
+        self, output_dir: str, output_format: str = "auto", preview: bool = True, overwrite: bool = False
+    ) -> None:
+        if output_format not in ("auto", *SUFFIXES):
+            raise ConfigError(f"output_format: '{output_format}' is unknown; choose auto, {' or '.join(SUFFIXES)}.")
+        self.output_dir = Path(output_dir)
+        self.output_format = output_format
+        self.preview = preview
+        self.overwrite = overwrite
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _begin(self, engine: Engine) -> None:
+        self.rows = []
+        for source in getattr(getattr(engine.state.dataloader, "dataset", None), "data", None) or []:
+            path = self._path(source.name, source.kind)
+            if path.exists() and not self.overwrite:
+                raise ConfigError(f"output_dir: {path} exists; choose another folder or set overwrite: true.")
+
+    def _path(self, volume: str, kind: str) -> Path:
+        form = self.output_format
+        if form == "auto":
+            form = "hdf5" if kind == "hdf5" else "nifti"
+        return self.output_dir / f"{volume}_reconstruction{SUFFIXES[form]}"
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the volume of this iteration."""
+        batch: Any = engine.state.batch
+        output: Any = engine.state.output
+        images = {
+            name: output[key][:, 0].detach().float().cpu().numpy()
+            for key, name in (("image", "zero_filled"), ("pred", "reconstruction"), ("label", "target"))
+            if output.get(key) is not None
+        }
+        volume = images["reconstruction"]
+        path = self._path(batch["volume"], batch["kind"])
+        affine = _cropped(batch["affine"], batch["kspace"][0].shape[-2:], volume.shape[1:])
+        if path.suffix == ".h5":
+            _written(path, lambda partial: _write_hdf5(partial, volume, affine, batch["sampling"]))
+        else:
+            _written(path, lambda partial: nib.save(_nifti(volume, affine, batch["orientation"]), partial))
+        if self.preview:
+            picture = _side_by_side(images)
+            _written(
+                self.output_dir / "previews" / f"{batch['volume']}.png",
+                lambda partial: imsave(partial, picture, cmap="gray", vmin=0.0, vmax=1.0),
+            )
+        values = (batch["volume"], batch["source"], *volume.shape, batch["sampling"], path.name)
+        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+
+    def _finish(self, engine: Engine) -> None:
+        _written(self.output_dir / TABLE, self._write_table)
+        for row in self.rows:
+            print(f"{row['source']} ({row['slices']} slices, {row['sampling']}) -> {self.output_dir / row['file']}")
+
+    def _write_table(self, path: str) -> None:
+        """The rows of this run, after those of earlier runs whose files are still valid."""
+        table, new = self.output_dir / TABLE, {row["file"] for row in self.rows}
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            if table.exists():
+                with open(table, newline="", encoding="utf-8") as earlier:
+                    writer.writerows(row for row in csv.DictReader(earlier) if row["file"] not in new)
+            writer.writerows(self.rows)
+
+
+def _cropped(affine: Any, plane: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray | None:
+    """The affine of the central ``size`` rows and columns of ``plane``."""
+    if affine is None:
+        return None
+    shift = np.eye(4)
+    shift[1, 3], shift[2, 3] = (plane[0] - size[0]) // 2, (plane[1] - size[1]) // 2
+    return affine.numpy() @ shift
+
+
+def _nifti(volume: np.ndarray, affine: np.ndarray | None, orientation: str | None) -> nib.Nifti1Image:
+    """(slice, row, column) to a NIfTI image (column, row, slice), turned to the axis order of a NIfTI input."""
+    reverse = np.eye(4)[[2, 1, 0, 3]]
+    image = nib.Nifti1Image(
+        np.ascontiguousarray(volume.transpose(2, 1, 0)), np.eye(4) if affine is None else affine @ reverse
+    )
+    if orientation is not None and affine is not None:
+        wanted = nib.orientations.axcodes2ornt(tuple(orientation))
+        image = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted))
+    image.header.set_xyzt_units("mm")
+    image.set_sform(image.affine, code="aligned" if affine is None else "scanner")
+    image.set_qform(image.affine, code="aligned" if affine is None else "scanner")
+    return image
+
+
+def _write_hdf5(path: str, volume: np.ndarray, affine: np.ndarray | None, sampling: str) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("reconstruction", data=volume, compression="gzip")
+        file.attrs["sampling"] = sampling
+        if affine is not None:
+            file.attrs["affine"] = affine
+            file.attrs["spacing"] = np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _side_by_side(images: dict[str, np.ndarray]) -> np.ndarray:
+    """The middle slice of each volume in one row, in [0, 1] of the brightest percentile."""
+    middle = {name: volume[len(volume) // 2] for name, volume in images.items()}
+    window = float(np.percentile(middle.get("target", middle["reconstruction"]), 99.5)) or 1.0
+    panels = list(middle.values())
+    if "target" in middle:
+        panels.append(np.abs(middle["reconstruction"] - middle["target"]) * 5)
+    return np.clip(np.hstack(panels) / window, 0.0, 1.0)
+
+
+def _written(path: Path, write: Callable[[str], Any]) -> None:
+    """Let ``write`` fill a temporary file beside ``path`` with the same suffix, and rename it when it is complete."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+            partial = Path(folder, path.name)
+            write(str(partial))
+            partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {path} cannot be written ({error}); nothing of it is left behind.") from error

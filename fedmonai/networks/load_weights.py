@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained weights into a network, or one clear error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["load_weights"]
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike[str], config_id: str = "ckpt_path") -> nn.Module:
+    """Load a state dict, or the one stored under ``model``, with every name and shape as the network has them.
+
+    The file is read with ``weights_only``: it can hold tensors and numbers, never code.
+
+    Args:
+        network: takes the weights; on any device.
+        path: file written by a run (``models/model.pt``) or by a MONAI CheckpointSaver.
+        config_id: how error messages call ``path``.
+
+    Returns:
+        the same network.
+
+    Raises:
+        ConfigError: no such file, not a file of weights, or weights of another network.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"{config_id}: there is no file '{path}'; train first, or give the weights of a finished run."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive ends in anything from EOFError to UnpicklingError
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise ConfigError(f"{config_id}: '{path}' is not a file of weights ({reason}).") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{config_id}: '{path}' holds no state dict (tensors by name, at the top or under 'model').")
+    wanted = network.state_dict()
+    for key in [*wanted, *content]:
+        of_file, of_network = (tuple(d[key].shape) if key in d else "absent" for d in (content, wanted))
+        if of_file != of_network:
+            raise ConfigError(
+                f"{config_id}: '{path}' does not fit the network: '{key}' is {of_file} in the file and {of_network} in "
+                "the network; give the options of network_def (channels, ...) that it was trained with."
+            )
+    network.load_state_dict(content)
+    return network
