@@ -5,24 +5,36 @@ from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.filters import KeepSharedKeys
 from fedmonai.federated.guard import Guard, RefusedMessage
 from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
+from fedmonai.federated.records import SiteFailure
+from fedmonai.federated.remote import RemoteSites, Transport
 from fedmonai.federated.seeding import derive_seed
+from fedmonai.federated.service import SiteService
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.sites import Sites
 from fedmonai.federated.strategy import Strategy, WeightedMean
+from fedmonai.federated.wire import Reply, Request, pack, unpack
 
 __all__ = [
     "Federation",
     "Guard",
     "KeepSharedKeys",
     "RefusedMessage",
+    "RemoteSites",
+    "Reply",
+    "Request",
     "SharedKeys",
     "SiteAlgo",
+    "SiteFailure",
+    "SiteService",
     "Sites",
     "Strategy",
+    "Transport",
     "WeightedMean",
     "attach",
     "attachments_of",
     "derive_seed",
     "message_bytes",
+    "pack",
+    "unpack",
     "weights_message",
 ]

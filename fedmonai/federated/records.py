@@ -10,7 +10,11 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated.message import message_bytes
 
-__all__ = ["RoundRecord", "reason_of"]
+__all__ = ["RoundRecord", "SiteFailure", "reason_of"]
+
+
+class SiteFailure(RuntimeError):  # noqa: N818 (it is no error here, but the news of one elsewhere)
+    """What stopped a site in another process, in its own words; or that it gave no answer."""
 
 
 class RoundRecord:
@@ -65,4 +69,6 @@ class RoundRecord:
 def reason_of(error: BaseException) -> str:
     """Type and first line of an exception: enough to act on, short enough for a table."""
     lines = str(error).strip().splitlines() or ["no message"]
+    if isinstance(error, SiteFailure):
+        return lines[0][:400]
     return f"{type(error).__name__}: {lines[0][:300]}"

@@ -161,6 +161,12 @@ class Sites:
         self._resident[name] = site
         return site
 
+    def forget(self, name: str) -> None:
+        """Drop a site from memory together with what is known of its state: it is built anew when it is opened."""
+        self._resident.pop(name, None)
+        self._dirty.discard(name)
+        self.state_rounds.pop(name, None)
+
     def changed(self, name: str) -> None:
         """Note that the site's state is newer than its file."""
         self._dirty.add(name)
@@ -206,7 +212,7 @@ class Sites:
             yield examine(name, self._validation(name, message, number, best, key_metric))
 
     def _validation(self, name: str, *arguments: Any) -> Iterator[Examined]:
-        yield from validation(self.open(name), *arguments, own_model=self.own_model(name))
+        yield from validation(self.open(name), *arguments, self.own_model(name))
 
     def test(
         self, chosen: Mapping[str, tuple[Mapping[str, Tensor], int]], initial: Mapping[str, Tensor], best: BestRounds
