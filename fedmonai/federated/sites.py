@@ -209,10 +209,12 @@ class Sites:
     ) -> Iterator[Examination]:
         """Evaluate the sites in ``messages`` on their validation splits, one after another."""
         for name, message in messages.items():
-            yield examine(name, self._validation(name, message, number, best, key_metric))
+            yield examine(name, self._validation(name, (message, number, best, key_metric)))
 
-    def _validation(self, name: str, *arguments: Any) -> Iterator[Examined]:
-        yield from validation(self.open(name), *arguments, self.own_model(name))
+    def _validation(self, name: str, asked: tuple[ExchangeObject, int, BestRounds, str]) -> Iterator[Examined]:
+        # a generator, so that opening the site is part of what `examine` watches
+        message, number, best, key_metric = asked
+        yield from validation(self.open(name), message, number, best, key_metric, self.own_model(name))
 
     def test(
         self, chosen: Mapping[str, tuple[Mapping[str, Tensor], int]], initial: Mapping[str, Tensor], best: BestRounds
