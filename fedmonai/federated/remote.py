@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sites of a federation that live elsewhere: the same engine, strategies and records drive them over a transport."""
+"""The sites of a federation that live elsewhere, driven by the same engine over a transport."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's end of a deployed federation: answers requests, keeps its private state and its single cases on its own disk."""
+"""A site's end of a deployed federation: answers requests, keeps its private state and cases on its own disk."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to a site that lives in another process, its replies, and their form on the wire: tensors and plain values."""
+"""Requests to a site that lives in another process, replies, their form on the wire: tensors and plain values."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A federation over a transport is the in-process one to the bit, and it survives what a transport and a disk can do."""
+"""A federation over a transport is the in-process one to the bit and survives what a transport and a disk do."""
 
 from __future__ import annotations
 
