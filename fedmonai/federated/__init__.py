@@ -12,6 +12,7 @@ from fedmonai.federated.service import SiteService
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.sites import Sites
 from fedmonai.federated.strategy import Strategy, WeightedMean
+from fedmonai.federated.target_latents import TargetLatents
 from fedmonai.federated.wire import Reply, Request, pack, unpack
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SiteService",
     "Sites",
     "Strategy",
+    "TargetLatents",
     "Transport",
     "WeightedMean",
     "attach",

@@ -84,6 +84,8 @@ class Federation(Workflow):
     ) -> None:
         self.train_sites = _known(sites, "train_sites", train_sites)
         self.test_sites = _known(sites, "test_sites", test_sites)
+        observers = _known(sites, "target_site", strategy.observers) if strategy.observers else []
+        self.observers = [name for name in observers if name not in self.train_sites]
         _check_numbers(num_rounds, fraction, min_sites, val_interval, len(self.train_sites))
         super().__init__(
             device=device,
@@ -139,7 +141,10 @@ class Federation(Workflow):
             self._work_left = None
 
     def participants(self, round_number: int) -> list[str]:
-        """The sites that take part in a round, sorted; a function of (seed, round) alone."""
+        """The sites that train in a round, sorted; a function of (seed, round) alone."""
+        own = self.strategy.participants(round_number, self.train_sites, self.seed)
+        if own is not None:
+            return sorted(own)
         count = max(self.min_sites, math.ceil(self.fraction * len(self.train_sites)))
         chosen = random.Random(derive_seed(self.seed, "participants", round_number)).sample(self.train_sites, count)
         return sorted(chosen)
@@ -151,14 +156,17 @@ class Federation(Workflow):
     def _begin_round(self) -> None:
         self.run_state.commit()
         number = self.state.epoch
-        self._queue = self.participants(number)
+        training = self.participants(number)
+        self._queue = sorted({*training, *self.observers})
         # with a fixed length ignite would train sites twice; with a drifting count it would stop early
         self.state.epoch_length = len(self._queue)
         self.state.iteration = (number - 1) * len(self._queue)
         self._messages = self.strategy.configure_round(number, list(self._queue))
+        for name in self.observers:
+            self._messages[name].statistics["observe"] = 1
         self._updates = {}
         self.sites.begin_round(number, self._messages)
-        self.record = RoundRecord(number, list(self._queue))
+        self.record = RoundRecord(number, training)
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Any]:
         name, number = str(batchdata), self.state.epoch
@@ -168,9 +176,12 @@ class Federation(Workflow):
         loss = math.nan
         try:
             update = self.sites.train(name, message)
-            self.guard.check_update(update, self.strategy.global_weights, number, self.strategy.attachments_up)
+            observer, declared = name in self.observers, self.strategy.attachments_up
+            self.guard.check_update(update, self.strategy.global_weights, number, declared, observer)
+            self.strategy.check_update(name, update)
             self._updates[name] = update
-            self.record.completed(name, update)
+            note = self.record.observed if observer else self.record.completed
+            note(name, update)
             loss = float((update.statistics or {}).get("loss", math.nan))
         except Exception as error:  # whatever a site's own code raises, the round goes on without it
             self.record.fail(name, error)
@@ -180,15 +191,16 @@ class Federation(Workflow):
 
     def _end_round(self) -> None:
         number = self.state.epoch
-        if len(self._updates) < self.min_sites:
+        if len(self.record.loss) < self.min_sites:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(self.record.failed.items()))
             raise FederationError(
-                f"round {number}: {len(self._updates)} of {len(self.record.participants)} sites finished, min_sites "
+                f"round {number}: {len(self.record.loss)} of {len(self.record.participants)} sites finished, min_sites "
                 f"is {self.min_sites}. {reasons}. The state after round {number - 1} is in "
                 f"'{self.run_state.folder.path}': mend the sites and continue with --resume True."
             )
         self.strategy.aggregate(number, self._updates)
         self._updates = {}
+        self.record.attachments = self.strategy.describe_round()
         self.run_state.record_round(self.record, validate=self._is_validated(number))
 
     def _is_validated(self, number: int) -> bool:

@@ -48,14 +48,15 @@ class Guard:
         reference: Mapping[str, Tensor],
         round_number: int,
         attachments: Collection[str] = (),
+        observer: bool = False,
     ) -> None:
-        """Check what a site sent against the global weights it was sent.
+        """Check what a site sent against the global weights it was sent; an observer must send no weights.
 
         Raises:
             RefusedMessage: with the reason.
         """
-        self.check_weights(message.weights, reference)
-        self._check_statistics(message.statistics or {}, round_number)
+        self.check_weights(message.weights, {} if observer else reference)
+        self._check_statistics(message.statistics or {}, round_number, () if observer else ("num_samples", "num_steps"))
         self.check_attachments(message, attachments)
 
     def check_weights(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
@@ -103,8 +104,8 @@ class Guard:
                 raise RefusedMessage(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
 
     @staticmethod
-    def _check_statistics(statistics: Mapping[str, object], round_number: int) -> None:
-        for name in ("num_samples", "num_steps"):
+    def _check_statistics(statistics: Mapping[str, object], round_number: int, counts: Collection[str]) -> None:
+        for name in counts:
             count = statistics.get(name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise RefusedMessage(f"{name} is {count!r}, not a positive whole number")

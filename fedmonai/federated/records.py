@@ -35,6 +35,8 @@ class RoundRecord:
         self.seconds_per_site: dict[str, float] = {}
         self.bytes_up: dict[str, dict[str, int]] = {}
         self.bytes_down: dict[str, dict[str, int]] = {}
+        self.observers: list[str] = []
+        self.attachments: dict[str, Any] = {}
         self.notes: list[str] = []
 
     def completed(self, site: str, update: ExchangeObject) -> None:
@@ -42,6 +44,11 @@ class RoundRecord:
         statistics = update.statistics or {}
         self.loss[site] = float(statistics["loss"])
         self.num_samples[site] = int(statistics["num_samples"])
+        self.bytes_up[site] = message_bytes(update)
+
+    def observed(self, site: str, update: ExchangeObject) -> None:
+        """Note what a site contributed that did not train."""
+        self.observers.append(site)
         self.bytes_up[site] = message_bytes(update)
 
     def fail(self, site: str, error: BaseException) -> None:
@@ -54,6 +61,7 @@ class RoundRecord:
             "round": self.number,
             "participants": self.participants,
             "completed": sorted(self.loss),
+            "observers": self.observers,
             "failed": self.failed,
             "seconds": time.perf_counter() - self.started,
             "seconds_per_site": self.seconds_per_site,
@@ -61,6 +69,7 @@ class RoundRecord:
             "loss": self.loss,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
+            "attachments": self.attachments,
             "notes": self.notes,
             **further,
         }

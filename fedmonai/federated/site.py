@@ -83,6 +83,9 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         self.guard = guard or Guard()
         self.monitor = TurnMonitor(turn_timeout)
         self.round = 0
+        self.observing = False
+        #: trainers of other sites by name; only the in-process federation sets it
+        self.peer: Callable[[str], Any] | None = None
 
     def initialize(self, extra: dict | None = None) -> None:
         """Build the workflow. The network starts from the base seed, so that all sites start from the same weights."""
@@ -116,6 +119,9 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
     def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
         """One turn: load the shared keys of ``data``, train ``local_epochs`` or ``local_steps``.
 
+        With ``observe`` among the statistics of ``data`` the site makes no optimizer step: handlers that have a method
+        ``observe(engine)`` are called instead, and the update holds attachments only.
+
         Raises:
             RefusedMessage: when ``data`` is not fit for this network.
             Exception: whatever local training raised; weights, optimizer and counters are as before the turn.
@@ -124,11 +130,13 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         before = self.state_dict()
         state = self.trainer.state
         self.round = state.round = int((data.statistics or {}).get("round", self.round + 1))
-        state.received = attachments_of(data)
+        self.observing = bool((data.statistics or {}).get("observe", 0))
+        state.received, state.shared, state.peer = attachments_of(data), self.shared, self.peer
         state.previous = before.get("held")
         try:
             copy_weights(data.weights or {}, self.tensors, self.shared)
-            self._run_turn()
+            take_part = self._observe if self.observing else self._run_turn
+            take_part()
         except BaseException:
             self._abandon(before)
             raise
@@ -164,6 +172,12 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
             raise RuntimeError(f"local training made {self.monitor.iterations} of {planned} iterations")
         self.loss = self.monitor.mean_loss()
 
+    def _observe(self) -> None:
+        seed_turn(derive_seed(self.seed, self.site, self.round), self.trainer.data_loader, self._randomizables())
+        for handler in self.handlers:
+            if hasattr(handler, "observe"):
+                handler.observe(self.trainer)
+
     def _randomizables(self) -> list[Any]:
         owned = [self.trainer.prepare_batch, *self.handlers]
         return [o for o in owned if isinstance(o, Randomizable) or hasattr(o, "set_random_state")]
@@ -187,9 +201,12 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
             stored = super().get_weights(extra)
             stored.weights = {k: v for k, v in stored.weights.items() if k in self.keys}
             return stored
-        statistics = {"num_samples": self.num_samples, "num_steps": self.monitor.iterations, "round": self.round}
-        message = weights_message({k: self.tensors[k].detach().clone() for k in self.shared}, **statistics)
-        message.statistics["loss"] = self.loss
+        if self.observing:
+            message = ExchangeObject(statistics={"round": self.round, "observe": 1})
+        else:
+            counts = {"num_samples": self.num_samples, "num_steps": self.monitor.iterations, "round": self.round}
+            weights = {k: self.tensors[k].detach().clone() for k in self.shared}
+            message = weights_message(weights, **counts, loss=self.loss)
         for handler in self.handlers:
             if hasattr(handler, "contribute"):
                 message.update(handler.contribute(self.trainer))

@@ -156,6 +156,7 @@ class Sites:
             if cause is None:
                 raise
             raise ConfigError(f"site '{name}': {cause}") from error
+        site.peer = self._trainer_of
         if name in self.state_rounds:
             site.load_state_dict(load_checked(self.state_file(name, self.state_rounds[name])))
         self._resident[name] = site
@@ -166,6 +167,14 @@ class Sites:
         self._resident.pop(name, None)
         self._dirty.discard(name)
         self.state_rounds.pop(name, None)
+
+    def _trainer_of(self, name: str) -> Any:
+        """The trainer of another site, for methods that exist in simulation only."""
+        if name not in self.specs:
+            raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(self.names)}.")
+        if self.resident_sites < 2 and name not in self._resident:
+            raise ConfigError(f"resident_sites is 1, but a turn reads the data of site '{name}' too; give 2 or more.")
+        return self.open(name).trainer
 
     def changed(self, name: str) -> None:
         """Note that the site's state is newer than its file."""

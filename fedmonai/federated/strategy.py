@@ -35,6 +35,8 @@ class Strategy(ABC):
     #: names of the attachments that may travel from the sites / to the sites beside the weights
     attachments_up: tuple[str, ...] = ()
     attachments_down: tuple[str, ...] = ()
+    #: sites that are asked in every round for attachments even if they do not train (see :meth:`SiteAlgo.train`)
+    observers: tuple[str, ...] = ()
 
     def __init__(self, shared_keys: str | Sequence[str] = (".*",), local_keys: str | Sequence[str] = ()) -> None:
         self.shared_keys = SharedKeys(shared_keys, local_keys)
@@ -45,6 +47,10 @@ class Strategy(ABC):
         shared, _ = self.shared_keys.split(weights)
         self.global_weights = {key: weights[key].detach().clone() for key in shared}
 
+    def participants(self, round_number: int, sites: Sequence[str], seed: int) -> list[str] | None:
+        """The training sites of a round, or ``None`` to leave the choice to the federation (``fraction``)."""
+        return None
+
     def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
         """One message per site. In process the tensors are the global ones themselves: receivers copy, never keep."""
         return {site: weights_message(self.global_weights, round=round_number) for site in sites}
@@ -53,9 +59,16 @@ class Strategy(ABC):
         """What a site is evaluated with, besides its private weights."""
         return weights_message(self.global_weights)
 
+    def check_update(self, site: str, update: ExchangeObject) -> None:  # noqa: B027 (nothing to check by default)
+        """Refuse what the guard cannot know to be wrong, by a :class:`~fedmonai.federated.guard.RefusedMessage`."""
+
+    def describe_round(self) -> dict[str, Any]:
+        """What stands in ``rounds.jsonl`` about this round's attachments: ``{name: {what: number}}``."""
+        return {}
+
     @abstractmethod
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
-        """Turn checked updates into the new global weights, in place."""
+        """Turn checked updates into the new global weights, in place. Updates of observers hold no weights."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain Python values."""

@@ -3,9 +3,18 @@
 
 from fedmonai.handlers.batch_loss import batch_loss
 from fedmonai.handlers.example_slice import ExampleSlice
+from fedmonai.handlers.feature_alignment import FeatureAlignment
 from fedmonai.handlers.optimizer_reset import OptimizerReset
 from fedmonai.handlers.personal_model import PersonalModel
 from fedmonai.handlers.round_lr import RoundLR
 from fedmonai.handlers.save_reconstruction import SaveReconstruction
 
-__all__ = ["ExampleSlice", "OptimizerReset", "PersonalModel", "RoundLR", "SaveReconstruction", "batch_loss"]
+__all__ = [
+    "ExampleSlice",
+    "FeatureAlignment",
+    "OptimizerReset",
+    "PersonalModel",
+    "RoundLR",
+    "SaveReconstruction",
+    "batch_loss",
+]

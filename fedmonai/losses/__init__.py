@@ -8,6 +8,7 @@ from fedmonai.losses.batch_dice import BatchDiceLoss
 from fedmonai.losses.gated_crf import GatedCRFLoss
 from fedmonai.losses.partial_cross_entropy import PartialCrossEntropyLoss
 from fedmonai.losses.perturbed_view import PerturbedView
+from fedmonai.losses.site_confusion import site_confusion_loss, site_discrimination_loss
 from fedmonai.losses.site_contrast import SiteContrastLoss, gate_saturation
 from fedmonai.losses.spanning_tree import (
     SpanningForest,
@@ -36,6 +37,8 @@ __all__ = [
     "minimum_spanning_trees",
     "root_forest",
     "shape_term",
+    "site_confusion_loss",
+    "site_discrimination_loss",
     "tree_affinities",
     "tree_filter",
     "tree_support",

@@ -12,6 +12,7 @@ from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_lat
 from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
 from fedmonai.networks.routing import build_routed_network, load_experts, route_network, set_routing_form
 from fedmonai.networks.segmentation_unet import SegmentationUNet
+from fedmonai.networks.site_discriminator import SiteDiscriminator
 from fedmonai.networks.split_inferer import SplitInferer
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "RoutedConv2d",
     "RoutedConvTranspose2d",
     "SegmentationUNet",
+    "SiteDiscriminator",
     "SplitInferer",
     "build_routed_network",
     "load_experts",

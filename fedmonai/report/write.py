@@ -121,7 +121,23 @@ def _traffic(tables: RunTables) -> str:
         rows.append([site, item, *(_bytes(totals.get((site, item, way), 0)) for way in ("up", "down"))])
     seconds = [r["seconds"] for r in tables.rounds]
     pace = f"{statistics.median(seconds):.2f} s per round (median), {sum(seconds):.1f} s in all."
-    return f"## What crossed the wire, all rounds\n\n{_markdown(rows)}\n\n{pace}"
+    parts = ["## What crossed the wire, all rounds", _markdown(rows), _attachments(tables), pace]
+    return "\n\n".join(p for p in parts if p)
+
+
+def _attachments(tables: RunTables) -> str:
+    """What the strategy says of its attachments, as the range over rounds."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for record in tables.rounds:
+        for name, numbers in record.get("attachments", {}).items():
+            for what, number in numbers.items():
+                found.setdefault((name, what), []).append(number)
+    lines = [
+        f"- {name}, {what.replace('_', ' ')}: {min(numbers):g} to {max(numbers):g}, in {len(numbers)} of "
+        f"{len(tables.rounds)} rounds"
+        for (name, what), numbers in sorted(found.items())
+    ]
+    return "\n".join(lines)
 
 
 def _bytes(size: int) -> str:

@@ -54,8 +54,8 @@ def overrides(bundle: Path, site: Path, out: Path) -> dict:
 
 
 def test_collection_is_what_the_readme_says() -> None:
-    assert [b.name for b in BUNDLES] == ["fl_mr"]
-    assert len(OVERLAYS) == 15
+    assert [b.name for b in BUNDLES] == ["fl_mr", "fl_mrcm"]
+    assert len(OVERLAYS) == 31
     for bundle in BUNDLES:
         assert not list(bundle.rglob("*.py"))
         for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
@@ -122,6 +122,8 @@ def test_federation_from_elsewhere(bundle: Path, site: Path, tmp_path: Path, cap
     ids = {"bundle_root": str(bundle), "output_dir": str(out), "num_rounds": 2, "device": "cpu"}
     local = {f"local::{key}": value for key, value in TINY.items()}
     sites = {"sites": {name: {"dataset_dir": str(site)} for name in "AB"}}
+    if "target_site" in ConfigParser.load_config_file(files[0]):
+        ids["target_site"] = "A"
     workflow = ConfigWorkflow(files, "train", logging_file=False, **ids, **sites, **local)
     workflow.initialize()
     workflow.run()
