@@ -8,6 +8,7 @@ __all__ = ["DATA_IDS", "FEDERATION_IDS"]
 #: where data lie and which part of them is used
 _SOURCE = {"dataset_dir", "data_list", "case_list", "image_dir", "mask_dir", "site", "domain", "sequence", "split"}
 _SOURCE |= {"shares", "val_fraction", "test_fraction", "subject_separator", "label_suffix", "form", "label_form"}
+_SOURCE |= {"folder", "layout", "train_split", "val_split", "test_split", "case_lists"}
 _CHOICE = {"slice_range", "sample_rate", "slices", "slice_selection", "labeled", "central_share", "reach"}
 #: how an image is brought into the network's form
 _GEOMETRY = {"resolution", "image_size", "size", "fit", "spacing", "orientation", "crop_size"}

@@ -23,13 +23,21 @@ class ExampleSlice:
     Args:
         output_dir: folder of the site.
         names: name in the file for each of ``image``, ``pred`` and ``label`` of the engine's output.
+        image_channel: the channel of ``image`` that is kept; 1 is the slice itself where its neighbors surround it.
+        classes: ``pred`` holds one channel of logits per class: keep the number of the largest.
     """
 
     def __init__(
-        self, output_dir: str, names: tuple[str, str, str] | list[str] = ("zero_filled", "reconstruction", "target")
+        self,
+        output_dir: str,
+        names: tuple[str, str, str] | list[str] = ("zero_filled", "reconstruction", "target"),
+        image_channel: int = 0,
+        classes: bool = False,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.names = dict(zip(("image", "pred", "label"), names, strict=True))
+        self.image_channel = image_channel
+        self.classes = classes
         self._begin()
 
     def _begin(self) -> None:
@@ -52,7 +60,14 @@ class ExampleSlice:
             if self._volume is None:
                 self._volume, self._middle = volume, int(slices[index]) + int(counts[index]) // 2
             if volume == self._volume and int(slices[index]) <= self._middle:
-                self._kept = {name: _plane(state.output[key][index]) for key, name in self.names.items()}
+                self._kept = {name: self._plane(key, state.output[key][index]) for key, name in self.names.items()}
+
+    def _plane(self, key: str, tensor: Tensor) -> np.ndarray:
+        """What is shown of an image, a prediction or a label, as a 2-D float32 array."""
+        if key == "pred" and self.classes:
+            tensor = tensor.argmax(dim=0, keepdim=True)
+        chosen = self.image_channel if key == "image" else 0
+        return tensor.detach()[chosen].float().cpu().numpy()
 
     def _write(self, engine: Engine) -> None:
         if not self._kept:
@@ -62,8 +77,3 @@ class ExampleSlice:
         temporary = folder / f".example.{os.getpid()}.npz"
         np.savez_compressed(temporary, **self._kept)  # type: ignore[arg-type]
         temporary.replace(folder / "example.npz")
-
-
-def _plane(tensor: Tensor) -> np.ndarray:
-    """The first channel of an image as a 2-D float32 array."""
-    return tensor.detach()[0].float().cpu().numpy()

@@ -74,6 +74,8 @@ def _example(path: Path, site: str) -> Figure:
             images = {name: stored[name] for name in stored.files if stored[name].ndim == 2}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); delete it and test again.") from error
+    if {"image", "label", "pred"} <= set(images):
+        return _segmentation_example(images, site)
     names = list(images)
     error_map = (
         abs(images["reconstruction"] - images["target"]) * 5 if {"reconstruction", "target"} <= set(names) else None
@@ -90,8 +92,25 @@ def _example(path: Path, site: str) -> Figure:
     return figure
 
 
-def _show(axis: Any, image: np.ndarray, title: str, window: float, colors: str) -> Any:
-    shown = axis.imshow(image, cmap=colors, vmin=0, vmax=window, interpolation="nearest")
+def _segmentation_example(images: dict[str, np.ndarray], site: str) -> Figure:
+    """The image alone, then with the outlines of label and prediction, one color per class."""
+    figure = _new_figure(7.8, 2.9)
+    axes = figure.subplots(1, 3, squeeze=False)[0]
+    low, high = np.percentile(images["image"], (0.5, 99.5))
+    for axis, name in zip(axes, ("image", "label", "pred"), strict=True):
+        title = {"image": "image", "label": "label", "pred": "prediction"}[name]
+        _show(axis, images["image"], title, max(float(high), float(low) + 1e-6), "gray", float(low))
+        if name != "image":
+            for number in range(1, int(images[name].max()) + 1):
+                region = images[name] == number
+                if region.any() and not region.all():
+                    axis.contour(region, levels=[0.5], colors=[COLORS[number % len(COLORS)]], linewidths=1.2)
+    figure.suptitle(f"site {site}")
+    return figure
+
+
+def _show(axis: Any, image: np.ndarray, title: str, window: float, colors: str, low: float = 0.0) -> Any:
+    shown = axis.imshow(image, cmap=colors, vmin=low, vmax=window, interpolation="nearest")
     axis.set_title(title, fontsize="medium")
     axis.set_axis_off()
     return shown

@@ -53,9 +53,13 @@ class RunTables:
         return columns
 
     def test_cases(self, site: str, metric: str, model: str, end: int) -> list[float]:
-        """Values per case of the first (``end=-1``) or the last (``end=1``) test of a model; empty if there is none."""
-        rows = [r for r in self.cases if r["split"] == "test" and r["site"] == site and r["metric"] == metric]
-        rows = [r for r in rows if r["model"] == model]
+        """Values per case of the first (``end=-1``) or the last (``end=1``) test of a model; empty if there is none.
+
+        A metric that is not measured per case gives its single value.
+        """
+        wanted = {"split": "test", "site": site, "metric": metric, "model": model}
+        rows = [r for r in self.cases if all(r[k] == v for k, v in wanted.items())]
+        rows = rows or [r for r in self.metrics if all(r[k] == v for k, v in wanted.items())]
         if not rows:
             return []
         numbers = [r["round"] for r in rows]

@@ -7,14 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
+from tiny_sites import TINY_SITES
 
 from fedmonai.bundle import DATA_IDS, check_config, config_files
 from fedmonai.bundle.live_config import mistake_behind
@@ -24,38 +23,33 @@ ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))
 OVERLAYS = sorted(path for bundle in BUNDLES for path in bundle.glob("configs/*/*.yaml"))
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
-TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=[b.name for b in BUNDLES])
 
 
-def write_volume(path: Path, generator: np.random.RandomState, shape: tuple[int, ...] = (4, 32, 32)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = generator.rand(*shape).astype(np.float32)
-    shifted = np.fft.ifftshift(images, axes=(-2, -1))
-    kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
-    with h5py.File(path, "w") as stream:
-        stream["kspace"], stream["reconstruction_esc"] = kspace, images
-        stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+def data_of(bundle: Path, root: Path, bad: str | None = None) -> Path:
+    """A tiny site for this bundle in ``root``, written once."""
+    folder = root / f"{bundle.name}_{bad or 'good'}"
+    if not folder.exists():
+        TINY_SITES[bundle.name].write(folder, bad)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("site")
-    generator = np.random.RandomState(0)
-    for split in ("train", "val", "test"):
-        write_volume(root / split / f"{split}.h5", generator)
-    return root
+    """Folder of the tiny sites of all bundles."""
+    return tmp_path_factory.mktemp("site")
 
 
 def overrides(bundle: Path, site: Path, out: Path) -> dict:
     own = {"output_dir": str(out), "ckpt_dir": str(out / "models")}
-    return {**TINY, **own, "bundle_root": str(bundle), "dataset_dir": str(site)}
+    folders = {"bundle_root": str(bundle), "dataset_dir": str(data_of(bundle, site))}
+    return {**TINY_SITES[bundle.name].ids, **own, **folders}
 
 
 def test_collection_is_what_the_readme_says() -> None:
-    assert [b.name for b in BUNDLES] == ["fl_mr", "fl_mrcm"]
-    assert len(OVERLAYS) == 31
+    assert [b.name for b in BUNDLES] == ["fl_mr", "fl_mrcm", "iop_fl"]
+    assert len(OVERLAYS) == 44
     for bundle in BUNDLES:
         assert not list(bundle.rglob("*.py"))
         for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
@@ -95,7 +89,7 @@ def test_train_then_evaluate_one_site(bundle: Path, site: Path, tmp_path: Path) 
     evaluate.initialize()
     evaluate.run()
     text = (tmp_path / "metrics.csv").read_text()
-    assert all(name in text for name in ("psnr", "ssim", "nmse"))
+    assert all(name in text for name in TINY_SITES[bundle.name].metrics)
 
 
 @each_bundle
@@ -112,7 +106,7 @@ def test_stock_client_two_rounds(bundle: Path, site: Path, tmp_path: Path, diff:
         assert set(update) == set(weights)
         weights = {k: weights[k] + v if diff else v.clone() for k, v in update.items()}
     metrics = algo.evaluate(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHTS)).metrics
-    assert set(metrics) == {"psnr", "ssim", "nmse"}
+    assert set(metrics) == TINY_SITES[bundle.name].metrics
 
 
 @each_bundle
@@ -120,8 +114,8 @@ def test_federation_from_elsewhere(bundle: Path, site: Path, tmp_path: Path, cap
     files = [str(bundle / "configs" / name) for name in ("federated.yaml", "demo.yaml")]
     out = tmp_path / "run"
     ids = {"bundle_root": str(bundle), "output_dir": str(out), "num_rounds": 2, "device": "cpu"}
-    local = {f"local::{key}": value for key, value in TINY.items()}
-    sites = {"sites": {name: {"dataset_dir": str(site)} for name in "AB"}}
+    local = {f"local::{key}": value for key, value in TINY_SITES[bundle.name].ids.items()}
+    sites = {"sites": {name: {"dataset_dir": str(data_of(bundle, site))} for name in "AB"}}
     if "target_site" in ConfigParser.load_config_file(files[0]):
         ids["target_site"] = "A"
     workflow = ConfigWorkflow(files, "train", logging_file=False, **ids, **sites, **local)
@@ -142,9 +136,10 @@ def test_federation_from_elsewhere(bundle: Path, site: Path, tmp_path: Path, cap
 def test_overlay_sets_known_ids_only(overlay: Path) -> None:
     config = ConfigParser.load_config_file(overlay)
     bundle = overlay.parents[2]
-    base = "train.json" if overlay.parent.name == "data" else "federated.yaml"
-    known = set(ConfigParser.load_config_file(bundle / "configs" / base))
-    assert set(config) <= (DATA_IDS if overlay.parent.name == "data" else known | {"data_root"})
+    of_site = set(ConfigParser.load_config_file(bundle / "configs" / "train.json"))
+    known = set(ConfigParser.load_config_file(bundle / "configs" / "federated.yaml")) | {"data_root"}
+    known |= {f"local::{name}" for name in of_site}
+    assert set(config) <= (DATA_IDS & of_site if overlay.parent.name == "data" else known)
     assert overlay.read_text().startswith("# ")
     assert overlay in config_files(bundle)
 
@@ -161,18 +156,16 @@ def mistake(bundle: Path, site: Path, out: Path, **ids: object) -> str:
     return str(found)
 
 
-@each_bundle
+ANY_BUNDLE = [
+    ({"epohcs": 3}, ("epohcs", "did you mean 'epochs'")),
+    ({"train::trainer::max_epoch": 3}, ("max_epoch", "max_epochs")),
+    ({"amp": True}, ("amp", "cpu")),
+]
+MISTAKES = [(bundle, *mistake) for bundle in BUNDLES for mistake in ANY_BUNDLE + TINY_SITES[bundle.name].mistakes]
+
+
 @pytest.mark.parametrize(
-    ("ids", "texts"),
-    [
-        ({"epohcs": 3}, ("epohcs", "did you mean 'epochs'")),
-        ({"train::trainer::max_epoch": 3}, ("max_epoch", "max_epochs")),
-        ({"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all", "<train|val|test>")),
-        ({"accelerations": [0.5]}, ("0.5",)),
-        ({"center_fractions": [0.0]}, ("center_fraction", "(0, 1]")),
-        ({"amp": True}, ("amp", "cpu")),
-    ],
-    ids=["misspelt", "misspelt argument", "folder", "acceleration", "center fraction", "amp"],
+    ("bundle", "ids", "texts"), MISTAKES, ids=[f"{m[0].name}-{next(iter(m[1]))}" for m in MISTAKES]
 )
 def test_mistakes_end_in_one_clear_error(bundle: Path, site: Path, tmp_path: Path, ids: dict, texts: tuple) -> None:
     message = mistake(bundle, site, tmp_path, **ids)
@@ -181,16 +174,10 @@ def test_mistakes_end_in_one_clear_error(bundle: Path, site: Path, tmp_path: Pat
 
 @each_bundle
 def test_bad_files_are_named(bundle: Path, tmp_path: Path) -> None:
-    generator = np.random.RandomState(0)
-    for kind in ("empty", "unreadable", "misshapen"):
-        for split in ("train", "val", "test"):
-            write_volume(tmp_path / kind / split / f"{split}.h5", generator)
-    (tmp_path / "empty" / "train" / "train.h5").unlink()
-    (tmp_path / "unreadable" / "train" / "train.h5").write_bytes(b"not hdf5 at all")
-    write_volume(tmp_path / "misshapen" / "train" / "train.h5", generator, (32, 32))
-    assert "train" in mistake(bundle, tmp_path / "empty", tmp_path / "o1")
-    assert "train.h5" in mistake(bundle, tmp_path / "unreadable", tmp_path / "o2")
-    assert "train.h5" in mistake(bundle, tmp_path / "misshapen", tmp_path / "o3")
+    assert set(TINY_SITES[bundle.name].bad_files) == {"empty", "unreadable", "misshapen"}
+    for kind, text in TINY_SITES[bundle.name].bad_files.items():
+        folder = data_of(bundle, tmp_path, kind)
+        assert text in mistake(bundle, tmp_path, tmp_path / f"out_{kind}", dataset_dir=str(folder))
 
 
 def test_check_config_outside_a_config_is_an_error() -> None:

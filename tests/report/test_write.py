@@ -81,3 +81,17 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "rounds.jsonl").write_text('{"round": 1')
     with pytest.raises(ConfigError, match=r"rounds\.jsonl is damaged"):
         read_run(tmp_path)
+
+
+def test_segmentation_example_and_a_metric_without_cases(tmp_path: Path) -> None:
+    folder = make_run(tmp_path) / "sites" / "A" / "examples"
+    folder.mkdir(parents=True)
+    label = np.zeros((16, 16), np.float32)
+    label[4:9, 5:12] = 1
+    np.savez(folder / "example.npz", image=np.random.RandomState(0).randn(16, 16), label=label, pred=label.T)
+    with (tmp_path / "metrics.csv").open("a") as stream:
+        stream.write("0,A,global,test,release_dice,0.25\n2,A,global,test,release_dice,0.75\n")
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| A | - | 0.2500 | 0.7500 |" in text
+    assert (tmp_path / "figures" / "example_A.png").stat().st_size > 1000

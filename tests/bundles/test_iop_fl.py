@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is particular to the IOP-FL bundle: personal models in a federation, and its baselines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+from tiny_sites import TINY_SITES, write_prostate_site
+
+from fedmonai.federated import Federation, SharedKeys, Sites, WeightedMean, attach, attachments_of, weights_message
+from fedmonai.networks import SegmentationUNet
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "iop_fl"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for site in "AB":
+        write_prostate_site(root / site)
+    return root
+
+
+def federation(data: Path, out: Path, ids: dict | None = None, **options: Any) -> Federation:
+    local = {**TINY_SITES["iop_fl"].ids, "batch_size": 2, **(ids or {})}
+    keys = {k: options.pop(k) for k in ("shared_keys", "local_keys") if k in options}
+    sites = Sites(str(BUNDLE), {n: {"dataset_dir": str(data / n)} for n in "AB"}, str(out), local=local, **keys)
+    strategy = WeightedMean("samples", **keys)
+    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), key_metric="dice", **options)
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def metrics(out: Path, **wanted: str) -> list[dict]:
+    with (out / "metrics.csv").open() as stream:
+        return [row for row in csv.DictReader(stream) if all(row[k] == v for k, v in wanted.items())]
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference")
+    federation(data, out).run()
+    return out
+
+
+def test_every_site_is_measured_with_the_global_and_its_personal_model(reference: Path) -> None:
+    for model in ("global", "personal"):
+        for site in "AB":
+            assert len(metrics(reference, site=site, model=model, split="val", metric="dice")) == 3
+            tested = {row["metric"] for row in metrics(reference, site=site, model=model, split="test")}
+            assert tested == TINY_SITES["iop_fl"].metrics
+    assert {p.name for p in (reference / "models").iterdir()} >= {"model.pt", "A.pt", "B.pt"}
+    assert not same(load(reference / "models" / "A.pt"), load(reference / "models" / "B.pt"))
+    with np.load(reference / "sites" / "A" / "examples" / "example.npz") as example:
+        assert set(example.files) == {"image", "pred", "label"}
+        assert set(np.unique(example["pred"])) <= {0.0, 1.0}
+        assert example["label"].sum() == 12 * 16
+
+
+def test_personal_model_is_the_average_of_what_the_site_sent(data: Path, tmp_path: Path) -> None:
+    """alpha = 1/4: P_2 = W_1 / 4 + 3 W_2 / 4, where W are the values of the updates before aggregation."""
+    engine = federation(data, tmp_path, ids={"personal_alpha": 0.25})
+    engine.prepare()
+    site, sent = engine.sites.open("A"), []
+    for number in (1, 2):
+        site.train(weights_message(engine.strategy.global_weights, round=number))
+        message = site.get_weights()
+        assert attachments_of(message) == {}
+        assert set(message.weights) == set(site.tensors)
+        assert set(message.statistics) == {"num_samples", "num_steps", "round", "loss"}
+        sent.append(message.weights)
+        engine.strategy.aggregate(number, {"A": message})
+    personal = next(h for h in site.handlers if hasattr(h, "personal_weights")).personal_weights
+    for key, value in personal.items():
+        torch.testing.assert_close(value, 0.25 * sent[0][key] + 0.75 * sent[1][key])
+    changed = [k for k in personal if not torch.equal(personal[k], sent[1][k])]
+    assert len(changed) > 20  # what was sent is the trained model, not the average
+    engine.run_state.folder.close()
+
+
+def test_personal_models_change_nothing_but_themselves(data: Path, reference: Path, tmp_path: Path) -> None:
+    """Without them the federation is FedAvg, and the global model is the same to the bit."""
+    federation(data, tmp_path, ids={"personalize": False}).run()
+    name = Path("models") / "model_final.pt"
+    assert same(load(tmp_path / name), load(reference / name))
+    assert not metrics(tmp_path, model="personal")
+    sizes = [[json.loads(x)["bytes_up"] for x in (p / "rounds.jsonl").open()] for p in (tmp_path, reference)]
+    assert sizes[0] == sizes[1]
+
+
+class Interrupt:
+    """Ends the process's work after two rounds."""
+
+    def attach(self, engine: Federation) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
+
+    def __call__(self, engine: Federation) -> None:
+        raise KeyboardInterrupt
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(data: Path, reference: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        attach(federation(data, tmp_path), [Interrupt()]).run()
+    federation(data, tmp_path, resume=True).run()
+    for name in ("A", "B", "model", "model_final"):
+        assert same(load(reference / "models" / f"{name}.pt"), load(tmp_path / "models" / f"{name}.pt"))
+    states = [load(out / "sites" / "A" / "round_0003.pt")["handlers"] for out in (reference, tmp_path)]
+    averaged = [next(s["averaged"] for s in state.values() if "averaged" in s) for state in states]
+    assert same(*averaged) and averaged[0]
+    for name in ("metrics.csv", "cases.csv"):
+        assert (tmp_path / name).read_text() == (reference / name).read_text()
+
+
+def test_one_site_in_memory_at_a_time_keeps_the_personal_models(data: Path, reference: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path)
+    engine.sites.resident_sites = 1
+    engine.run()
+    for name in "AB":
+        assert same(load(reference / "models" / f"{name}.pt"), load(tmp_path / "models" / f"{name}.pt"))
+
+
+def test_failed_turn_puts_the_old_personal_model_back(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path)
+    engine.prepare()
+    site = engine.sites.open("A")
+    site.train(weights_message(engine.strategy.global_weights, round=1))
+    handler = next(h for h in site.handlers if hasattr(h, "personal_weights"))
+    before = {k: t.clone() for k, t in handler.personal_weights.items()}
+
+    def fail(trainer: Any) -> None:
+        raise RuntimeError("after the average was taken")
+
+    site.trainer.add_event_handler(Events.COMPLETED, fail)
+    with pytest.raises(RuntimeError, match="after the average"):
+        site.train(weights_message(engine.strategy.global_weights, round=2))
+    assert same(before, handler.personal_weights)
+    engine.run_state.folder.close()
+
+
+def test_fedbn_keeps_all_of_batch_normalization_and_nothing_else() -> None:
+    overlay = ConfigParser.load_config_file(BUNDLE / "configs" / "federation" / "fedbn.yaml")
+    network = SegmentationUNet(channels=2)
+    shared, private = SharedKeys((".*",), overlay["local_keys"]).split(network.state_dict())
+    norms = {n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert {key.rpartition(".")[0] for key in private} == norms and len(private) == 5 * len(norms)
+    assert not norms & {key.rpartition(".")[0] for key in shared}
+
+
+def test_augmentation_is_repeatable_and_moves_image_and_label(data: Path, tmp_path: Path) -> None:
+    results = []
+    for name, prob in (("a", 1.0), ("b", 1.0), ("c", 0.0)):
+        engine = federation(data, tmp_path / name, ids={"augment_prob": prob}, num_rounds=1)
+        engine.run()
+        results.append(load(tmp_path / name / "models" / "model_final.pt"))
+    assert same(results[0], results[1]) and not same(results[0], results[2])
