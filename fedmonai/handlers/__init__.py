@@ -6,6 +6,7 @@ from fedmonai.handlers.example_slice import ExampleSlice
 from fedmonai.handlers.feature_alignment import FeatureAlignment
 from fedmonai.handlers.optimizer_reset import OptimizerReset
 from fedmonai.handlers.personal_model import PersonalModel
+from fedmonai.handlers.proximal import ProximalTerm
 from fedmonai.handlers.round_lr import RoundLR
 from fedmonai.handlers.save_reconstruction import SaveReconstruction
 
@@ -14,6 +15,7 @@ __all__ = [
     "FeatureAlignment",
     "OptimizerReset",
     "PersonalModel",
+    "ProximalTerm",
     "RoundLR",
     "SaveReconstruction",
     "batch_loss",
