@@ -12,13 +12,14 @@ from typing import Any
 from monai.bundle import ReferenceResolver
 
 from fedmonai.bundle.known_ids import bundle_ids, refuse_unknown
+from fedmonai.bundle.value_kinds import refuse_wrong_kinds
 from fedmonai.errors import ConfigError, FederationError
 
 __all__ = ["check_config", "live_config"]
 
 
 def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
-    """Refuse config ids that the bundle does not know, and make mistakes end in one line on the command line.
+    """Refuse ids that the bundle does not know and texts for switches and numbers; let mistakes end in one line.
 
     MONAI accepts ``--epohcs 3`` and trains with the default. As a component named in ``initialize`` this check sees the
     config that is really used, whether it comes from the command line, an args file, ``ConfigWorkflow`` or
@@ -31,7 +32,8 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
         the live config.
 
     Raises:
-        ConfigError: on an unknown id, naming the nearest known one, or when ``bundle_root`` is no bundle.
+        ConfigError: on an unknown id, naming the nearest known one, on a text where the bundle has a switch or a
+            number, or when ``bundle_root`` is no bundle.
     """
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
@@ -42,6 +44,7 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
         )
     config = live_config()
     refuse_unknown(config, bundle_ids(bundle_root))
+    refuse_wrong_kinds(config, bundle_root)
     return config
 
 

@@ -26,9 +26,10 @@ class ReconstructionUNet(nn.Module):
         channels: channels of the first level; each level doubles them.
         num_pool: number of poolings.
         dropout: probability that a feature map is dropped.
-        residual: add the input to the output (needs as many output as input channels). The last convolution is then
-            called ``decoder.final_residual`` instead of ``decoder.final``: weights trained one way cannot be loaded the
-            other way by mistake.
+        residual: add the input to the output (needs as many output as input channels). The last convolution then
+            starts at zero, so that training starts from the zero-filled image, and is called
+            ``decoder.final_residual`` instead of ``decoder.final``: weights trained one way cannot be loaded the other
+            way by mistake.
 
     Raises:
         ConfigError: an argument is out of range, or (eagerly) the image is too small for ``num_pool`` poolings.
@@ -131,6 +132,8 @@ class _Decoder(nn.Module):
         self.up = nn.ModuleList([_UpBlock(channels * 2**level, dropout) for level in levels])
         final = nn.Conv2d(channels, out_channels, kernel_size=1)
         if residual:
+            for parameter in final.parameters():
+                nn.init.zeros_(parameter)
             self.final_residual = final
         else:
             self.final = final

@@ -70,6 +70,7 @@ def test_parameters_and_keys_at_the_defaults():
 def test_residual_adds_the_input():
     x = image(2, 1, 32, 32)
     plain, residual = small().eval(), small(residual=True).eval()
+    assert torch.equal(residual(x), x)  # training starts from the input itself
     with pytest.raises(RuntimeError, match="final_residual"):  # one trained one way is no weight of the other
         residual.load_state_dict(plain.state_dict())
     renamed = {k.replace("decoder.final.", "decoder.final_residual."): v for k, v in plain.state_dict().items()}

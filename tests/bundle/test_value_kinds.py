@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts where a bundle has switches and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmonai.bundle import config_files
+from fedmonai.bundle.value_kinds import refuse_wrong_kinds, switch_and_number_ids
+from fedmonai.errors import ConfigError
+
+TRAIN = {
+    "residual": False,
+    "lr": 0.1,
+    "epochs": 3,
+    "sequence": "T1",
+    "device": "$torch.device('cpu')",
+    "split": {"a": 1},
+}
+FEDERATED = {"resume": False, "num_rounds": 5, "turn_timeout": None, "local": {}, "sites": {"A": {}}}
+OVERLAY = {"lr": 1, "sequence": 2, "local": {"residual": True}}
+
+
+@pytest.fixture
+def bundle(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle({"train.json": TRAIN, "federated.json": FEDERATED, "data/own.json": OVERLAY})
+
+
+def test_ids_of_one_plain_kind_everywhere(bundle: Path) -> None:
+    kinds = switch_and_number_ids(config_files(bundle))
+    assert kinds["residual"] is bool and kinds["lr"] is float and kinds["split::a"] is float
+    assert not {"sequence", "device", "turn_timeout"} & set(kinds)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"resume": "true"}, "config id 'resume' is the text 'true'; give True or False."),
+        ({"num_rounds": "five"}, "config id 'num_rounds' is the text 'five'; give a number."),
+        ({"local": {"residual": "false"}}, "config id 'local::residual' is the text 'false'; give True or False."),
+        ({"sites": {"A": {"split": {"a": "x"}}}}, "config id 'sites::A::split::a' is the text 'x'; give a number."),
+        ({"sites": {"A": {"lr": "1e-4x"}}}, "'sites::A::lr'"),
+    ],
+)
+def test_a_text_is_refused(bundle: Path, change: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_wrong_kinds({**FEDERATED, **change}, bundle)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"resume": True, "num_rounds": 2.0, "turn_timeout": "10"},  # a kind that no file tells is left alone
+        {"num_rounds": "@other", "resume": "$not @other"},
+        {"local": {"lr": "%train.json::lr", "sequence": "T2", "residual": None}},
+        {"sites": None, "local": None},
+    ],
+)
+def test_the_rest_is_let_through(bundle: Path, change: dict[str, Any]) -> None:
+    refuse_wrong_kinds({**FEDERATED, **change}, bundle)
