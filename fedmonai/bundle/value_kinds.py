@@ -16,7 +16,7 @@ __all__ = ["refuse_wrong_kinds", "switch_and_number_ids"]
 
 SEP = ReferenceResolver.sep
 #: what a kind of value is called, and how it is given on the command line
-_REMEDY = {bool: "True or False", float: "a number"}
+_REMEDY: dict[type, str] = {bool: "True or False", float: "a number"}
 
 
 def switch_and_number_ids(files: Sequence[str | Path]) -> dict[str, type]:
