@@ -115,7 +115,7 @@ def _lint_others(root: Path, report: LintReport) -> None:
     for path in sorted(root.glob("configs/**/*.conf")):
         for config_id, problem in lint_files.logging_problems(path):
             report.add(_name(root, path), config_id, problem)
-    for path in sorted(root.glob("models/**/*.pt")):
+    for path in lint_files.weight_files(root):
         for problem in lint_files.weights_problems(path):
             report.add(_name(root, path), "", problem)
     path = root / "configs" / "metadata.json"
@@ -159,8 +159,11 @@ def _id_problems(
             yield from ((config_id, f"refers to '@{ref}', which no config has") for ref in _dangling(value, ids))
     if base is not None:
         known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | FEDERATION_IDS
+        if path.parent.name == "data":  # what stands under an id of data (classes by name, ...) is the data's own
+            known |= {config_id for config_id, _ in walk(content) if config_id.split(SEP)[0] in known & DATA_IDS}
         yield from ((unknown, "is unknown: nothing reads it") for unknown in unknown_ids(merged, known))
     yield from _whitelist_problems(path, content)
+    yield from _file_problems(root, content, contents)
     yield from _site_problems(root, content, contents)
 
 
@@ -189,17 +192,26 @@ def _whitelist_problems(path: Path, content: Mapping[str, Any]) -> Iterator[tupl
                 yield key, "is no id of data; an overlay in configs/data says how data are read, not how to train"
 
 
+def _file_problems(
+    root: Path, content: Mapping[str, Any], contents: Mapping[Path, dict[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """What names a config must name one that was checked: of this bundle, and no result of a run."""
+    if content.get("bundle_root", ".") != ".":
+        yield "bundle_root", f"is {content['bundle_root']!r}; a bundle says '.', whoever runs it elsewhere overrides it"
+    for config_id, value in walk(content):
+        if config_id.rpartition(SEP)[2] in ("base", "overlay"):
+            for file in value if isinstance(value, list) else [value]:
+                if root / str(file) not in contents:
+                    yield config_id, f"'{file}' is no config file of this bundle"
+
+
 def _site_problems(
     root: Path, content: Mapping[str, Any], contents: Mapping[Path, dict[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """Ids given to sites (``local``, ``sites``) must be ids of the sites' own config, overlays files of the bundle."""
     own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
-    for config_id, name, value in _site_ids(content):
-        if name == "overlay":
-            for file in value if isinstance(value, list) else [value]:
-                if root / str(file) not in contents:
-                    yield config_id, f"'{file}' is no config file of this bundle"
-        elif name not in own:
+    for config_id, name, _ in _site_ids(content):
+        if name != "overlay" and name not in own:
             yield config_id, "is unknown at a site: its train.json has no such id"
 
 

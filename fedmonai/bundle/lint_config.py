@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import re
@@ -15,23 +16,21 @@ import yaml
 from monai.bundle import ReferenceResolver
 
 from fedmonai.bundle.lint_expression import expression_problems
-from fedmonai.bundle.lint_names import NameProblem, find_component
+from fedmonai.bundle.lint_names import (
+    LOCATING_ARGUMENTS,
+    RISKY_ARGUMENTS,
+    NameProblem,
+    find_component,
+    find_name,
+    signature_of,
+)
 
 __all__ = ["config_problems", "load_strictly", "walk"]
 
 SEP = ReferenceResolver.sep
-#: arguments that switch protection off or fetch something, and the values that are harmless
-RISKY_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "allow_pickle": (False,),
-    "download": (False,),
-    "pretrained": (False, None),
-    "progress": (True, False),
-    "trust_remote_code": (False,),
-    "url": (None,),
-    "weights_only": (True,),
-}
 #: keys of a component that MONAI reads itself
 COMPONENT_KEYS = {"_target_", "_disabled_", "_requires_", "_mode_", "_desc_"}
+ROOTS = {"fedmonai", "ignite", "monai", "torch"}
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
 
@@ -88,15 +87,34 @@ def config_problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for config_id, value in walk(config):
         key = config_id.rpartition(SEP)[2]
         if key == "_desc_":
+            # MONAI evaluates a description like any other value
+            if not isinstance(value, str) or value.startswith(("$", "@", "%")):
+                yield config_id, "a description is plain text"
             continue
-        if isinstance(value, str):
-            problems = _text_problems(value)
-        elif isinstance(value, Mapping) and "_target_" in value:
-            problems = _component_problems(value)
-        else:
-            continue
-        for problem in problems:
+        for problem in _value_problems(key, value):
             yield config_id, problem
+
+
+def _value_problems(key: str, value: Any) -> Iterator[str]:
+    """What is wrong with one value; an overlay may set a single key of a component (``loss::_target_: ...``)."""
+    if key == "_target_":
+        try:
+            find_component(value)
+        except NameProblem as problem:
+            yield str(problem)
+        return
+    if key == "_mode_" and value not in ("default", "callable"):
+        yield f"is {value!r}; only default and callable are allowed"
+    if key in RISKY_ARGUMENTS and value not in RISKY_ARGUMENTS[key]:
+        yield f"{key}: {value!r} is not allowed"
+    if key in LOCATING_ARGUMENTS:
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and "." in name and not name.startswith(("@", "$")):
+                yield f"{key}: '{name}' would be looked up in any package; give the short name of a MONAI class"
+    if isinstance(value, str):
+        yield from _text_problems(value)
+    elif isinstance(value, Mapping) and "_target_" in value:
+        yield from _component_problems(value)
 
 
 def _text_problems(value: str) -> Iterator[str]:
@@ -110,43 +128,55 @@ def _text_problems(value: str) -> Iterator[str]:
         yield f"'{value}' is an address; a bundle fetches nothing"
     elif ".." in re.split(r"[\\/]", value):
         yield f"'{value}' leads out of the bundle"
-    elif _DOTTED.match(value) and value.split(".")[0] in sys.stdlib_module_names:
-        yield f"'{value}' names a function of Python's own library"
+    elif _DOTTED.match(value):
+        yield from _located_problems(value)
     if "\0" in value:
         yield "holds a NUL character"
 
 
+def _located_problems(value: str) -> Iterator[str]:
+    """MONAI looks dotted texts up in any package where a transform takes the name of a class."""
+    package = value.split(".")[0]
+    if package in sys.stdlib_module_names:
+        yield f"'{value}' names a function of Python's own library"
+    elif package in ROOTS:
+        try:
+            find_name(value)
+        except NameProblem as problem:
+            yield str(problem)
+    elif _is_installed(package):
+        yield f"'{value}' names a function of the package '{package}'"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(package)  # imports nothing for a name without a dot
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.has_location
+
+
 def _macro_problems(value: str) -> Iterator[str]:
     file, _, _ = value[1:].partition(SEP)
-    if Path(file).suffix in (".json", ".yaml", ".yml") and (file.startswith(("/", "~")) or ".." in file.split("/")):
+    if Path(file).suffix not in (".json", ".yaml", ".yml"):
+        return
+    if file.startswith(("/", "~")) or ".." in file.split("/"):
         yield f"'{value}' copies from outside the bundle"
+    elif not file.startswith("configs/"):
+        yield f"'{value}' copies from a file that is no config"
 
 
 def _component_problems(component: Mapping[str, Any]) -> Iterator[str]:
-    if component.get("_mode_", "default") not in ("default", "callable"):
-        yield f"_mode_ is '{component['_mode_']}'; only default and callable are allowed"
-    for name, harmless in RISKY_ARGUMENTS.items():
-        if name in component and component[name] not in harmless:
-            yield f"{name}: {component[name]!r} is not allowed"
-    reader = component.get("reader")
-    if isinstance(reader, str) and not reader.startswith(("@", "$")) and "." in reader:
-        yield f"reader: '{reader}' would be looked up in any package; give the short name of a MONAI reader"
     try:
         found = find_component(component["_target_"])
-    except NameProblem as problem:
-        yield f"_target_: {problem}"
-        return
-    taken = _argument_names(found)
+    except NameProblem:
+        return  # said at the key itself
+    parameters = signature_of(found)
+    takes_any = not parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for key in component:
-        if taken is not None and key not in COMPONENT_KEYS and key not in taken:
+        if not takes_any and key not in COMPONENT_KEYS and key not in parameters:
             yield f"{component['_target_']} takes no argument '{key}'"
-
-
-def _argument_names(component: Any) -> set[str] | None:
-    try:
-        parameters = inspect.signature(component).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters}
+    for name, harmless in RISKY_ARGUMENTS.items():
+        default = parameters[name].default if name in parameters else inspect.Parameter.empty
+        if name not in component and default is not inspect.Parameter.empty and default not in harmless:
+            yield f"{name} is {default!r} unless it is given; set it to {harmless[0]!r}"

@@ -4,26 +4,29 @@
 from __future__ import annotations
 
 import ast
+import types
 from collections.abc import Callable, Iterator
 
 from monai.bundle import ReferenceResolver
 
-from fedmonai.bundle.lint_names import NameProblem, find_name
+from fedmonai.bundle.lint_names import NameProblem, find_name, uncheckable_arguments
 
 __all__ = ["expression_problems"]
 
 ROOTS = {"fedmonai", "ignite", "monai", "torch"}
 IMPORTS = {"fedmonai", "monai", "os", "torch"}
 BUILTINS = {"abs", "bool", "float", "int", "len", "list", "max", "min", "round", "sorted", "str", "sum", "tuple"}
-OS_NAMES = {"os.environ", "os.environ.get", "os.cpu_count", "os.sep"}
+OS_NAMES = {"os.cpu_count"}
 OS_NAMES |= {f"os.path.{name}" for name in ("basename", "dirname", "exists", "isdir", "isfile", "join")}
+#: what torchrun tells a process; any other variable may be a secret or a path
+VARIABLES = {"LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE"}
 #: names that lead from an object to modules, frames, code or other programs
 FORBIDDEN = set(
     """
-    builtins codecs compile cr_code cr_frame ctypes eval exec execv f_back f_builtins f_globals f_locals fork format
-    format_map func_globals gi_code gi_frame globals hub importlib load_library load_url mro open os pickle popen
-    remove rename rmdir rmtree run_path shutil socket spawn subprocess sys system tb_frame to_pickle unlink urlopen
-    write_bytes write_text
+    builtins codecs compile cr_code cr_frame ctypes dump dumps eval exec execv f_back f_builtins f_globals f_locals
+    fork format format_map func_globals gi_code gi_frame globals hub importlib load load_library load_url loads memmap
+    mro open os pickle popen remove rename rmdir rmtree run_path save shutil socket spawn subprocess sys system tb_frame
+    to_pickle tofile unlink urlopen write_bytes write_text
     """.split()  # noqa: SIM905 (a list of this length is easier to read as text)
 )
 _REFERENCE = "reference"  # stands for every @id
@@ -38,7 +41,7 @@ _PLAIN: tuple[type, ...] = (
     ast.Tuple,
     ast.Slice,
 )
-_PLAIN += (ast.BoolOp, ast.Compare, ast.IfExp, ast.UnaryOp, ast.Subscript)
+_PLAIN += (ast.BoolOp, ast.Compare, ast.IfExp, ast.UnaryOp)
 MAX_LENGTH = 500
 MAX_NUMBER = 10**9
 MAX_EXPONENT = 16
@@ -101,12 +104,16 @@ def _attribute(node: ast.Attribute) -> Iterator[str]:
         yield from _problems(node.value)
     elif dotted.startswith("os."):
         if dotted not in OS_NAMES:
-            yield f"'{dotted}' is not allowed (of os: {', '.join(sorted(OS_NAMES))})"
+            allowed = ", ".join(sorted([*OS_NAMES, "os.environ of " + " ".join(sorted(VARIABLES))]))
+            yield f"'{dotted}' is not allowed (of os: {allowed})"
     else:
         try:
-            find_name(dotted)
+            found = find_name(dotted)
         except NameProblem as problem:
             yield str(problem)
+        else:
+            if isinstance(found, types.ModuleType):  # as a value it would lead to names that nobody checks
+                yield f"'{dotted}' is a module, not a value"
 
 
 def _dotted(node: ast.expr) -> str | None:
@@ -119,7 +126,20 @@ def _dotted(node: ast.expr) -> str | None:
     return None
 
 
+def _subscript(node: ast.Subscript) -> Iterator[str]:
+    if _dotted(node.value) == "os.environ":
+        if not (isinstance(node.slice, ast.Constant) and node.slice.value in VARIABLES):
+            yield f"'{ast.unparse(node)[:60]}' is not allowed; of os.environ: {', '.join(sorted(VARIABLES))}"
+        return
+    if isinstance(node.value, (ast.Constant, ast.BinOp)):
+        yield "a part of a written text or number is not allowed"
+    yield from _problems(node.value)
+    yield from _problems(node.slice)
+
+
 def _call(node: ast.Call) -> Iterator[str]:
+    if isinstance(node.func, (ast.Name, ast.Attribute)):
+        yield from _callee_problems(_dotted(node.func))
     if not isinstance(node.func, (ast.Name, ast.Attribute)):
         yield f"'{ast.unparse(node.func)[:60]}' is called; only names and methods may be"
     yield from _problems(node.func)
@@ -129,6 +149,17 @@ def _call(node: ast.Call) -> Iterator[str]:
         if keyword.arg is None:
             yield "** is not allowed"
         yield from _problems(keyword.value)
+
+
+def _callee_problems(dotted: str | None) -> Iterator[str]:
+    if dotted is None or dotted.startswith("os."):
+        return
+    try:
+        risky = uncheckable_arguments(find_name(dotted))
+    except NameProblem:
+        return  # said by the check of the name
+    if risky:
+        yield f"'{dotted}' takes '{risky[0]}'; call it as a component (_target_), whose arguments are checked"
 
 
 def _operation(node: ast.BinOp) -> Iterator[str]:
@@ -160,7 +191,8 @@ def _absolute_paths(node: ast.AST, appended: bool = False) -> Iterator[str]:
     """Texts that begin an absolute path: ``'/a' + x`` is one, in ``x + '/a'`` the text is appended."""
     if isinstance(node, ast.BinOp):
         yield from _absolute_paths(node.left, appended)
-        yield from _absolute_paths(node.right, True)
+        # nothing in front of a text leaves it at the beginning
+        yield from _absolute_paths(node.right, not (_is_text(node.left) and not ast.literal_eval(node.left)))
     elif isinstance(node, ast.Constant):
         if isinstance(node.value, str) and node.value.startswith(("/", "~", "\\")) and not appended:
             yield f"the text '{node.value}' is an absolute path"
@@ -179,4 +211,5 @@ _CHECKS: dict[type, Callable[..., Iterator[str]]] = {
     ast.Call: _call,
     ast.Constant: _constant,
     ast.Name: _name,
+    ast.Subscript: _subscript,
 }

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from fedmonai.bundle.lint_config import load_strictly, walk
 
-__all__ = ["file_problems", "holds_code", "logging_problems", "metadata_problems", "weights_problems"]
+__all__ = ["file_problems", "holds_code", "logging_problems", "metadata_problems", "weight_files", "weights_problems"]
 
 #: folders in which a run leaves its results; they are no part of the bundle
 RESULT_FOLDERS = {"data", "eval", "runs", "__pycache__"}
@@ -143,6 +143,12 @@ def metadata_problems(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield config_id, f"'{value}' would be evaluated; metadata is plain text"
         if "spatial_shape" in config_id and not _SIDE.fullmatch(value):
             yield config_id, f"'{value}' is no size; use numbers, n, p and 2**p with * and +"
+
+
+def weight_files(root: Path) -> list[Path]:
+    """Every weight file of the bundle, wherever it lies."""
+    found = (path for path in root.rglob("*.pt") if path.relative_to(root).parts[0] not in RESULT_FOLDERS)
+    return sorted(path for path in found if path.is_file())
 
 
 def weights_problems(path: Path) -> Iterator[str]:

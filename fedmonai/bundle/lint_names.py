@@ -10,22 +10,32 @@ from typing import Any
 
 from monai.bundle.config_item import ComponentLocator
 
-__all__ = ["NameProblem", "find_component", "find_name"]
+__all__ = [
+    "LOCATING_ARGUMENTS",
+    "RISKY_ARGUMENTS",
+    "NameProblem",
+    "find_component",
+    "find_name",
+    "signature_of",
+    "uncheckable_arguments",
+]
 
 #: packages (and of large ones the parts) whose names a config may use; what is not listed downloads, loads code,
 #: starts processes, unpickles, or has no business in the config of a bundle
 ALLOWED = (
     "fedmonai",
-    *(f"ignite.{room}" for room in ("distributed", "engine", "handlers", "metrics")),
+    *(f"ignite.{room}" for room in ("distributed.sync", "engine", "handlers", "metrics")),
     *(f"monai.{room}" for room in ("data", "engines", "fl", "handlers", "inferers", "losses", "metrics")),
     *(f"monai.{room}" for room in ("networks", "optimizers", "transforms", "utils.enums", "visualize")),
     *(f"torch.{room}" for room in ("amp", "backends", "cuda", "distributions", "fft", "nn", "optim", "random")),
-    *(f"torch.{room}" for room in ("distributed", "special", "linalg", "utils.data")),
+    *(f"torch.{room}" for room in ("special", "linalg", "utils.data")),
+    *(f"torch.distributed.{name}" for name in ("barrier", "destroy_process_group", "get_rank", "get_world_size")),
+    *(f"torch.distributed.{name}" for name in ("init_process_group", "is_available", "is_initialized")),
 )
 #: names inside the allowed parts that are refused all the same
 REFUSED = (
     *(f"torch.{name}" for name in ("load", "save", "compile", "from_file", "export", "typename", "import_ir_module")),
-    *(f"torch.distributed.{room}" for room in ("checkpoint", "elastic", "launch", "launcher", "nn", "rpc", "run")),
+    "torch.cuda.jiterator",  # compiles what it is given
     "torch.cuda.memory",
     "torch.nn.parallel.data_parallel",
     "torch.utils.data.datapipes",
@@ -34,11 +44,31 @@ REFUSED = (
     "monai.data.wsi_reader",
     "monai.networks.trt_compiler",
     "monai.networks.utils",
+    "monai.networks.blocks.text_embedding",  # this and the next four download weights
+    "monai.networks.nets.hovernet",
+    "monai.networks.nets.resnet.get_pretrained_resnet_medicalnet",
+    "monai.networks.nets.torchvision_fc",
+    "monai.networks.nets.transchex",
+    "monai.networks.nets.FLEXUNET_BACKBONE",  # a register of names that are looked up in any package
     "monai.transforms.utils_create_transform_ims",
     "monai.losses.perceptual",  # downloads its network
     "monai.metrics.fid",
     "fedmonai.integrations",
 )
+#: arguments that switch protection off or fetch something, and the values that are harmless
+RISKY_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "allow_pickle": (False,),
+    "download": (False,),
+    "pretrained": (False, None),
+    "pretrained_path": (None,),
+    "pretrained_url": (None,),
+    "trust_remote_code": (False,),
+    "url": (None,),
+    "use_pretrained": (False, None),
+    "weights_only": (True,),
+}
+#: arguments that MONAI resolves to a class of any installed package when they are a dotted text
+LOCATING_ARGUMENTS = ("merger_cls", "reader", "writer")
 #: torch names outside any sub-package (torch.device, torch.tensor, ...) are allowed if the object really is torch's own
 _TORCH_TOP = "torch"
 
@@ -65,6 +95,19 @@ def find_component(target: Any) -> Any:
     if not callable(found):
         raise NameProblem(f"'{name}' is {type(found).__name__}, not a class or function")
     return found
+
+
+def signature_of(component: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a class or function by name; empty when Python cannot tell them."""
+    try:
+        return dict(inspect.signature(component).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def uncheckable_arguments(component: Any) -> list[str]:
+    """The arguments of a class or function that may only be given where they can be checked by name."""
+    return [name for name in signature_of(component) if name in RISKY_ARGUMENTS or name in LOCATING_ARGUMENTS]
 
 
 def find_name(name: str) -> Any:

@@ -70,6 +70,24 @@ def overlay_elsewhere(root: Path) -> None:
     (root / "configs" / "demo.yaml").write_text("sites: {B: {overlay: configs/nowhere.yaml}}\n")
 
 
+def base_elsewhere(root: Path) -> None:
+    (root / "runs").mkdir()
+    (root / "runs" / "evil.json").write_text("{}")
+    (root / "configs" / "demo.yaml").write_text("federation::sites::base: runs/evil.json\n")
+
+
+def root_elsewhere(root: Path) -> None:
+    (root / "configs" / "demo.yaml").write_text("bundle_root: runs/evil\n")
+
+
+def target_in_overlay(root: Path) -> None:
+    (root / "configs" / "demo.yaml").write_text("strategy::_target_: subprocess.Popen\n")
+
+
+def target_at_a_site(root: Path) -> None:
+    (root / "configs" / "demo.yaml").write_text("sites: {B: {'network_def::_target_': monai.bundle.load}}\n")
+
+
 def double_key(root: Path) -> None:
     path = root / "configs" / "train.json"
     path.write_text(path.read_text().replace('"seed": 0,', '"seed": 0, "seed": "$os.system(1)",', 1))
@@ -107,6 +125,11 @@ def evil_weights(root: Path) -> None:
     (root / "models" / "model.pt").write_bytes(pickle.dumps(Evil()))
 
 
+def evil_weights_elsewhere(root: Path) -> None:
+    evil_weights(root)
+    (root / "models" / "model.pt").rename(root / "docs" / "figure.pt")
+
+
 def unhashed_download(root: Path) -> None:
     (root / "large_files.yml").write_text("large_files: [{path: models/model.pt, url: x}]\n")
 
@@ -129,6 +152,10 @@ BREAKS: list[tuple[Callable[[Path], None], str]] = [
     (unknown_overlay_id, "configs/demo.yaml: num_ruonds: is unknown"),
     (unknown_site_id, "configs/demo.yaml: sites::B::sampel_rate: is unknown at a site"),
     (overlay_elsewhere, "configs/demo.yaml: sites::B::overlay: 'configs/nowhere.yaml' is no config file"),
+    (base_elsewhere, "configs/demo.yaml: federation::sites::base: 'runs/evil.json' is no config file"),
+    (root_elsewhere, "configs/demo.yaml: bundle_root: is 'runs/evil'"),
+    (target_in_overlay, "configs/demo.yaml: strategy::_target_: 'subprocess.Popen'"),
+    (target_at_a_site, "configs/demo.yaml: sites::B::network_def::_target_: 'monai.bundle.load'"),
     (double_key, "configs/train.json: the key 'seed' stands twice"),
     (yaml_object, "configs/demo.yaml: cannot be read (ConstructorError"),
     (dangling, "configs/train.json: lr: refers to '@learning_rate', which no config has"),
@@ -137,6 +164,7 @@ BREAKS: list[tuple[Callable[[Path], None], str]] = [
     (big_config, "configs/evaluate.json: has 2,09"),
     (foreign_file, "configs/install.ps1: is of a kind"),
     (evil_weights, "models/model.pt: is not a file of tensors"),
+    (evil_weights_elsewhere, "docs/figure.pt: is not a file of tensors"),
     (unhashed_download, "large_files.yml: entry"),
     (evaluated_metadata, "configs/metadata.json: task: '$os.system('true')' would be evaluated"),
     (lost_changelog, "configs/metadata.json: changelog: says nothing about version 9.9.9"),
