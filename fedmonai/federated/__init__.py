@@ -13,12 +13,14 @@ from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.sites import Sites
 from fedmonai.federated.strategy import Strategy, WeightedMean
 from fedmonai.federated.target_latents import TargetLatents
+from fedmonai.federated.transfer import RandomTransfer
 from fedmonai.federated.wire import Reply, Request, pack, unpack
 
 __all__ = [
     "Federation",
     "Guard",
     "KeepSharedKeys",
+    "RandomTransfer",
     "RefusedMessage",
     "RemoteSites",
     "Reply",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,8 @@ from torch.nn import functional as F
 from fedmonai.errors import ConfigError
 
 __all__ = ["ReconstructionUNet", "pooled_latent"]
+
+NORMS = ("instance", "instance_affine", "batch")
 
 
 class ReconstructionUNet(nn.Module):
@@ -30,6 +34,8 @@ class ReconstructionUNet(nn.Module):
             starts at zero, so that training starts from the zero-filled image, and is called
             ``decoder.final_residual`` instead of ``decoder.final``: weights trained one way cannot be loaded the other
             way by mistake.
+        norm: ``instance`` (the baseline's; nothing to learn, so nothing that FedBN could keep at a site),
+            ``instance_affine`` (learned scale and shift) or ``batch`` (these and running statistics).
 
     Raises:
         ConfigError: an argument is out of range, or (eagerly) the image is too small for ``num_pool`` poolings.
@@ -43,8 +49,11 @@ class ReconstructionUNet(nn.Module):
         num_pool: int = 4,
         dropout: float = 0.0,
         residual: bool = False,
+        norm: str = "instance",
     ) -> None:
         super().__init__()
+        if norm not in NORMS:
+            raise ConfigError(f"norm is '{norm}'; choose one of {', '.join(NORMS)}.")
         if min(in_channels, out_channels, channels, num_pool) < 1:
             raise ConfigError(
                 f"in_channels {in_channels}, out_channels {out_channels}, channels {channels} and num_pool {num_pool} "
@@ -56,8 +65,8 @@ class ReconstructionUNet(nn.Module):
             raise ConfigError(f"residual needs out_channels {out_channels} to equal in_channels {in_channels}")
         self.num_pool = num_pool
         self.residual = residual
-        self.encoder = _Encoder(in_channels, channels, num_pool, dropout)
-        self.decoder = _Decoder(out_channels, channels, num_pool, dropout, residual)
+        self.encoder = _Encoder(in_channels, channels, num_pool, dropout, norm)
+        self.decoder = _Decoder(out_channels, channels, num_pool, dropout, residual, norm)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W); H and W may be odd."""
@@ -86,15 +95,19 @@ def pooled_latent(features: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(features, 2).flatten(1)
 
 
-class _ConvBlock(nn.Sequential):
-    """Two 3x3 convolutions, each with InstanceNorm, LeakyReLU and Dropout2d."""
+def _normalization(norm: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=norm != "instance")
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+
+class _ConvBlock(nn.Sequential):
+    """Two 3x3 convolutions, each with normalization, LeakyReLU and Dropout2d."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, norm: str) -> None:
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
             layers += [
                 nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),
-                nn.InstanceNorm2d(out_channels),
+                _normalization(norm, out_channels),
                 nn.LeakyReLU(0.2, inplace=True),
                 nn.Dropout2d(dropout),
             ]
@@ -104,11 +117,11 @@ class _ConvBlock(nn.Sequential):
 class _Encoder(nn.Module):
     """Down blocks and bottleneck; returns the features of all levels, finest first, the bottleneck last."""
 
-    def __init__(self, in_channels: int, channels: int, num_pool: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, channels: int, num_pool: int, dropout: float, norm: str) -> None:
         super().__init__()
         widths = [in_channels, *(channels * 2**level for level in range(num_pool + 1))]
-        self.down = nn.ModuleList([_ConvBlock(widths[level], widths[level + 1], dropout) for level in range(num_pool)])
-        self.bottleneck = _ConvBlock(widths[-2], widths[-1], dropout)
+        blocks = [_ConvBlock(before, after, dropout, norm) for before, after in pairwise(widths)]
+        self.down, self.bottleneck = nn.ModuleList(blocks[:-1]), blocks[-1]
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features: list[Tensor] = []
@@ -125,11 +138,13 @@ class _Decoder(nn.Module):
 
     __constants__ = ("residual",)  # so that TorchScript compiles only the branch that exists
 
-    def __init__(self, out_channels: int, channels: int, num_pool: int, dropout: float, residual: bool) -> None:
+    def __init__(
+        self, out_channels: int, channels: int, num_pool: int, dropout: float, residual: bool, norm: str
+    ) -> None:
         super().__init__()
         self.residual = residual
         levels = reversed(range(num_pool))
-        self.up = nn.ModuleList([_UpBlock(channels * 2**level, dropout) for level in levels])
+        self.up = nn.ModuleList([_UpBlock(channels * 2**level, dropout, norm) for level in levels])
         final = nn.Conv2d(channels, out_channels, kernel_size=1)
         if residual:
             for parameter in final.parameters():
@@ -150,14 +165,14 @@ class _Decoder(nn.Module):
 class _UpBlock(nn.Module):
     """Double the size by a transposed convolution, join the skip features, convolve twice."""
 
-    def __init__(self, channels: int, dropout: float) -> None:
+    def __init__(self, channels: int, dropout: float, norm: str) -> None:
         super().__init__()
         self.up = nn.Sequential(
             nn.ConvTranspose2d(2 * channels, channels, kernel_size=2, stride=2, bias=False),
-            nn.InstanceNorm2d(channels),
+            _normalization(norm, channels),
             nn.LeakyReLU(0.2, inplace=True),
         )
-        self.conv = _ConvBlock(2 * channels, channels, dropout)
+        self.conv = _ConvBlock(2 * channels, channels, dropout, norm)
 
     def forward(self, image: Tensor, skip: Tensor) -> Tensor:
         return self.conv(torch.cat((_reflect_to(self.up(image), skip), skip), dim=1))
