@@ -48,7 +48,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parser_of(bundle: Path, overlay: str, data: Path, out: Path, names: str = "AB", **ids: Any) -> Any:
     files = [str(bundle / "configs" / "federated.yaml")]
     files += [str(bundle / "configs" / "federation" / f"{overlay}.yaml")] if overlay else []
-    own: dict[str, Any] = {"bundle_root": str(bundle), "output_dir": str(out), "device": "cpu", "handlers": [], "val_interval": 2}
+    own: dict[str, Any] = {
+        "bundle_root": str(bundle),
+        "output_dir": str(out),
+        "device": "cpu",
+        "handlers": [],
+        "val_interval": 2,
+    }
     own |= {f"local::{key}": value for key, value in MR.ids.items()}
     own |= {"local::lr": 0.001, "num_rounds": 2, "sites": {name: {"dataset_dir": str(data / name)} for name in names}}
     workflow = ConfigWorkflow(files, "train", logging_file=False, **{**own, **ids})
