@@ -17,7 +17,7 @@ _INTENSITY = {"normalization", "intensity", "intensity_range", "value_range", "t
 _MEANING = {"image_key", "label_key", "keys", "modality"}
 _MEANING |= {"image_channels", "in_channels", "out_channels", "num_channels", "num_classes", "classes", "class_names"}
 _MEANING |= {"merge_labels", "values", "label_values", "ignore_index", "scribble_ids"}
-_SAMPLING = {"mask_kind", "accelerations", "center_fractions"}
+_SAMPLING = {"mask_kind", "accelerations", "center_fractions", "density_power", "mask_file", "mask_seed"}
 
 #: ids that an overlay in ``configs/data`` may set: how a data set is found, read and prepared, never how a network is
 #: trained on it, so that two data sets under one method differ in nothing else

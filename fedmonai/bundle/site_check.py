@@ -133,9 +133,10 @@ def _check_training_batch(member: Any) -> Finding:
     trainer = member.trainer
     try:
         batch = next(iter(trainer.data_loader))
-        image, label = trainer.prepare_batch(batch, trainer.state.device, False)[:2]
+        image, label, *further = trainer.prepare_batch(batch, trainer.state.device, False)
+        args, kwargs = further or ((), {})
         with torch.no_grad():
-            pred = trainer.inferer(image, trainer.network)
+            pred = trainer.inferer(image, trainer.network, *args, **kwargs)
             loss: Tensor = trainer.loss_function(pred, label)
     except Exception as error:
         return Finding("one batch", _text(error), good=False)

@@ -4,6 +4,7 @@
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.filters import KeepSharedKeys
 from fedmonai.federated.guard import Guard, RefusedMessage
+from fedmonai.federated.mean_with_previous import MeanWithPrevious
 from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
 from fedmonai.federated.records import SiteFailure
 from fedmonai.federated.remote import RemoteSites, Transport
@@ -20,6 +21,7 @@ __all__ = [
     "Federation",
     "Guard",
     "KeepSharedKeys",
+    "MeanWithPrevious",
     "RandomTransfer",
     "RefusedMessage",
     "RemoteSites",

@@ -158,6 +158,7 @@ class Run:
         federation = self.federation
         self.folder.truncate(state["round"])
         federation.strategy.load_state_dict(state["strategy"])
+        federation.strategy.forget(set(state["sites"]) - set(federation.sites.names))
         self.best.load_state_dict(state["best"])
         self._committed = [dict(state["site_rounds"])]
         engine = federation.state

@@ -8,7 +8,7 @@ a Flower server drive the same object.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,9 @@ class Strategy(ABC):
     @abstractmethod
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
         """Turn checked updates into the new global weights, in place. Updates of observers hold no weights."""
+
+    def forget(self, sites: Collection[str]) -> None:  # noqa: B027 (most strategies keep nothing of single sites)
+        """Drop what is kept of sites that are no longer in the federation."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain Python values."""

@@ -9,6 +9,7 @@ from fedmonai.handlers.personal_model import PersonalModel
 from fedmonai.handlers.proximal import ProximalTerm
 from fedmonai.handlers.round_lr import RoundLR
 from fedmonai.handlers.save_reconstruction import SaveReconstruction
+from fedmonai.handlers.weight_contrast import WeightContrast
 
 __all__ = [
     "ExampleSlice",
@@ -18,5 +19,6 @@ __all__ = [
     "ProximalTerm",
     "RoundLR",
     "SaveReconstruction",
+    "WeightContrast",
     "batch_loss",
 ]

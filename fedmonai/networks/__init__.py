@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fedmonai.networks.channel_selection import ChannelSelection
 from fedmonai.networks.channel_selection_unet import ChannelSelectionOutput, ChannelSelectionUNet
+from fedmonai.networks.dual_domain import DualDomainUNet
 from fedmonai.networks.identity_inferer import IdentityInferer
 from fedmonai.networks.load_weights import load_weights
 from fedmonai.networks.placement import place_network
@@ -19,6 +20,7 @@ __all__ = [
     "ChannelSelection",
     "ChannelSelectionOutput",
     "ChannelSelectionUNet",
+    "DualDomainUNet",
     "IdentityInferer",
     "ReconstructionUNet",
     "RoutedConv2d",

@@ -31,5 +31,10 @@ class SplitInferer(Inferer):
         self.batch_size = batch_size
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Map (N, C, H, W) to what the network makes of it, (N, ...)."""
-        return torch.cat([network(part, *args, **kwargs) for part in inputs.split(self.batch_size)])
+        """Map (N, C, H, W) to the network's output (N, ...); tensors of N examples among ``args`` are split as well."""
+        parts = []
+        for start in range(0, len(inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            own = [a[part] if isinstance(a, Tensor) and a.ndim and len(a) == len(inputs) else a for a in args]
+            parts.append(network(inputs[part], *own, **kwargs))
+        return torch.cat(parts)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.density_mask import VariableDensityMask
 from fedmonai.transforms.dictionary import (
     CenterCropd,
     DenormalizeInstanced,
@@ -12,6 +13,7 @@ from fedmonai.transforms.dictionary import (
     RandMaskKspaced,
     ZeroFilledd,
 )
+from fedmonai.transforms.fixed_mask import ArrayMask, FixedMask, MixedMask
 from fedmonai.transforms.intensity import denormalize_instance, instance_statistics, normalize_instance
 from fedmonai.transforms.kspace import (
     center_crop,
@@ -22,7 +24,9 @@ from fedmonai.transforms.kspace import (
     ifft2c,
     zero_filled,
 )
+from fedmonai.transforms.mask_kinds import MASK_KINDS, sampling_mask
 from fedmonai.transforms.masks import CartesianMask, KspaceMask
+from fedmonai.transforms.radial_mask import RadialMask
 from fedmonai.transforms.rand_geometry import (
     RandQuarterTurnFlip,
     RandQuarterTurnFlipd,
@@ -50,23 +54,29 @@ from fedmonai.transforms.weak_labels import (
 )
 
 __all__ = [
+    "MASK_KINDS",
     "WEAK_FORMS",
+    "ArrayMask",
     "CartesianMask",
     "CenterCropd",
     "DenormalizeInstanced",
+    "FixedMask",
     "KeepLabeledSlicesd",
     "KspaceMask",
     "MaskKspaced",
     "MergeLabelsd",
+    "MixedMask",
     "NormalizeInstanced",
     "NormalizeVolumed",
     "PrepareKspace",
+    "RadialMask",
     "RandMaskKspaced",
     "RandQuarterTurnFlip",
     "RandQuarterTurnFlipd",
     "RandRotateFill",
     "RandRotateFilld",
     "StackNeighborsd",
+    "VariableDensityMask",
     "WeakLabel",
     "WeakLabeld",
     "ZeroFilledd",
@@ -83,6 +93,7 @@ __all__ = [
     "neighbor_indices",
     "normalize_instance",
     "normalize_volume",
+    "sampling_mask",
     "stack_neighbors",
     "weak_label",
     "weak_label_statistics",

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.intensity import normalize_instance, standardize_instance_
 from fedmonai.transforms.kspace import center_crop, column_phase, hybrid_magnitude, zero_filled
+from fedmonai.transforms.masked_kspace import stack_masked
 from fedmonai.transforms.masks import KspaceMask
 from fedmonai.transforms.sampling import choose_mask
 
@@ -62,6 +63,9 @@ class PrepareKspace(Randomizable, PrepareBatch):
         seed_from_file: one mask per volume, fixed by its file name (validation, test), instead of a fresh one per
             slice from this object's own generator (training; seed it with ``set_random_state``).
         clamp: limit in standard deviations, or None for no limit.
+        with_kspace: hand on what a network that works on k-space needs besides: further arguments (masked k-space,
+            mask, mean, std), see :class:`fedmonai.networks.DualDomainUNet`. k-space must not be hybrid then, and of one
+            shape within a batch.
 
     Raises:
         ConfigError: k-space of another type or shape, a mask that does not fit, or images of several sizes in one
@@ -74,6 +78,7 @@ class PrepareKspace(Randomizable, PrepareBatch):
         resolution: int = 256,
         seed_from_file: bool = False,
         clamp: float | None = 6.0,
+        with_kspace: bool = False,
     ) -> None:
         if resolution < 1:
             raise ConfigError(f"resolution {resolution} is not allowed: it is the image size in pixels, e.g. 256")
@@ -83,6 +88,7 @@ class PrepareKspace(Randomizable, PrepareBatch):
         self.resolution = resolution
         self.seed_from_file = seed_from_file
         self.clamp = clamp
+        self.with_kspace = with_kspace
         self.set_random_state()  # its own generator, not the one MONAI shares between all transforms
 
     def __call__(
@@ -91,8 +97,11 @@ class PrepareKspace(Randomizable, PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return image and label (None without ``target``), float32 (B, 1, h, w) on ``device``."""
+    ) -> tuple[Any, ...]:
+        """Return image and label (None without ``target``), float32 (B, 1, h, w) on ``device``.
+
+        ``with_kspace``: (image, label, (k-space complex64 (B, coils, H, W), mask (B, 1, H, W), mean, std), {}).
+        """
         slices = self._slices(batchdata)
         target = batchdata.get("target")
         limit = (self.resolution, self.resolution)
@@ -102,11 +111,15 @@ class PrepareKspace(Randomizable, PrepareBatch):
         mean, std = standardize_instance_(image, self.clamp)
         batchdata["mean"], batchdata["std"] = mean, std
         image = image.to(device=image.device, **kwargs)
-        if target is None:
-            return image, None
-        target = center_crop(target, image.shape[-2:])
-        target = target.to(device=image.device, dtype=torch.float32, non_blocking=non_blocking)
-        return image, normalize_instance(target, mean, std, self.clamp).to(device=image.device, **kwargs)
+        label = None
+        if target is not None:
+            target = center_crop(target, image.shape[-2:])
+            target = target.to(device=image.device, dtype=torch.float32, non_blocking=non_blocking)
+            label = normalize_instance(target, mean, std, self.clamp).to(device=image.device, **kwargs)
+        if not self.with_kspace:
+            return image, label
+        kspace, mask = stack_masked([(s.kspace, s.mask, s.hybrid, s.file) for s in slices], image.device, non_blocking)
+        return image, label, (kspace, mask, mean, std), {}
 
     def _slices(self, batchdata: dict[str, Any]) -> list[_Slice]:
         """Split the batch and draw the masks, in the order of the batch whatever the shapes."""

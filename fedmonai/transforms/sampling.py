@@ -67,6 +67,6 @@ def choose_mask(
         name = "its own mask" if own is not None else type(sampler).__name__
         raise ConfigError(
             f"{file}: {name} is not a mask over whole columns, but its k-space is cached in hybrid form: "
-            "set hybrid to false for this dataset"
+            "set lean (hybrid) to false for this dataset"
         )
     return mask

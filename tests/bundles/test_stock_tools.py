@@ -48,8 +48,8 @@ def overrides(bundle: Path, site: Path, out: Path) -> dict:
 
 
 def test_collection_is_what_the_readme_says() -> None:
-    assert [b.name for b in BUNDLES] == ["fl_mr", "fl_mrcm", "iop_fl"]
-    assert len(OVERLAYS) == 56
+    assert [b.name for b in BUNDLES] == ["fedmri", "fl_mr", "fl_mrcm", "iop_fl"]
+    assert len(OVERLAYS) == 75
     for bundle in BUNDLES:
         assert not list(bundle.rglob("*.py"))
         for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
@@ -126,10 +126,12 @@ def test_federation_from_elsewhere(bundle: Path, site: Path, tmp_path: Path, cap
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last == f"report: {out / 'report.md'}"
     assert {p.name for p in (out / "figures").iterdir()} == {"convergence.png", "example_A.png", "example_B.png"}
-    assert (
-        torch.load(out / "models" / "model.pt", weights_only=True).keys()
-        == workflow.parser.get_parsed_content("strategy").global_weights.keys()
-    )
+    shared = workflow.parser.get_parsed_content("strategy").global_weights.keys()
+    complete = workflow.parser.get_parsed_content("federation").sites.open("A").tensors.keys()
+    best = out / "models" / ("model.pt" if shared == complete else "shared.pt")
+    assert torch.load(best, weights_only=True).keys() == shared
+    if shared != complete:
+        assert torch.load(out / "models" / "B.pt", weights_only=True).keys() == complete
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=[f"{p.parent.name}/{p.stem}" for p in OVERLAYS])
@@ -139,7 +141,8 @@ def test_overlay_sets_known_ids_only(overlay: Path) -> None:
     of_site = set(ConfigParser.load_config_file(bundle / "configs" / "train.json"))
     known = set(ConfigParser.load_config_file(bundle / "configs" / "federated.yaml")) | {"data_root"}
     known |= {f"local::{name}" for name in of_site}
-    assert set(config) <= (DATA_IDS & of_site if overlay.parent.name == "data" else known)
+    allowed = {"data": DATA_IDS & of_site, "federation": known, "network": of_site}
+    assert set(config) <= allowed[overlay.parent.name]
     assert overlay.read_text().startswith("# ")
     assert overlay in config_files(bundle)
 

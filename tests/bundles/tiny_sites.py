@@ -98,4 +98,4 @@ PROSTATE = TinySite(
     ],
     {"empty": "train", "unreadable": "train.nii.gz", "misshapen": "train_segmentation.nii.gz"},
 )
-TINY_SITES = {"fl_mr": MR, "fl_mrcm": MR, "iop_fl": PROSTATE}
+TINY_SITES = {"fedmri": MR, "fl_mr": MR, "fl_mrcm": MR, "iop_fl": PROSTATE}

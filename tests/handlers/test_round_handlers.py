@@ -63,3 +63,17 @@ def test_bad_schedules_are_named() -> None:
 
 def test_batch_loss() -> None:
     assert batch_loss({"loss": 2.5}) == 2.5
+
+
+@pytest.mark.parametrize(("number", "rate"), [(1, 0.1), (40, 0.1), (41, 0.01), (80, 0.01), (81, 0.001)])
+def test_rate_falls_after_every_step_of_rounds(number: int, rate: float) -> None:
+    """StepLR once per round: lr * gamma^floor((r - 1) / step)."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    engine = engine_for(optimizer, weight)
+    RoundLR(optimizer, step=40).attach(engine)
+    engine.state.round = number
+    engine.run([0], max_epochs=1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    with pytest.raises(ConfigError, match="lr_step is 0"):
+        RoundLR(optimizer, step=0)

@@ -21,6 +21,12 @@ def test_parts_equal_the_whole():
     assert sizes == [3, 3, 1]
 
 
+def test_further_tensors_of_the_examples_are_split_with_them():
+    image, offset, scalar = torch.rand(5, 1, 4, 4), torch.arange(5.0).view(5, 1, 1, 1), torch.tensor(2.0)
+    result = SplitInferer(2)(image, lambda part, added, factor: (part + added) * factor, offset, scalar)
+    assert torch.equal(result, (image + offset) * 2)
+
+
 def test_no_slices_at_a_time_is_refused():
     with pytest.raises(ConfigError, match="batch_size 0"):
         SplitInferer(0)

@@ -169,7 +169,7 @@ def test_a_mask_over_points_needs_plain_kspace():
     image, _ = prepare(batch)
     x = torch.from_numpy(by_hand(batch["kspace"][1], Disk().from_file_name("v1.h5", (30, 28)).numpy(), 24))
     torch.testing.assert_close(image[1, 0], ((x - x.mean()) / x.std()).clamp(-6, 6).float(), rtol=0, atol=1e-4)
-    with pytest.raises(ConfigError, match=r"v0\.h5: Disk .* set hybrid to false"):
+    with pytest.raises(ConfigError, match=r"v0\.h5: Disk .* set lean \(hybrid\) to false"):
         prepare(slices((24, 24), hybrid=True))
 
 
