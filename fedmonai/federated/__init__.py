@@ -8,6 +8,7 @@ from fedmonai.federated.mean_with_previous import MeanWithPrevious
 from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
 from fedmonai.federated.records import SiteFailure
 from fedmonai.federated.remote import RemoteSites, Transport
+from fedmonai.federated.robust import Median, TrimmedMean
 from fedmonai.federated.seeding import derive_seed
 from fedmonai.federated.service import SiteService
 from fedmonai.federated.site import SiteAlgo
@@ -22,6 +23,7 @@ __all__ = [
     "Guard",
     "KeepSharedKeys",
     "MeanWithPrevious",
+    "Median",
     "RandomTransfer",
     "RefusedMessage",
     "RemoteSites",
@@ -35,6 +37,7 @@ __all__ = [
     "Strategy",
     "TargetLatents",
     "Transport",
+    "TrimmedMean",
     "WeightedMean",
     "attach",
     "attachments_of",
