@@ -31,13 +31,13 @@ def make_tiny(
     return Federation(sites, strategy or WeightedMean(), output_dir=str(out), **options)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_federation() -> Callable[..., Federation]:
     """Make a tiny federation: tiny_federation(folder, names="ABC", strategy=None, kind=Sites, ...)."""
     return make_tiny
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rounds_of() -> Callable[[Path], list[dict[str, Any]]]:
     """Read the rounds of a run: rounds_of(folder)."""
     return lambda out: [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]

@@ -121,11 +121,9 @@ class Silent(Sites):
 
 
 @pytest.fixture(scope="module")
-def without_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import make_tiny
-
+def without_b(tmp_path_factory: pytest.TempPathFactory, tiny_federation: Callable) -> Path:
     out = tmp_path_factory.mktemp("silent")
-    make_tiny(out, kind=Silent).run()
+    tiny_federation(out, kind=Silent).run()
     return out
 
 
