@@ -6,6 +6,7 @@ from fedmonai.federated.filters import KeepSharedKeys
 from fedmonai.federated.guard import Guard, RefusedMessage
 from fedmonai.federated.mean_with_previous import MeanWithPrevious
 from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
+from fedmonai.federated.owned_mean import OwnedMean
 from fedmonai.federated.records import SiteFailure
 from fedmonai.federated.remote import RemoteSites, Transport
 from fedmonai.federated.robust import Median, TrimmedMean
@@ -24,6 +25,7 @@ __all__ = [
     "KeepSharedKeys",
     "MeanWithPrevious",
     "Median",
+    "OwnedMean",
     "RandomTransfer",
     "RefusedMessage",
     "RemoteSites",
