@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated import SharedKeys, WeightedMean, message_bytes, weights_message
+from fedmonai.federated.strategy import weighted_mean_
 
 
 def update(value: float, counter: int, samples: int = 1, steps: int = 1) -> object:
@@ -42,6 +43,30 @@ def test_one_site_is_its_own_mean_to_the_bit() -> None:
     assert torch.equal(mean.global_weights["w"], values)
 
 
+def test_mean_of_equal_updates_is_that_update_to_the_bit() -> None:
+    mean = strategy("samples")
+    values = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    equal = {
+        s: weights_message({"w": values, "n": torch.tensor(1)}, num_samples=n)
+        for s, n in zip("ABC", (7, 1, 3), strict=True)
+    }
+    mean.aggregate(1, equal)
+    assert torch.equal(mean.global_weights["w"], values)
+
+
+def test_mean_of_many_equals_that_in_double_precision() -> None:
+    values = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
+    counts = [3.0, 0.0, 5.0, 1.0, 0.5, 2.0, 4.0]  # a site that counts nothing may even hold NaN
+    values[1] = torch.nan
+    mean = torch.empty(50)
+    weighted_mean_(mean, list(values), counts)
+    weights = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+    expected = sum(w * v.double() for w, v in zip(weights, values, strict=True) if w > 0)
+    torch.testing.assert_close(mean.double(), expected, rtol=0, atol=3e-7)
+    with pytest.raises(FederationError, match="above 0"):
+        weighted_mean_(mean, list(values), [0.0] * 7)
+
+
 def test_order_of_arrival_does_not_matter() -> None:
     generator = torch.Generator().manual_seed(1)
     updates = {s: weights_message({"w": torch.randn(2, 3, generator=generator), "n": torch.tensor(0)}) for s in "ABCD"}
@@ -52,7 +77,7 @@ def test_order_of_arrival_does_not_matter() -> None:
 
 
 def test_large_tensors_are_summed_chunk_by_chunk_without_gaps() -> None:
-    size = (1 << 17) * 2 + 3
+    size = (1 << 20) * 2 + 3
     mean = WeightedMean()
     mean.initialize({"w": torch.zeros(size)})
     mean.aggregate(1, {s: weights_message({"w": torch.full((size,), v)}) for s, v in (("A", 1.0), ("B", 3.0))})
