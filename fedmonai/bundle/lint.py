@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import merge_kv
 
 from fedmonai.bundle import lint_files
-from fedmonai.bundle.known_ids import OPEN_SECTIONS, config_files, unknown_ids
+from fedmonai.bundle.known_ids import config_files, unknown_ids
 from fedmonai.bundle.lint_config import config_problems, load_strictly, walk
 from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
 from fedmonai.errors import ConfigError
@@ -219,7 +219,7 @@ def _site_ids(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """(id, id at the site, value) of what ``local`` and ``sites`` set, whether nested or written with ``::``."""
     for key, value in content.items():
         section, *rest = key.split(SEP)
-        depth = {"local": 0, **dict.fromkeys(OPEN_SECTIONS, 1)}.get(section)
+        depth = {"local": 0, "sites": 1}.get(section)
         if depth is None:
             continue
         if len(rest) > depth:

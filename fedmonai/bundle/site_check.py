@@ -141,7 +141,8 @@ def _check_training_batch(member: Any) -> Finding:
     except Exception as error:
         return Finding("one batch", _text(error), good=False)
     good = bool(torch.isfinite(loss).all())
-    return Finding("one batch", f"{tuple(image.shape)} -> {tuple(pred.shape)}, loss {float(loss.mean()):.4g}", good)
+    first = pred if isinstance(pred, Tensor) else pred[0]  # some networks give more in training
+    return Finding("one batch", f"{tuple(image.shape)} -> {tuple(first.shape)}, loss {float(loss.mean()):.4g}", good)
 
 
 def _text(error: BaseException) -> str:

@@ -18,10 +18,11 @@ from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
 from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest, write_manifest
 from fedmonai.data.prostate import PROSTATE_SHARES, PROSTATE_SITES, prostate_cases, prostate_pictures, write_case_lists
 from fedmonai.data.reconstruction_folder import ReconstructionFolder, one_volume
+from fedmonai.data.round_batches import RoundBatches
 from fedmonai.data.site_rows import simulate_sites
 from fedmonai.data.subject_split import split_subjects
 from fedmonai.data.volume_list import kspace_volumes
-from fedmonai.data.weak_files import paired_files, release_files, volume_files
+from fedmonai.data.weak_files import paired_files, release_files, volume_files, weak_files
 from fedmonai.data.weak_labels import make_weak_labels, report_weak_labels
 from fedmonai.data.weak_slices import WeakSliceDataset
 
@@ -33,6 +34,7 @@ __all__ = [
     "CaseVolume",
     "KspaceDataset",
     "ReconstructionFolder",
+    "RoundBatches",
     "WeakSliceDataset",
     "check_cases",
     "check_overlap",
@@ -61,6 +63,7 @@ __all__ = [
     "split_subjects",
     "verify_manifest",
     "volume_files",
+    "weak_files",
     "write_case_lists",
     "write_manifest",
 ]

@@ -10,12 +10,44 @@ from pathlib import Path
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["paired_files", "release_files", "volume_files"]
+__all__ = ["paired_files", "release_files", "volume_files", "weak_files"]
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 PathLike = str | os.PathLike[str]
+
+
+def weak_files(
+    dataset_dir: PathLike,
+    split: str,
+    layout: str = "release",
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> list[dict[str, str]]:
+    """The files of one site and split, in one of the layouts that this library reads.
+
+    Args:
+        dataset_dir: folder of the site.
+        split: ``train``, ``val`` or ``test``.
+        layout: ``release``: ``<train|val|test>/*.h5`` (:func:`release_files`); ``pairs``: pictures in ``image`` and
+            ``mask`` (:func:`paired_files`); ``volumes``: ``*.h5`` volumes (:func:`volume_files`).
+        val_fraction: share held out for validation, where the layout has no such folder.
+        test_fraction: share held out for testing, where the layout has no such folder.
+        seed: of the choice.
+
+    Raises:
+        ConfigError: unknown layout, and what the three functions refuse.
+    """
+    if layout == "release":
+        return release_files(dataset_dir, split, None, val_fraction, seed)
+    if layout == "pairs":
+        root = Path(dataset_dir)
+        return paired_files(root / "image", root / "mask", split, val_fraction, test_fraction, seed)
+    if layout == "volumes":
+        return volume_files(dataset_dir, split, val_fraction, test_fraction, seed)
+    raise ConfigError(f"layout: '{layout}' is unknown; choose one of release, pairs, volumes.")
 
 
 def release_files(
@@ -44,7 +76,7 @@ def release_files(
     site = Path(dataset_dir) / part
     has_val = (site / "val").is_dir()
     folder = site / (split if split != "val" or has_val else "train")
-    paths = _listed(folder, (".h5",), f"{site}/<train|test>/*.h5")
+    paths = _listed(folder, (".h5",), f"{site}/<train|val|test>/*.h5 (val is optional)")
     if split != "test" and not has_val:
         paths = _part(paths, split, val_fraction, 0.0, seed, lambda path: path.stem)
     return _entries(paths, split, folder)

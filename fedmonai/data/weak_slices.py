@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -115,6 +116,12 @@ class WeakSliceDataset(Dataset):
         index = range(len(self))[index]
         item = self._read(index) if self._cached is None else dict(self._cached[index])
         return item if self.transform is None else self.transform(item)
+
+    def without_transform(self) -> WeakSliceDataset:
+        """The same items as they are before ``transform``; the cache is shared."""
+        plain = copy.copy(self)
+        plain.transform = None
+        return plain
 
     def _index(self) -> list[tuple[int, int, int]]:
         """(file, slice, slices of the file) of every item; settings that can never work are found here."""

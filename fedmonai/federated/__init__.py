@@ -6,8 +6,10 @@ from fedmonai.federated.filters import KeepSharedKeys
 from fedmonai.federated.guard import Guard, RefusedMessage
 from fedmonai.federated.mean_with_previous import MeanWithPrevious
 from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
+from fedmonai.federated.owned_mean import OwnedMean
 from fedmonai.federated.records import SiteFailure
 from fedmonai.federated.remote import RemoteSites, Transport
+from fedmonai.federated.robust import Median, TrimmedMean
 from fedmonai.federated.seeding import derive_seed
 from fedmonai.federated.service import SiteService
 from fedmonai.federated.site import SiteAlgo
@@ -22,6 +24,8 @@ __all__ = [
     "Guard",
     "KeepSharedKeys",
     "MeanWithPrevious",
+    "Median",
+    "OwnedMean",
     "RandomTransfer",
     "RefusedMessage",
     "RemoteSites",
@@ -35,6 +39,7 @@ __all__ = [
     "Strategy",
     "TargetLatents",
     "Transport",
+    "TrimmedMean",
     "WeightedMean",
     "attach",
     "attachments_of",

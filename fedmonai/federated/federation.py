@@ -179,9 +179,9 @@ class Federation(Workflow):
             observer, declared = name in self.observers, self.strategy.attachments_up
             self.guard.check_update(update, self.strategy.global_weights, number, declared, observer)
             self.strategy.check_update(name, update)
-            self._updates[name] = update
             note = self.record.observed if observer else self.record.completed
             note(name, update)
+            self._updates[name] = update  # last: what fails above is in no average
             loss = float((update.statistics or {}).get("loss", math.nan))
         except Exception as error:  # whatever a site's own code raises, the round goes on without it
             self.record.fail(name, error)

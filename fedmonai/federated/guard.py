@@ -55,6 +55,8 @@ class Guard:
         Raises:
             RefusedMessage: with the reason.
         """
+        if not isinstance(message, ExchangeObject):
+            raise RefusedMessage(f"the update is {type(message).__name__}, not a message")
         self.check_weights(message.weights, {} if observer else reference)
         self._check_statistics(message.statistics or {}, round_number, () if observer else ("num_samples", "num_steps"))
         self.check_attachments(message, attachments)
@@ -62,8 +64,10 @@ class Guard:
     def check_weights(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
         """Check keys, shapes, types and values of ``weights`` against ``reference``."""
         weights = {} if weights is None else weights
+        if not isinstance(weights, Mapping):
+            raise RefusedMessage(f"the weights are {type(weights).__name__}, not tensors by name")
         self.check_structure(weights, reference)
-        floats = [k for k, t in weights.items() if t.is_floating_point()]
+        floats = [k for k, t in weights.items() if t.is_floating_point() or t.is_complex()]
         self._check_values({k: weights[k] for k in floats}, {k: reference[k] for k in floats})
 
     @staticmethod
@@ -102,12 +106,15 @@ class Guard:
             if self.max_abs is not None and peak > self.max_abs:
                 raise RefusedMessage(f"{prefix}'{key}' reaches {peak:.3g}, more than max_abs = {self.max_abs:.3g}")
         if self.max_norm is not None and reference is not None:
-            norm = math.sqrt(sum(float((t - reference[k]).double().square().sum()) for k, t in filled.items()))
+            norm = math.sqrt(sum(float((t - reference[k]).abs().double().square().sum()) for k, t in filled.items()))
             if norm > self.max_norm:
                 raise RefusedMessage(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
 
     @staticmethod
     def _check_statistics(statistics: Mapping[str, object], round_number: int, counts: Collection[str]) -> None:
+        loss = statistics.get("loss")
+        if counts and (isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss)):
+            raise RefusedMessage(f"the training loss is {loss!r}, not a finite number")
         for name in counts:
             count = statistics.get(name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -132,3 +139,5 @@ def _check_tensor(key: str, tensor: object, expected: Tensor) -> None:
         raise RefusedMessage(f"'{key}' has shape {tuple(tensor.shape)}, not {tuple(expected.shape)}")
     if tensor.dtype != expected.dtype:
         raise RefusedMessage(f"'{key}' has type {tensor.dtype}, not {expected.dtype}")
+    if tensor.layout != expected.layout:
+        raise RefusedMessage(f"'{key}' is stored as {tensor.layout}, not as {expected.layout}")

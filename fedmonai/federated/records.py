@@ -31,6 +31,7 @@ class RoundRecord:
         self.started = time.perf_counter()
         self.failed: dict[str, str] = {}
         self.loss: dict[str, float] = {}
+        self.train_metrics: dict[str, dict[str, float]] = {}
         self.num_samples: dict[str, int] = {}
         self.seconds_per_site: dict[str, float] = {}
         self.bytes_up: dict[str, dict[str, int]] = {}
@@ -43,6 +44,9 @@ class RoundRecord:
         """Note an accepted update."""
         statistics = update.statistics or {}
         self.loss[site] = float(statistics["loss"])
+        for name, value in statistics.items():
+            if name.startswith("train_"):
+                self.train_metrics.setdefault(name.removeprefix("train_"), {})[site] = float(value)
         self.num_samples[site] = int(statistics["num_samples"])
         self.bytes_up[site] = message_bytes(update)
 
@@ -67,6 +71,7 @@ class RoundRecord:
             "seconds_per_site": self.seconds_per_site,
             "num_samples": self.num_samples,
             "loss": self.loss,
+            "train_metrics": self.train_metrics,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "attachments": self.attachments,

@@ -182,8 +182,10 @@ class Run:
         """Write down a round that was aggregated; validate it if it is due. The commit follows after all handlers."""
         number = record.number
         sites = self.federation.sites
-        rows = [_row(number, site, "global", "train", "loss", value) for site, value in sorted(record.loss.items())]
-        metrics = _summary("train_loss", record.loss)
+        rows, metrics = [], {}
+        for name, values in {"loss": record.loss, **record.train_metrics}.items():
+            rows += [_row(number, site, "global", "train", name, value) for site, value in sorted(values.items())]
+            metrics.update(_summary(f"train_{name}", values))
         if validate:
             found, failed = self.evaluations.validate(number, self.federation.train_sites)
             record.notes += failed

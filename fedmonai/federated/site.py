@@ -193,7 +193,8 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
         """The shared keys as fresh tensors, counts and mean loss of the turn, and what handlers contribute.
 
-        A handler with a method ``contribute(engine) -> {name: {key: tensor}}`` adds attachments. A request for a stored
+        A handler with a method ``contribute(engine) -> {name: {key: tensor}}`` adds attachments, one with a property
+        ``training_metrics`` (``{name: number}``) adds statistics ``train_<name>``. A request for a stored
         model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the shared keys.
         """
         extra = extra or {}
@@ -205,14 +206,20 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
             message = ExchangeObject(statistics={"round": self.round, "observe": 1})
         else:
             counts = {"num_samples": self.num_samples, "num_steps": self.monitor.iterations, "round": self.round}
+            counts["num_batches"] = len(self.trainer.data_loader)
             weights = {k: self.tensors[k].detach().clone() for k in self.shared}
             message = weights_message(weights, **counts, loss=self.loss)
+            message.statistics |= self._training_metrics()
         for handler in self.handlers:
             if hasattr(handler, "contribute"):
                 message.update(handler.contribute(self.trainer))
         for apply in [*(self.post_weight_filters or []), *self.exchange_filters]:
             message = apply(message, {"site": self.site, "round": self.round, "reference": self.reference, **extra})
         return message
+
+    def _training_metrics(self) -> dict[str, float]:
+        found = [metric for h in self.handlers for metric in getattr(h, "training_metrics", {}).items()]
+        return {f"train_{name}": float(value) for name, value in found}
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all that must survive a failed turn or a restart and is not sent by the server.

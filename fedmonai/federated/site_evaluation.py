@@ -65,8 +65,7 @@ class SiteEvaluation:
         data = self._received(data, extra)  # type: ignore[attr-defined]
         weights = dict(data.weights or {})
         if extra.get("model", "global") == "personal":
-            for handler in self._personal_handlers():
-                weights.update(handler.personal_weights or {})
+            self._personalize(weights)
         result = ExchangeObject(metrics=self.evaluate_weights(weights, extra.get("split", "val")))
         for apply in getattr(self, "post_evaluate_filters", None) or []:
             result = apply(result, extra)
@@ -109,9 +108,14 @@ class SiteEvaluation:
         """A whole state dict as evaluated: ``weights`` over the held tensors, over them those of a personal model."""
         whole = {**self.tensors, **weights}
         if model == "personal":
-            for handler in self._personal_handlers():
-                whole.update(handler.personal_weights or {})
+            self._personalize(whole)
         return {key: tensor.detach().clone() for key, tensor in whole.items()}
+
+    def _personalize(self, weights: dict[str, Tensor]) -> None:
+        """Replace what handlers keep of their own: ``personal_weights``, a dict or a function of what was received."""
+        for handler in self._personal_handlers():
+            own = handler.personal_weights
+            weights.update((own(weights) if callable(own) else own) or {})
 
     def _personal_handlers(self) -> list[Any]:
         return [h for h in self.handlers if hasattr(h, "personal_weights")]

@@ -88,7 +88,8 @@ class WeightedMean(Strategy):
 
     Args:
         weighting: ``uniform`` counts every site once (the released FL-MR), ``samples`` by training samples (McMahan et
-            al., AISTATS 2017, algorithm 1), ``steps`` by executed iterations.
+            al., AISTATS 2017, algorithm 1), ``steps`` by executed iterations, ``batches`` by batches of one pass over
+            the training data (the released FedICRA).
         shared_keys: regular expressions of the tensors that travel.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
 
@@ -97,10 +98,10 @@ class WeightedMean(Strategy):
     site's update.
 
     Raises:
-        ConfigError: when ``weighting`` is none of the three.
+        ConfigError: when ``weighting`` is none of these.
     """
 
-    WEIGHTINGS = ("uniform", "samples", "steps")
+    WEIGHTINGS = ("uniform", "samples", "steps", "batches")
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from fedmonai.losses.spanning_tree import (
 )
 from fedmonai.losses.tree_energy import TreeEnergyLoss
 from fedmonai.losses.tree_filter import tree_affinities, tree_filter, tree_support
+from fedmonai.losses.weak_supervision import WeakSupervisionLoss
 from fedmonai.losses.weight_contrast import WeightContrastLoss
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "SiteContrastLoss",
     "SpanningForest",
     "TreeEnergyLoss",
+    "WeakSupervisionLoss",
     "WeightContrastLoss",
     "consistency_term",
     "edge_costs",

@@ -13,7 +13,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.losses.partial_cross_entropy import class_index_map
 from fedmonai.losses.precision import widened, without_autocast
 from fedmonai.losses.spanning_tree import SpanningForest, edge_costs, minimum_spanning_trees, root_forest
-from fedmonai.losses.tree_filter import tree_affinities, tree_filter
+from fedmonai.losses.tree_filter import tree_affinities, tree_filter, tree_support
 
 __all__ = ["TreeEnergyLoss"]
 
@@ -91,12 +91,16 @@ class TreeEnergyLoss(nn.Module):
                 distance = (probability - filtered).abs().sum(1)
             return (distance * unlabeled).sum() / unlabeled.sum().clamp(min=1)
 
+    def support(self, image: Tensor) -> Tensor:
+        """Effective number of pixels ``(B, H, W)`` that this loss's filter of the image averages over."""
+        return tree_support(self._replicated(image.detach()), self.sigma_low, self.backend)
+
+    def _replicated(self, image: Tensor) -> Tensor:
+        return image.expand(-1, 3, -1, -1) if self.replicate_gray and image.shape[1] == 1 else image
+
     def _features(self, image: Tensor, embeddings: Sequence[Tensor], like: Tensor) -> list[Tensor]:
         """The image without gradient and the embeddings of the mode, all at the size of the prediction."""
-        image = image.detach()
-        if self.replicate_gray and image.shape[1] == 1:
-            image = image.expand(-1, 3, -1, -1)
-        chosen = [image, *(embeddings[-1:] if self.mode == "single" else embeddings)]
+        chosen = [self._replicated(image.detach()), *(embeddings[-1:] if self.mode == "single" else embeddings)]
         size = like.shape[-2:]
         resized = []
         for feature in chosen:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from fedmonai.metrics.reconstruction import PSNR_CAP, nmse, psnr, ssim
 from fedmonai.metrics.release_dice import ReleaseDice, release_dice
 from fedmonai.metrics.segmentation import CaseASSD, CaseDice, CaseHD95
+from fedmonai.metrics.targets import TargetDice, target_metrics
 from fedmonai.metrics.volume import VolumeMetric
 from fedmonai.metrics.volume_reconstruction import VolumeNMSE, VolumePSNR, VolumeSSIM
 
@@ -15,6 +16,7 @@ __all__ = [
     "CaseDice",
     "CaseHD95",
     "ReleaseDice",
+    "TargetDice",
     "VolumeMetric",
     "VolumeNMSE",
     "VolumePSNR",
@@ -23,4 +25,5 @@ __all__ = [
     "psnr",
     "release_dice",
     "ssim",
+    "target_metrics",
 ]

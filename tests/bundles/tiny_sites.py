@@ -12,6 +12,8 @@ import h5py
 import nibabel as nib
 import numpy as np
 
+from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_labels
+
 SPLITS = ("train", "val", "test")
 COMMON = {"channels": 2, "batch_size": 4, "device": "cpu"}
 
@@ -75,6 +77,28 @@ def write_prostate_site(root: Path, bad: str | None = None) -> None:
         (root / "train.nii.gz").write_bytes(b"not nifti at all")
 
 
+def write_weak_site(root: Path, bad: str | None = None) -> None:
+    """Four training pictures and two each to validate and test: a dark disc in noise, with every weak label."""
+    generator = np.random.RandomState(0)
+    rows, columns = np.mgrid[:32, :32]
+    for split, count in zip(SPLITS, (4, 2, 2), strict=True):
+        (root / split).mkdir(parents=True)
+        for number in range(count):
+            center, radius = generator.uniform(13, 18, 2), generator.uniform(6, 9)
+            mask = (np.hypot(rows - center[0], columns - center[1]) < radius).astype(np.uint8)
+            image = (0.3 * generator.rand(32, 32) + 0.6 * (mask == 0)).astype(np.float32)
+            labels = {"mask": mask, **(weak_labels(mask, WEAK_FORMS, 2) if split == "train" else {})}
+            with h5py.File(root / split / f"{split}{number}.h5", "w") as stream:
+                stream["image"] = image if bad != "misshapen" or split != "train" else image[None].repeat(3, 0)
+                for form, label in labels.items():
+                    stream[form] = label
+    if bad == "empty":
+        for path in (root / "train").iterdir():
+            path.unlink()
+    elif bad == "unreadable":
+        (root / "train" / "train0.h5").write_bytes(b"not hdf5 at all")
+
+
 MR = TinySite(
     write_mr_site,
     {**COMMON, "resolution": 32, "sequence": None},
@@ -98,4 +122,17 @@ PROSTATE = TinySite(
     ],
     {"empty": "train", "unreadable": "train.nii.gz", "misshapen": "train_segmentation.nii.gz"},
 )
-TINY_SITES = {"fedmri": MR, "fl_mr": MR, "fl_mrcm": MR, "iop_fl": PROSTATE}
+WEAK = TinySite(
+    write_weak_site,
+    {"image_size": 32, "batch_size": 2, "channels": [2, 2, 2, 2, 16], "head_channels": 2, "device": "cpu"},
+    {"dice", "dice_faz", "hd95_faz", "assd_faz"},
+    [
+        ({"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all", "<train|val|test>")),
+        ({"form": "scribbel"}, ("scribbel", "scribble", "keypoint")),
+        ({"layout": "released"}, ("released", "release, pairs, volumes")),
+        ({"tree_weight": -1.0}, ("tree_weight", "-1", "at least 0")),
+        ({"contrast_mode": "other"}, ("other", "intended, released")),
+    ],
+    {"empty": "train", "unreadable": "train0.h5", "misshapen": "train0.h5"},
+)
+TINY_SITES = {"fedicra": WEAK, "fedmri": MR, "fl_mr": MR, "fl_mrcm": MR, "iop_fl": PROSTATE}

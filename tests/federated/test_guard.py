@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated import Guard, RefusedMessage, weights_message
@@ -16,7 +18,7 @@ REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 
 def good(**changes: object) -> object:
     weights = {"a": torch.ones(2, 3), "b": torch.ones(4)}
-    statistics: dict = {"num_samples": 3, "num_steps": 2, "round": 5}
+    statistics: dict = {"num_samples": 3, "num_steps": 2, "round": 5, "loss": 0.5}
     for key, value in changes.items():
         (weights if key in weights else statistics)[key] = value
     return weights_message(weights, **statistics)
@@ -54,8 +56,16 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("not a tensor", lambda: good(a=[1.0])),
     ("num_samples is 0", lambda: good(num_samples=0)),
     ("num_steps is -1", lambda: good(num_steps=-1)),
+    ("num_samples is 2.5", lambda: good(num_samples=2.5)),
+    ("num_samples is True", lambda: good(num_samples=True)),
     ("round 4, not to 5", lambda: good(round=4)),
-    ("2 tensors are missing", lambda: weights_message({}, num_samples=1, num_steps=1, round=5)),
+    ("loss is nan", lambda: good(loss=math.nan)),
+    ("loss is None", lambda: good(loss=None)),
+    ("loss is 'low'", lambda: good(loss="low")),
+    ("sparse_coo", lambda: good(a=torch.ones(2, 3).to_sparse())),
+    ("list, not a message", lambda: [torch.ones(2, 3)]),
+    ("list, not tensors by name", lambda: ExchangeObject(weights=[torch.ones(2, 3)])),
+    ("2 tensors are missing", lambda: weights_message({}, num_samples=1, num_steps=1, round=5, loss=0.0)),
     ("undeclared attachment 'secret'", with_attachment),
 ]
 
@@ -76,6 +86,15 @@ def test_norm_bound_is_on_the_difference() -> None:
     Guard(max_norm=3.17).check_update(good(), REFERENCE, 5)
     with pytest.raises(RefusedMessage, match=r"norm 3\.16, more than max_norm = 3"):
         Guard(max_norm=3.0).check_update(good(), REFERENCE, 5)
+
+
+def test_complex_values_are_checked_like_real_ones() -> None:
+    reference = {"k": torch.zeros(3, dtype=torch.complex64)}
+    Guard().check_weights({"k": torch.ones(3, dtype=torch.complex64)}, reference)
+    with pytest.raises(RefusedMessage, match="NaN or infinite"):
+        Guard().check_weights({"k": torch.tensor([1.0, complex(0, math.nan), 0.0])}, reference)
+    with pytest.raises(RefusedMessage, match="max_abs"):
+        Guard().check_weights({"k": torch.tensor([1.0, 1e9j, 0.0])}, reference)
 
 
 def test_bounds_must_be_positive() -> None:

@@ -100,7 +100,7 @@ def test_only_weights_and_the_declared_bank_travel(data: Path, tmp_path: Path, w
     banks = []
     for way, site, message in wire:
         assert set(message.weights) == keys
-        assert set(message.statistics) <= {"round", "num_samples", "num_steps", "loss"}
+        assert set(message.statistics) <= {"round", "num_samples", "num_steps", "num_batches", "loss"}
         assert set(message) <= {"target_latents"}
         if message:
             assert set(message["target_latents"]) == {"latents"}

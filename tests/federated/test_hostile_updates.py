@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A federation with one hostile site: refused with site and reason, the round goes on, nothing of it in the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedmonai.errors import FederationError
+from fedmonai.federated import Federation, Sites
+
+
+def first(update: ExchangeObject) -> str:
+    return next(iter(update.weights))
+
+
+def replaced(change: Callable[[torch.Tensor], Any]) -> Callable[[ExchangeObject], Any]:
+    def spoil(update: ExchangeObject) -> ExchangeObject:
+        update.weights[first(update)] = change(update.weights[first(update)])
+        return update
+
+    return spoil
+
+
+def counted(**numbers: Any) -> Callable[[ExchangeObject], Any]:
+    def spoil(update: ExchangeObject) -> ExchangeObject:
+        update.statistics.update(numbers)
+        return update
+
+    return spoil
+
+
+def without_first(update: ExchangeObject) -> ExchangeObject:
+    del update.weights[first(update)]
+    return update
+
+
+def renamed(update: ExchangeObject) -> ExchangeObject:
+    update.weights["other.weight"] = update.weights.pop(first(update))
+    return update
+
+
+def with_extra(update: ExchangeObject) -> ExchangeObject:
+    update.weights["extra"] = torch.zeros(1)
+    return update
+
+
+def with_attachment(update: ExchangeObject) -> ExchangeObject:
+    update["patients"] = {"x": torch.zeros(1)}
+    return update
+
+
+def without_loss(update: ExchangeObject) -> ExchangeObject:
+    del update.statistics["loss"]
+    return update
+
+
+def emptied(update: ExchangeObject) -> ExchangeObject:
+    update.weights = {}
+    return update
+
+
+def of_the_round_before(update: ExchangeObject) -> ExchangeObject:
+    update.statistics["round"] -= 1
+    return update
+
+
+SPOILT: dict[str, tuple[Callable[[ExchangeObject], Any], str]] = {
+    "NaN": (replaced(lambda t: torch.full_like(t, math.nan)), "NaN or infinite"),
+    "one NaN": (replaced(lambda t: t.index_fill(0, torch.tensor([0]), math.nan)), "NaN or infinite"),
+    "Inf": (replaced(lambda t: t / 0.0), "NaN or infinite"),
+    "1e9": (replaced(lambda t: torch.full_like(t, 1e9)), "max_abs"),
+    "-1e9": (replaced(lambda t: torch.full_like(t, -1e9)), "max_abs"),
+    "missing key": (without_first, "1 tensors are missing"),
+    "wrong key": (renamed, "'other.weight'"),
+    "extra key": (with_extra, "not shared, for example 'extra'"),
+    "transposed": (replaced(lambda t: t.T.contiguous()), "has shape (4, 8), not (8, 4)"),
+    "half": (replaced(torch.Tensor.half), "float16, not torch.float32"),
+    "bfloat16": (replaced(torch.Tensor.bfloat16), "bfloat16, not torch.float32"),
+    "double": (replaced(torch.Tensor.double), "float64, not torch.float32"),
+    "integer": (replaced(torch.Tensor.long), "int64, not torch.float32"),
+    "numpy": (replaced(torch.Tensor.numpy), "is ndarray, not a tensor"),
+    "zero samples": (counted(num_samples=0), "num_samples is 0"),
+    "negative samples": (counted(num_samples=-4), "num_samples is -4"),
+    "infinite samples": (counted(num_samples=math.inf), "num_samples is inf"),
+    "negative steps": (counted(num_steps=-1), "num_steps is -1"),
+    "NaN loss": (counted(loss=math.nan), "loss is nan"),
+    "no loss": (without_loss, "loss is None"),
+    "empty": (emptied, "tensors are missing"),
+    "undeclared attachment": (with_attachment, "undeclared attachment 'patients'"),
+    "stale round": (of_the_round_before, "belongs to round 1, not to 2"),
+    "no message": (lambda update: None, "NoneType, not a message"),
+}
+
+
+def hostile_sites(spoil: Callable[[ExchangeObject], Any], rounds: set[int]) -> type[Sites]:
+    class Hostile(Sites):
+        """Site B spoils its update in some rounds."""
+
+        def train(self, name: str, message: ExchangeObject) -> Any:
+            update = super().train(name, message)
+            return spoil(update) if name == "B" and self._round in rounds else update
+
+    return Hostile
+
+
+class Silent(Sites):
+    """Site B sends nothing in round 2: what the model must be like if nothing of a refused update is in it."""
+
+    def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
+        update = super().train(name, message)
+        if name == "B" and self._round == 2:
+            raise RuntimeError("no update")
+        return update
+
+
+@pytest.fixture(scope="module")
+def without_b(tmp_path_factory: pytest.TempPathFactory, tiny_federation: Callable) -> Path:
+    out = tmp_path_factory.mktemp("silent")
+    tiny_federation(out, kind=Silent).run()
+    return out
+
+
+def final(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "models" / "model_final.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_bad_update_is_left_out_with_its_reason(
+    kind: str, tmp_path: Path, without_b: Path, tiny_federation: Callable, rounds_of: Callable
+) -> None:
+    spoil, reason = SPOILT[kind]
+    tiny_federation(tmp_path, kind=hostile_sites(spoil, {2})).run()
+    records = rounds_of(tmp_path)
+    assert list(records[1]["failed"]) == ["B"]
+    assert reason in records[1]["failed"]["B"]
+    assert records[1]["completed"] == ["A", "C"]
+    assert [r["completed"] for r in records[::2]] == [["A", "B", "C"]] * 2
+    expected, found = final(without_b), final(tmp_path)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_too_few_good_updates_stop_the_run_with_the_last_good_state(tmp_path: Path, tiny_federation: Callable) -> None:
+    spoil = SPOILT["NaN"][0]
+    engine = tiny_federation(tmp_path, kind=hostile_sites(spoil, {2}), min_sites=3)
+    with pytest.raises(FederationError, match=r"round 2: 2 of 3 .*B: RefusedMessage: .*NaN or infinite"):
+        engine.run()
+    assert torch.load(tmp_path / "federation.pt", weights_only=True)["round"] == 1
+    resumed: Federation = tiny_federation(tmp_path, resume=True, min_sites=3)
+    resumed.run()
+    assert torch.load(tmp_path / "federation.pt", weights_only=True)["round"] == 3
+
+
+def test_a_site_counts_once_however_often_it_is_named(
+    tmp_path: Path, tiny_federation: Callable, rounds_of: Callable
+) -> None:
+    """Two turns of one site would give it two votes."""
+    engine = tiny_federation(tmp_path, train_sites=["A", "B", "B", "A"])
+    engine.strategy.participants = lambda number, sites, seed: ["B", "A", "B"]
+    engine.run()
+    assert [r["completed"] for r in rounds_of(tmp_path)] == [["A", "B"]] * 3
+    assert engine.sites.open("B").trainer.state.iteration == 6

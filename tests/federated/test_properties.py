@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every update, not only for the ones somebody thought of."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedmonai.federated import (
+    Guard,
+    KeepSharedKeys,
+    Median,
+    RefusedMessage,
+    SharedKeys,
+    Strategy,
+    TrimmedMean,
+    WeightedMean,
+    attachments_of,
+    message_bytes,
+    pack,
+    unpack,
+    weights_message,
+)
+
+# derandomized: the same examples on every machine, so that a red run can be repeated
+quick = settings(
+    max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+FINITE = st.floats(-1e6, 1e6, width=32)
+BAD = st.sampled_from([math.nan, math.inf, -math.inf, 1e9, -1e9, 3e38])
+NAMES = st.text("abcde", min_size=1, max_size=3)
+KEYS = st.text("abn.w_", min_size=1, max_size=6)
+
+
+@st.composite
+def rounds(draw: st.DrawFn) -> dict[str, ExchangeObject]:
+    """Updates of one to six sites, four numbers each."""
+    sites = draw(st.lists(NAMES, min_size=1, max_size=6, unique=True))
+    found = {}
+    for site in sites:
+        values = torch.tensor(draw(st.lists(FINITE, min_size=4, max_size=4)))
+        counts = {"num_samples": draw(st.integers(1, 10**6)), "num_steps": draw(st.integers(1, 10**6))}
+        found[site] = weights_message({"w": values, "n": torch.tensor(draw(st.integers(0, 99)))}, **counts, round=1)
+    return found
+
+
+def strategies() -> list[Strategy]:
+    return [*(WeightedMean(w) for w in WeightedMean.WEIGHTINGS), Median(), TrimmedMean(0.2), TrimmedMean(0.49)]
+
+
+@pytest.mark.parametrize("index", range(len(strategies())))
+@quick
+@given(updates=rounds(), data=st.data())
+def test_aggregates(index: int, updates: dict[str, ExchangeObject], data: st.DataObject) -> None:
+    """Within the range of the sites in every coordinate, the same to the bit in any order, types kept."""
+    results = []
+    for order in (list(updates), data.draw(st.permutations(list(updates)))):
+        strategy = strategies()[index]
+        strategy.initialize({"w": torch.zeros(4), "n": torch.tensor(0)})
+        strategy.aggregate(1, {name: updates[name] for name in order})
+        results.append(strategy.global_weights)
+    values = torch.stack([update.weights["w"] for update in updates.values()])
+    slack = 1e-5 * values.abs().max()
+    assert bool((results[0]["w"] >= values.min(0).values - slack).all())
+    assert bool((results[0]["w"] <= values.max(0).values + slack).all())
+    assert torch.equal(results[0]["w"], results[1]["w"])
+    assert torch.equal(results[0]["n"], updates[min(updates)].weights["n"])
+    assert (results[0]["w"].dtype, results[0]["n"].dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize("robust", [Median(), TrimmedMean(0.4)], ids=["median", "trimmed mean"])
+@quick
+@given(good=st.lists(FINITE, min_size=3, max_size=3), bad=st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=2))
+def test_a_minority_cannot_leave_the_range_of_the_others(robust: Strategy, good: list, bad: list) -> None:
+    messages = {str(i): weights_message({"w": torch.tensor([v])}) for i, v in enumerate([*good, *bad])}
+    robust.initialize({"w": torch.zeros(1)})
+    robust.aggregate(1, messages)
+    slack = 1e-5 * max(abs(v) for v in good)
+    assert min(good) - slack <= float(robust.global_weights["w"]) <= max(good) + slack
+
+
+@quick
+@given(updates=rounds())
+def test_shares_sum_to_one(updates: dict[str, ExchangeObject]) -> None:
+    for weighting in WeightedMean.WEIGHTINGS:
+        shares = WeightedMean(weighting).shares({name: u.statistics for name, u in updates.items()})
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert all(0 < share <= 1 for share in shares.values())
+
+
+@quick
+@given(values=st.lists(FINITE, min_size=6, max_size=6), place=st.integers(0, 5), bad=BAD)
+def test_guard_lets_good_values_pass_and_finds_a_bad_one_anywhere(values: list, place: int, bad: float) -> None:
+    reference = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    weights = {"a": torch.tensor(values).reshape(2, 3), "b": torch.zeros(4)}
+    statistics = {"num_samples": 1, "num_steps": 1, "round": 1, "loss": 0.0}
+    Guard().check_update(weights_message(weights, **statistics), reference, 1)
+    weights["a"].view(-1)[place] = bad
+    with pytest.raises(RefusedMessage, match="'a'"):
+        Guard().check_update(weights_message(weights, **statistics), reference, 1)
+
+
+@quick
+@given(values=st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), bound=st.floats(0.1, 300))
+def test_norm_bound_is_the_euclidean_norm_of_the_difference(values: list, bound: float) -> None:
+    reference = {"w": torch.ones(3)}
+    norm = math.sqrt(sum((v - 1.0) ** 2 for v in values))
+    weights = {"w": torch.tensor(values)}
+    if norm > bound * 1.001:
+        with pytest.raises(RefusedMessage, match="max_norm"):
+            Guard(max_norm=bound).check_weights(weights, reference)
+    elif norm < bound * 0.999:
+        Guard(max_norm=bound).check_weights(weights, reference)
+
+
+@quick
+@given(
+    shape=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64]),
+)
+def test_guard_refuses_every_other_shape_and_type(shape: list[int], dtype: torch.dtype) -> None:
+    reference = {"w": torch.zeros(2, 2)}
+    with pytest.raises(RefusedMessage, match="has type"):
+        Guard().check_weights({"w": torch.zeros(2, 2).to(dtype)}, reference)
+    if shape != [2, 2]:
+        with pytest.raises(RefusedMessage, match="has shape"):
+            Guard().check_weights({"w": torch.zeros(*shape)}, reference)
+
+
+@quick
+@given(keys=st.lists(KEYS, min_size=1, max_size=6, unique=True), prefix=KEYS)
+def test_filter_keeps_exactly_the_shared_keys(keys: list[str], prefix: str) -> None:
+    import re
+
+    pattern = re.escape(prefix)
+    filter_ = KeepSharedKeys(shared_keys=(pattern,))
+    once = filter_(weights_message({key: torch.zeros(1) for key in keys}))
+    assert set(once.weights) == {key for key in keys if key.startswith(prefix)}
+    assert set(filter_(once).weights) == set(once.weights)
+    shared, private = SharedKeys((".*",), local=()).split(keys)
+    assert (shared, private) == (keys, [])
+
+
+@quick
+@given(
+    weights=st.dictionaries(KEYS, st.lists(FINITE, max_size=3), max_size=3),
+    attachments=st.dictionaries(NAMES, st.dictionaries(KEYS, st.lists(FINITE, max_size=3), max_size=2), max_size=2),
+    samples=st.integers(-5, 5),
+)
+def test_wire_form_keeps_every_message(weights: dict, attachments: dict, samples: int) -> None:
+    message = weights_message({k: torch.tensor(v) for k, v in weights.items()}, num_samples=samples)
+    message.update({name: {k: torch.tensor(v) for k, v in content.items()} for name, content in attachments.items()})
+    back = unpack(*pack(message))
+    assert back is not None
+    assert back.statistics == message.statistics
+    assert message_bytes(back) == message_bytes(message)
+    pairs = [(message.weights, back.weights)]
+    pairs += [(content, attachments_of(back)[name]) for name, content in attachments_of(message).items()]
+    for sent, arrived in pairs:
+        assert sent.keys() == arrived.keys()
+        assert all(torch.equal(sent[key], arrived[key]) for key in sent)
