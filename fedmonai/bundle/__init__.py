@@ -2,6 +2,7 @@
 """Reading bundles: checks of ids and overlays, the record of a run's config, the check a site makes before it joins."""
 
 from fedmonai.bundle.known_ids import bundle_ids, config_files, unknown_ids
+from fedmonai.bundle.leave_one_out import leave_one_out
 from fedmonai.bundle.lint import LintFinding, lint_bundle
 from fedmonai.bundle.live_config import check_config, live_config
 from fedmonai.bundle.overlay_ids import DATA_IDS
@@ -13,6 +14,7 @@ __all__ = [
     "bundle_ids",
     "check_config",
     "config_files",
+    "leave_one_out",
     "lint_bundle",
     "live_config",
     "record_config",

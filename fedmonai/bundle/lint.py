@@ -23,6 +23,8 @@ from fedmonai.errors import ConfigError
 __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 
 SEP = ReferenceResolver.sep
+#: overlays in configs/ that are laid over train.json although they are YAML
+OVER_TRAIN = {"outside.yaml"}
 #: ids that MONAI looks for by name, so that nothing in a config needs to refer to them
 ENTRY_IDS = {"imports", "initialize", "run", "finalize", "evaluate", "inference", "train", "validate"}
 
@@ -136,7 +138,8 @@ def _base_of(root: Path, path: Path, content: Mapping[str, Any]) -> Path | None:
     """The config that a file is laid over; None for a file that stands alone."""
     if "bundle_root" in content:
         return None
-    federated = path.parent.name == "federation" or (path.parent.name == "configs" and path.suffix != ".json")
+    yaml = path.parent.name == "configs" and path.suffix != ".json" and path.name not in OVER_TRAIN
+    federated = path.parent.name == "federation" or yaml
     return root / "configs" / ("federated.yaml" if federated else "train.json")
 
 

@@ -9,6 +9,7 @@ from fedmonai.handlers.example_slice import ExampleSlice
 from fedmonai.handlers.feature_alignment import FeatureAlignment
 from fedmonai.handlers.loss_terms import LossTerms
 from fedmonai.handlers.optimizer_reset import OptimizerReset
+from fedmonai.handlers.pass_evaluation import PassEvaluation
 from fedmonai.handlers.personal_model import PersonalModel
 from fedmonai.handlers.poly_lr import PolyLR
 from fedmonai.handlers.proximal import ProximalTerm
@@ -25,6 +26,7 @@ __all__ = [
     "FeatureAlignment",
     "LossTerms",
     "OptimizerReset",
+    "PassEvaluation",
     "PersonalModel",
     "PolyLR",
     "ProximalTerm",

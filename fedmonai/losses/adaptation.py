@@ -71,8 +71,8 @@ def _window_maximum(image: Tensor, window: int) -> Tensor:
 class AdaptationLoss(nn.Module):
     """``entropy_weight * H + consistency_weight * C + shape_weight * S``: Jiang et al., IOP-FL (IEEE TMI 2023).
 
-    Takes no label. H is :func:`entropy_term`, C :func:`consistency_term`, S :func:`shape_term`. A weight of 0 leaves
-    its term out.
+    H is :func:`entropy_term`, C :func:`consistency_term`, S :func:`shape_term`. A weight of 0 leaves its term out. It
+    has the two arguments of every loss of a MONAI trainer, and refuses a label: adaptation at test time has none.
 
     Args:
         entropy_weight, consistency_weight, shape_weight: the paper's 10, 0.1 and 1.
@@ -97,8 +97,20 @@ class AdaptationLoss(nn.Module):
         self.entropy_axis = entropy_axis
         self.window = window
 
-    def forward(self, logits: Tensor, other_logits: Tensor) -> Tensor:
-        """Loss (scalar) of the logits (B, K, H, W) of the images and of a perturbed view of them."""
+    def forward(self, views: Tensor, label: None = None) -> Tensor:
+        """Loss (scalar) of the logits of the images and of a perturbed view of them, stacked: (2, B, K, H, W).
+
+        Raises:
+            ConfigError: with a label, or with anything but two views.
+        """
+        if label is not None:
+            raise ConfigError("AdaptationLoss was given a label: adapt on a dataset with labeled: false")
+        if views.ndim != 5 or len(views) != 2:
+            raise ConfigError(
+                f"AdaptationLoss needs the logits of two views (2, B, K, H, W), got {tuple(views.shape)}: use "
+                "fedmonai.networks.TwoViewInferer"
+            )
+        logits, other_logits = views.unbind()
         with torch.autocast(logits.device.type, enabled=False):
             logits, other_logits = logits.float(), other_logits.float()
             loss = logits.new_zeros(())

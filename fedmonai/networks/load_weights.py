@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights into a network, or one clear error."""
+"""Trained weights from a file into a network, or one clear error; and back into a file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import os
 from pathlib import Path
 
 import torch
+from ignite.handlers import DiskSaver
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "read_weights", "save_weights"]
+
+PathLike = str | os.PathLike[str]
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike[str], config_id: str = "ckpt_path") -> nn.Module:
+def load_weights(network: nn.Module, path: PathLike, config_id: str = "ckpt_path") -> nn.Module:
     """Load a state dict, or the one stored under ``model``, with every name and shape as the network has them.
 
     The file is read with ``weights_only``: it can hold tensors and numbers, never code.
@@ -30,6 +33,25 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], config_id: st
     Raises:
         ConfigError: no such file, not a file of weights, or weights of another network.
     """
+    content = read_weights(path, config_id)
+    wanted = network.state_dict()
+    for key in [*wanted, *content]:
+        of_file, of_network = (tuple(d[key].shape) if key in d else "absent" for d in (content, wanted))
+        if of_file != of_network:
+            raise ConfigError(
+                f"{config_id}: '{path}' does not fit the network: '{key}' is {of_file} in the file and {of_network} in "
+                "the network; give the options of network_def (channels, ...) that it was trained with."
+            )
+    network.load_state_dict(content)
+    return network
+
+
+def read_weights(path: PathLike, config_id: str = "ckpt_path") -> dict[str, Tensor]:
+    """The state dict in a file, at the top or under ``model``; the file can hold tensors and numbers, never code.
+
+    Raises:
+        ConfigError: no such file, or not a file of weights.
+    """
     if not Path(path).is_file():
         raise ConfigError(
             f"{config_id}: there is no file '{path}'; train first, or give the weights of a finished run."
@@ -43,13 +65,12 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], config_id: st
         content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"{config_id}: '{path}' holds no state dict (tensors by name, at the top or under 'model').")
-    wanted = network.state_dict()
-    for key in [*wanted, *content]:
-        of_file, of_network = (tuple(d[key].shape) if key in d else "absent" for d in (content, wanted))
-        if of_file != of_network:
-            raise ConfigError(
-                f"{config_id}: '{path}' does not fit the network: '{key}' is {of_file} in the file and {of_network} in "
-                "the network; give the options of network_def (channels, ...) that it was trained with."
-            )
-    network.load_state_dict(content)
-    return network
+    return content
+
+
+def save_weights(network: nn.Module, path: PathLike) -> None:
+    """Write the state dict of ``network`` so that ``path`` is either the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
+    DiskSaver(str(path.parent), atomic=True, create_dir=False, require_empty=False)(state, path.name)

@@ -40,7 +40,8 @@ def route_network(
 
     Args:
         network: any network of ``nn.Conv2d`` and ``nn.ConvTranspose2d`` layers; changed and returned.
-        num_experts: number of experts per layer: K personal models and the global one make K + 1.
+        num_experts: number of experts per layer: K personal models and the global one make K + 1. 0 leaves the
+            network as it is, so that one config serves plain and routed weights.
         dropout: dropout inside the routers while adapting.
         form: ``grouped`` (default) or ``sum`` for export to ONNX.
         batch_statistics: normalize with the statistics of the batch at hand and drop the running ones, as the method
@@ -51,6 +52,8 @@ def route_network(
     Raises:
         ConfigError: no layer to route, a convolution of another kind, or a value out of range.
     """
+    if num_experts == 0:
+        return network
     if initial_share is not None and not 0 < initial_share < 1:
         raise ConfigError(f"initial_share is {initial_share}, it must lie between 0 and 1 (or be null)")
     generator = torch.Generator().manual_seed(seed)

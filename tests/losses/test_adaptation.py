@@ -33,9 +33,9 @@ def test_terms_equal_the_published_ones(golden):
 def test_loss_is_the_weighted_sum(golden):
     logits, other = golden["logits"], golden["other_view_logits"]
     expected = 10 * golden["entropy_class_axis"] + 0.1 * golden["consistency_mean"] + golden["shape_term"]
-    assert AdaptationLoss()(logits, other).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert AdaptationLoss()(torch.stack([logits, other])).item() == pytest.approx(expected.item(), rel=1e-6)
     only = AdaptationLoss(entropy_weight=0.0, consistency_weight=2.0, shape_weight=0.0)
-    assert only(logits, other).item() == pytest.approx(2 * golden["consistency_mean"].item(), rel=1e-6)
+    assert only(torch.stack([logits, other])).item() == pytest.approx(2 * golden["consistency_mean"].item(), rel=1e-6)
 
 
 def test_entropy_by_hand():
@@ -70,5 +70,13 @@ def test_refuses_wrong_settings():
         AdaptationLoss(entropy_axis="pixel")
     with pytest.raises(ConfigError, match="entropy_axis is 'pixel'"):
         entropy_term(torch.zeros(1, 2, 2, 2), "pixel")
+    with pytest.raises(ConfigError, match="two views"):
+        AdaptationLoss()(torch.zeros(2, 2, 8, 8))
     with pytest.raises(ConfigError, match="window of the shape term is 4"):
         shape_term(torch.zeros(1, 2, 8, 8), window=4)
+
+
+def test_refuses_a_label(golden):
+    views = torch.stack([golden["logits"], golden["other_view_logits"]])
+    with pytest.raises(ConfigError, match="was given a label"):
+        AdaptationLoss()(views, torch.zeros(len(views[0]), 1, *views.shape[-2:]))
