@@ -3,7 +3,7 @@
 
     python scripts/leave_one_out.py --output_dir runs/leave_one_out
     python scripts/leave_one_out.py --output_dir runs/loo --config_file "['configs/federated.yaml','configs/demo.yaml']"
-    python scripts/leave_one_out.py --output_dir runs/loo --sites HK --num_rounds 20 --outside "{'passes': 5}"
+    python scripts/leave_one_out.py --output_dir runs/loo --outside_sites HK --num_rounds 20 --outside "{'passes': 5}"
 
 The same command continues after an interruption. Further options are ids of federated.yaml (--local::lr 5e-4).
 """

@@ -22,7 +22,7 @@ def leave_one_out(
     output_dir: str,
     bundle_root: str = "bundles/iop_fl",
     config_file: str | Sequence[str] = "configs/federated.yaml",
-    sites: Sequence[str] | str | None = None,
+    outside_sites: Sequence[str] | str | None = None,
     outside: Mapping[str, Any] | None = None,
     **ids: Any,
 ) -> dict[str, Path]:
@@ -35,7 +35,7 @@ def leave_one_out(
         output_dir: ``<output_dir>/<site>/federation`` and ``<output_dir>/<site>/outside`` are written.
         bundle_root: the bundle.
         config_file: the federation's config file(s), relative to the bundle.
-        sites: the sites that are left out, one at a time; None = all of the federation.
+        outside_sites: the sites that are left out, one at a time; None = all of the federation.
         outside: further ids of the outside step, such as ``passes``.
         ids: further ids of the federation, such as ``num_rounds`` or ``local::lr``.
 
@@ -51,10 +51,12 @@ def leave_one_out(
     parser.read_config(files)
     parser.update({"bundle_root": str(root), **ids})
     specs: dict[str, dict[str, Any]] = {name: spec or {} for name, spec in parser.get_parsed_content("sites").items()}
-    chosen = sorted(specs) if sites is None else [sites] if isinstance(sites, str) else list(sites)
+    chosen = sorted(specs) if outside_sites is None else _as_list(outside_sites)
     unknown = [name for name in chosen if name not in specs]
-    if unknown or len(specs) < 3:
-        raise ConfigError(f"sites: {unknown or len(specs)}; the federation has {sorted(specs)}, at least 3 are needed.")
+    if unknown:
+        raise ConfigError(f"outside_sites: '{unknown[0]}' is not in the federation ({', '.join(sorted(specs))}).")
+    if len(specs) < 3:
+        raise ConfigError(f"sites: {len(specs)} given; leaving one out takes at least 3, two of which train.")
     folder = Path(output_dir).resolve()
     settings = {"config_file": [str(Path(file).relative_to(root)) for file in files], "outside": dict(outside or {})}
     _check_settings(folder, {**settings, **ids})

@@ -84,7 +84,7 @@ class PassEvaluation:
         self._say(engine, "before adaptation")
 
     def _iteration(self, engine: Engine) -> None:
-        self._losses.append(engine.state.output["loss"].detach())  # type: ignore[index, call-overload]
+        self._losses.append(engine.state.output["loss"].detach())  # type: ignore[index]
 
     def _pass_completed(self, engine: Engine) -> None:
         number, loss = engine.state.epoch, float(torch.stack(self._losses).mean())

@@ -181,6 +181,7 @@ def _entry(state: State, key: str, like: Tensor, owner: str) -> Tensor:
         raise ConfigError(f"model {owner!r} has no tensor {key!r}: is it a model of the same network?")
     if state[key].shape != like.shape:
         raise ConfigError(
-            f"model {owner!r}: {key!r} has shape {tuple(state[key].shape)}, the network needs {tuple(like.shape)}"
+            f"model {owner!r}: {key!r} has shape {tuple(state[key].shape)}, the network needs {tuple(like.shape)}; "
+            "give the options of the network (channels, ...) that it was trained with"
         )
     return state[key]
