@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a deployed job carries: the bundle's own configs, their order and overrides; nothing is described twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fedmonai.bundle import config_files, lint_bundle
+from fedmonai.errors import ConfigError
+
+__all__ = ["Deployment", "bundle_digest", "describe", "overlay_files", "stage", "unpacked_bundle"]
+
+#: parts of a bundle that travel; weights, data and results do not
+PARTS = ("LICENSE", "configs", "docs")
+DESCRIPTION = "fedmonai.json"
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A federation as a job names it.
+
+    Args:
+        run: name of the run; server and sites keep its state in a folder of this name, so a job that is submitted again
+            under the same name finds it.
+        files: the federation's config and its overlays, relative to the bundle.
+        ids: overrides, plain values only.
+        digest: of the bundle's config files; a site that has its own copy of the bundle compares it.
+        isolate: answer every request in a process of its own.
+        reply_timeout: seconds that the server waits for an answer; 0 for no limit.
+    """
+
+    run: str
+    files: tuple[str, ...]
+    ids: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    isolate: bool = False
+    reply_timeout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.run or self.run != Path(self.run).name or self.run.startswith("."):
+            raise ConfigError(f"'{self.run}' cannot be the name of a run; it becomes a folder. Give --name.")
+        for file in self.files:
+            if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+                raise ConfigError(f"config file '{file}' lies outside of the bundle; a job takes files of the bundle.")
+        for key, problem in _not_plain(self.ids):
+            raise ConfigError(
+                f"override '{key}' is {problem}; a job takes plain values only, because its overrides are not "
+                "linted. Put it in a config file of the bundle and name that file in --federation."
+            )
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Deployment:
+        """Read what :func:`stage` has written."""
+        content = json.loads(Path(folder, DESCRIPTION).read_text(encoding="utf-8"))
+        return cls(**{**content, "files": tuple(content["files"])})
+
+
+def describe(
+    bundle: str | Path, federation: str | Sequence[str] = (), run: str | None = None, **options: Any
+) -> Deployment:
+    """Describe a federation for a job.
+
+    Args:
+        bundle: folder of the bundle.
+        federation: overlay(s): paths inside the bundle, or names of files in ``configs/federation`` or ``configs``.
+        run: name of the run; the name of the bundle's folder by default.
+        options: further fields of :class:`Deployment`.
+
+    Raises:
+        ConfigError: on files that are not there, or overrides that are no plain values.
+    """
+    root = Path(bundle).resolve()
+    files = ("configs/federated.yaml", *overlay_files(root, federation))
+    for file in files:
+        if not (root / file).is_file():
+            raise ConfigError(f"config file '{file}' is not in the bundle folder '{root}'.")
+    return Deployment(run=run or root.name, files=files, digest=bundle_digest(root), **options)
+
+
+def overlay_files(bundle: Path, names: str | Sequence[str]) -> list[str]:
+    """Paths of overlays inside the bundle, from paths or bare names."""
+    found = []
+    for name in [names] if isinstance(names, str) else list(names):
+        candidates = [str(name), f"configs/federation/{name}.yaml", f"configs/{name}.yaml"]
+        existing = [c for c in candidates if (bundle / c).is_file()]
+        if not existing:
+            there = sorted(p.stem for p in (bundle / "configs" / "federation").glob("*.yaml"))
+            raise ConfigError(f"federation '{name}' is no file of '{bundle}'; choose one of {', '.join(there)}.")
+        found.append(existing[0])
+    return found
+
+
+def bundle_digest(bundle: str | Path) -> str:
+    """SHA-256 over names and contents of the bundle's config files."""
+    total = hashlib.sha256()
+    for path in config_files(bundle):
+        total.update(path.relative_to(bundle).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> None:
+    """Write the description and a copy of the bundle's configs into a folder that travels with the job."""
+    for part in PARTS:
+        source, target = Path(bundle, part), Path(folder, BUNDLE, part)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        elif source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    Path(folder, DESCRIPTION).write_text(json.dumps(asdict(deployment), indent=2) + "\n", encoding="utf-8")
+
+
+def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None) -> Path:
+    """The bundle to use: the machine's own copy if it has one, else the one that came with the job, after a lint.
+
+    Args:
+        folder: where the job's files are.
+        deployment: the job's description.
+        own: folder of the machine's own copy.
+
+    Raises:
+        ConfigError: when the own copy differs from the job's, or the job's breaks a rule of
+            :func:`fedmonai.bundle.lint_bundle`.
+    """
+    if own is not None:
+        if not Path(own, "configs").is_dir():
+            raise ConfigError(f"bundle '{own}' of this site's fedmonai.yaml is no bundle: it has no folder 'configs'.")
+        if bundle_digest(own) != deployment.digest:
+            raise ConfigError(
+                f"the bundle '{own}' of this site differs from the one that the job was made from; "
+                "install the same version at every site."
+            )
+        return Path(own)
+    bundle = Path(folder, BUNDLE)
+    findings = lint_bundle(bundle).findings
+    if findings:
+        raise ConfigError(f"the job's bundle is refused: {findings[0]} ({len(findings)} findings of the lint).")
+    return bundle
+
+
+def _not_plain(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            where = f"{key}::{name}" if key else str(name)
+            if str(name).startswith("_"):
+                yield where, "a component"
+            yield from _not_plain(inner, where)
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from _not_plain(inner, f"{key}::{number}")
+    elif isinstance(value, str) and value.startswith(("$", "@", "%")):
+        yield key, f"'{value}', an expression or a reference"
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        yield key, f"a {type(value).__name__}"

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The NVFlare job of a federation, made from the bundle's own configs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nvflare.app_common.executors.client_api_executor import ClientAPIExecutor, ExecutionMode
+from nvflare.client.config import ExchangeFormat
+from nvflare.job_config.api import FedJob
+
+from fedmonai.errors import ConfigError
+from fedmonai.integrations.deployment import Deployment, stage
+from fedmonai.integrations.nvflare.controller import FederationController
+from fedmonai.integrations.nvflare.executor import SiteExecutor
+from fedmonai.integrations.runtime import federation_config, valid_name
+
+__all__ = ["federation_job", "site_names"]
+
+_SCRIPT = Path(__file__).with_name("client_script.py")
+
+
+def site_names(deployment: Deployment, bundle: str | Path) -> list[str]:
+    """The sites of the federation, which are the participants of the job.
+
+    Raises:
+        ConfigError: when a site's name cannot be the name of a participant.
+    """
+    names = sorted(federation_config(deployment, Path(bundle), Path("runs"))["sites"])
+    for name in names:
+        if not valid_name(name) or name == "server":
+            raise ConfigError(
+                f"site '{name}' cannot be a participant of this name; use letters, digits, '-', '_' and '.'."
+            )
+    return names
+
+
+@contextmanager
+def federation_job(
+    deployment: Deployment, bundle: str | Path, byoc: bool = False, min_clients: int = 1
+) -> Iterator[FedJob]:
+    """The job, as long as its files are staged.
+
+    Args:
+        deployment: the federation.
+        bundle: folder of the bundle.
+        byoc: let the job bring the client's script (NVFlare's Client API); otherwise it names classes of the installed
+            package, which every participant must have on its ``class_allow_list``.
+        min_clients: participants that must be there before the job starts, and all the time.
+
+    Raises:
+        ConfigError: when ``isolate`` is wanted without ``byoc``.
+    """
+    if deployment.isolate and not byoc:
+        raise ConfigError("isolate needs byoc: only a script of the job can be started for every request.")
+    job = FedJob(name=deployment.run, min_clients=min_clients)
+    job.set_app_packages(["fedmonai"])
+    with tempfile.TemporaryDirectory() as folder:
+        stage(deployment, bundle, folder)
+        job.to_server(FederationController())
+        job.add_file_to_server(folder, app_folder_type="config")
+        for name in site_names(deployment, bundle):
+            job.to(_client_api(deployment.isolate) if byoc else SiteExecutor(), name)
+            if byoc:
+                job.to(str(_SCRIPT), name)
+            job.add_file_to(folder, name, app_folder_type="config")
+        yield job
+
+
+def _client_api(isolate: bool) -> ClientAPIExecutor:
+    form = {"params_exchange_format": ExchangeFormat.NUMPY, "server_expected_format": ExchangeFormat.NUMPY}
+    script = _SCRIPT.name
+    if isolate:
+        command = ["python3", "-u", f"custom/{script}"]
+        return ClientAPIExecutor(ExecutionMode.EXTERNAL_PROCESS, command=command, launch_once=False, **form)
+    return ClientAPIExecutor(ExecutionMode.IN_PROCESS, task_script_path=script, **form)
