@@ -107,23 +107,18 @@ def bundle_digest(bundle: str | Path) -> str:
 
 def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> None:
     """Write the description and a copy of the bundle's configs into a folder that travels with the job."""
-    for part in PARTS:
-        source, target = Path(bundle, part), Path(folder, BUNDLE, part)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-        elif source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    _copy_parts(Path(bundle), Path(folder, BUNDLE))
     Path(folder, DESCRIPTION).write_text(json.dumps(asdict(deployment), indent=2) + "\n", encoding="utf-8")
 
 
-def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None) -> Path:
+def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None, target: str | Path) -> Path:
     """The bundle to use: the machine's own copy if it has one, else the one that came with the job, after a lint.
 
     Args:
         folder: where the job's files are.
         deployment: the job's description.
         own: folder of the machine's own copy.
+        target: folder for the job's copy; what a runtime put beside its files (signatures) stays behind.
 
     Raises:
         ConfigError: when the own copy differs from the job's, or the job's breaks a rule of
@@ -138,11 +133,25 @@ def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None)
                 "install the same version at every site."
             )
         return Path(own)
-    bundle = Path(folder, BUNDLE)
-    findings = lint_bundle(bundle).findings
+    for part in PARTS:
+        shutil.rmtree(Path(target, part), ignore_errors=True)
+    _copy_parts(Path(folder, BUNDLE), Path(target))
+    findings = lint_bundle(target).findings
     if findings:
         raise ConfigError(f"the job's bundle is refused: {findings[0]} ({len(findings)} findings of the lint).")
-    return bundle
+    if bundle_digest(target) != deployment.digest:
+        raise ConfigError("the job's bundle is refused: its configs are not those that the job was made from.")
+    return Path(target)
+
+
+def _copy_parts(source: Path, target: Path) -> None:
+    for part in PARTS:
+        if (source / part).is_dir():
+            ignored = shutil.ignore_patterns(".*", "__pycache__")
+            shutil.copytree(source / part, target / part, ignore=ignored, dirs_exist_ok=True)
+        elif (source / part).is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / part, target / part)
 
 
 def _not_plain(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

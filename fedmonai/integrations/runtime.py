@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
+from fedmonai.bundle.live_config import mistake_behind
 from fedmonai.errors import ConfigError
 from fedmonai.federated import Federation, RemoteSites, Sites, SiteService, Transport
 from fedmonai.integrations.deployment import Deployment, unpacked_bundle
@@ -90,8 +91,9 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
         root: folder for the state if neither settings nor environment name one.
     """
     deployment = Deployment.read(folder)
-    bundle = unpacked_bundle(folder, deployment, settings.bundle)
-    parser = federation_config(deployment, bundle, settings.state(root, deployment.run, name))
+    state = settings.state(root, deployment.run, name)
+    bundle = unpacked_bundle(folder, deployment, settings.bundle, state / "bundle")
+    parser = federation_config(deployment, bundle, state)
     sites = parser["sites"]
     if name not in sites:
         raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sorted(sites))}.")
@@ -116,8 +118,8 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
         FederationError: when it cannot go on.
     """
     deployment = Deployment.read(folder)
-    bundle = unpacked_bundle(folder, deployment, settings.bundle)
     output = settings.state(root, deployment.run, "server")
+    bundle = unpacked_bundle(folder, deployment, settings.bundle, output / "bundle")
     parser = federation_config(deployment, bundle, output)
     parser["federation::sites::_target_"] = f"{RemoteSites.__module__}.{RemoteSites.__name__}"
     parser.get_parsed_content("check")
@@ -132,8 +134,6 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
 
 def _mistake_of(error: BaseException) -> BaseException:
     """MONAI's parser wraps what an expression raises; the first line is for the person who has to act."""
-    from fedmonai.bundle.live_config import mistake_behind
-
     return mistake_behind(error) or error
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from fedmonai.errors import ConfigError
-
 __all__: list[str] = []
 
 if find_spec("nvflare") is None:
-    raise ConfigError("NVFlare is not installed; install it with: pip install 'fedmonai[nvflare]'")
+    # with the package's own name in it, 'python -m' makes one line of this
+    raise ModuleNotFoundError("NVFlare is not installed: pip install 'fedmonai[nvflare]'", name=__name__)

@@ -47,7 +47,7 @@ def main(
     try:
         from fedmonai.integrations.nvflare.environments import deploy
 
-        options = {"byoc": byoc, "min_clients": min_clients, "threads": threads}
+        options: dict[str, Any] = {"byoc": byoc, "min_clients": min_clients, "threads": threads}
         options |= {"startup_kit": startup_kit, "username": username, "output_dir": output_dir}
         overlays = [federation] if isinstance(federation, str) else list(federation)
         described = {"run": name, "ids": ids, "isolate": isolate, "reply_timeout": float(reply_timeout)}

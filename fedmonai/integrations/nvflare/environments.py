@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a job runs: the simulator, a trial on one machine, a file, or a provisioned network."""
+"""Where a job runs: the simulator, a trial on one machine, a folder to be submitted later, or a provisioned network."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
-from nvflare.recipe import PocEnv, ProdEnv, SimEnv
-from nvflare.recipe.run import Run as JobRun
+from nvflare.job_config.api import FedJob
+from nvflare.recipe import SimEnv
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.integrations.deployment import Deployment, describe
 from fedmonai.integrations.nvflare.job import federation_job, site_names
+from fedmonai.integrations.nvflare.network import allow_fedmonai, check_participants, submit, try_out
 from fedmonai.integrations.runtime import STATE_ROOT, federation_config
 
-__all__ = ["ENVIRONMENTS", "allow_fedmonai", "deploy"]
+__all__ = ["ENVIRONMENTS", "deploy"]
 
 ENVIRONMENTS = ("sim", "poc", "export", "prod")
 
@@ -51,6 +50,8 @@ def deploy(
         raise ConfigError("env prod needs --startup_kit, the folder of the admin's startup kit.")
     deployment = describe(bundle, federation, **described)
     names = site_names(deployment, bundle)
+    if env != "sim":
+        check_participants(names)
     wanted = min_clients or _default_clients(deployment, bundle, env, len(names))
     folder = Path(output_dir or ("." if env == "export" else "runs")).resolve()
     with federation_job(deployment, bundle, byoc, wanted) as job:
@@ -58,28 +59,13 @@ def deploy(
             job.export_job(str(folder))
             return f"the job is in {folder / job.name}"
         if env == "prod":
-            identity = ProdEnv(startup_kit_location=str(startup_kit), username=username).deploy(job)
-            return f"submitted as job {identity}"
+            return f"submitted as job {submit(job, str(startup_kit), username, names)}"
         with _state_root(folder / deployment.run):
             if env == "sim":
                 _simulate(job, folder, names, threads or len(names), byoc)
             else:
-                _try_out(job, names, byoc)
+                try_out(job, folder / ".trial", names, byoc)
     return f"results are in {folder / deployment.run / 'server'}"
-
-
-def allow_fedmonai(kit: Path) -> None:
-    """Put ``fedmonai.`` on the class allow list of a participant that runs on this machine."""
-    local = kit / "local"
-    path = local / "resources.json"
-    template = local / "resources.json.default"
-    source = path if path.is_file() else template
-    content = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {"format_version": 2}
-    allowed = content.setdefault("class_allow_list", list(DEFAULT_CLASS_ALLOW_LIST))
-    if "fedmonai." not in allowed:
-        allowed.append("fedmonai.")
-    local.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _default_clients(deployment: Deployment, bundle: str, env: str, sites: int) -> int:
@@ -102,7 +88,7 @@ def _state_root(folder: Path) -> Iterator[None]:
             os.environ[STATE_ROOT] = before
 
 
-def _simulate(job: Any, folder: Path, names: list[str], threads: int, byoc: bool) -> None:
+def _simulate(job: FedJob, folder: Path, names: list[str], threads: int, byoc: bool) -> None:
     workspace = folder / ".simulator"
     if not byoc:
         allow_fedmonai(workspace / job.name)
@@ -114,20 +100,3 @@ def _simulate(job: Any, folder: Path, names: list[str], threads: int, byoc: bool
     if not (folder / job.name / "server" / "federation.pt").is_file():
         log = workspace / job.name / "server" / "simulate_job" / "log.txt"
         raise FederationError(f"no round was finished; the server's log is {log}")
-
-
-class TrialEnv(PocEnv):
-    """NVFlare's proof of concept: provisioned certificates and real processes on this machine, with our allow list."""
-
-    def __init__(self, names: list[str], byoc: bool) -> None:
-        super().__init__(clients=names, num_clients=len(names))
-        self.byoc = byoc
-
-
-def _try_out(job: Any, names: list[str], byoc: bool) -> None:
-    env = TrialEnv(names, byoc)
-    run = JobRun(env, env.deploy(job))
-    run.get_result()
-    status = run.get_status()
-    if status != "FINISHED:COMPLETED":
-        raise FederationError(f"the job ended as {status}")

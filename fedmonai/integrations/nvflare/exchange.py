@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and replies as NVFlare's ``FLModel``: tensors as NumPy arrays under their own names, the rest in ``meta``."""
+"""Requests and replies as NVFlare's ``FLModel``: tensors as NumPy arrays under their names, the rest in ``meta``."""
 
 from __future__ import annotations
 
