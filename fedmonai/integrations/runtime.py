@@ -122,19 +122,14 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     bundle = unpacked_bundle(folder, deployment, settings.bundle, output / "bundle")
     parser = federation_config(deployment, bundle, output)
     parser["federation::sites::_target_"] = f"{RemoteSites.__module__}.{RemoteSites.__name__}"
-    parser.get_parsed_content("check")
-    federation: Federation = parser.get_parsed_content("federation")
-    federation.sites.transport = transport  # type: ignore[attr-defined]
     try:
+        parser.get_parsed_content("check")
+        federation: Federation = parser.get_parsed_content("federation")
+        federation.sites.transport = transport  # type: ignore[attr-defined]
         parser.get_parsed_content("run")  # the bundle's own steps
-    except RuntimeError as error:
-        raise _mistake_of(error) from error
+    except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
+        raise (mistake_behind(error) or error) from error
     return output
-
-
-def _mistake_of(error: BaseException) -> BaseException:
-    """MONAI's parser wraps what an expression raises; the first line is for the person who has to act."""
-    return mistake_behind(error) or error
 
 
 def _as_list(files: str | list[str] | None) -> list[str]:

@@ -32,7 +32,7 @@ pytestmark = [
 BUNDLES = Path(__file__).parents[2] / "bundles"
 NAMES = ("site-a", "site-b")
 #: what the method of a bundle needs beside the tiny sites to show all that it exchanges
-EXCHANGE: dict[str, dict[str, Any]] = {"fl_mrcm": {"share_features": True}}
+EXCHANGE: dict[str, dict[str, Any]] = {"fl_mrcm": {"share_features": True, "target_site": "site-b"}}
 
 
 def overrides(bundle: str, data: Path, **ids: Any) -> dict[str, Any]:
