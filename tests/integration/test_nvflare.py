@@ -42,7 +42,7 @@ def overrides(bundle: str, data: Path, **ids: Any) -> dict[str, Any]:
         if not (data / name).exists():
             tiny.write(data / name, None)
         sites[name] = {"dataset_dir": str(data / name)}
-    local = {key: value for key, value in tiny.ids.items() if value is not None}
+    local = dict(tiny.ids)
     return {"num_rounds": 2, "sites": sites, "local": local, **EXCHANGE.get(bundle, {}), **ids}
 
 

@@ -15,7 +15,7 @@ from nvflare.recipe import SimEnv
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.integrations.deployment import Deployment, describe
 from fedmonai.integrations.nvflare.job import federation_job, site_names
-from fedmonai.integrations.nvflare.network import allow_fedmonai, check_participants, submit, try_out
+from fedmonai.integrations.nvflare.network import allow_fedmonai, check_participants, reason_in, submit, try_out
 from fedmonai.integrations.runtime import STATE_ROOT, federation_config
 
 __all__ = ["ENVIRONMENTS", "deploy"]
@@ -93,10 +93,10 @@ def _simulate(job: FedJob, folder: Path, names: list[str], threads: int, byoc: b
     if not byoc:
         allow_fedmonai(workspace / job.name)
     env = SimEnv(clients=names, num_threads=threads, workspace_root=str(workspace), log_config="concise")
+    log = workspace / job.name / "server" / "simulate_job" / "log.txt"
     try:
         env.deploy(job)
     except RuntimeError as error:
-        raise FederationError(f"the simulation failed: {error}") from error
+        raise FederationError(f"the simulation failed: {reason_in(log)}") from error
     if not (folder / job.name / "server" / "federation.pt").is_file():
-        log = workspace / job.name / "server" / "simulate_job" / "log.txt"
-        raise FederationError(f"no round was finished; the server's log is {log}")
+        raise FederationError(f"no round was finished: {reason_in(log)}")

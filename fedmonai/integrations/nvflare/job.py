@@ -62,6 +62,9 @@ def federation_job(
         stage(deployment, bundle, folder)
         job.to_server(FederationController())
         job.add_file_to_server(folder, app_folder_type="config")
+        if byoc:
+            # NVFlare asks per participant whether a job brings code; without any, the server's allow list would decide
+            job.to_server(str(_SCRIPT))
         for name in site_names(deployment, bundle):
             job.to(_client_api(deployment.isolate) if byoc else SiteExecutor(), name)
             if byoc:

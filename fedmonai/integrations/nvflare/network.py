@@ -21,7 +21,7 @@ from nvflare.tool.poc import poc_commands as poc
 
 from fedmonai.errors import ConfigError, FederationError
 
-__all__ = ["allow_fedmonai", "check_participants", "submit", "try_out"]
+__all__ = ["allow_fedmonai", "check_participants", "reason_in", "submit", "try_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +102,19 @@ def try_out(job: FedJob, folder: Path, names: Sequence[str], byoc: bool) -> None
     finally:
         network.stop()
     if status != "FINISHED:COMPLETED":
-        raise FederationError(f"the job ended as {status}: {_reason(result)} (logs and kits are in {folder})")
+        raise FederationError(
+            f"the job ended as {status}: {reason_in(result / 'workspace' / 'log.txt')} (logs and kits are in {folder})"
+        )
 
 
-def _reason(result: Path) -> str:
-    log = result / "workspace" / "log.txt"
+def reason_in(log: Path) -> str:
+    """What a server's log says went wrong, in one line."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return next((line.partition("error: ")[2] for line in lines if " error: " in line), "the server's log says why")
+    for mark in (" error: ", "allow_list", "ERROR - "):
+        for line in lines:
+            if mark in line:
+                return line.rpartition(mark)[2] if mark != "allow_list" else line.rpartition("exception: ")[2][-300:]
+    return f"the server's log is {log}"
 
 
 def _session(kit: str, username: str, patience: float) -> Session:
