@@ -97,7 +97,8 @@ class Guard:
             return
         # one pass per tensor and one read-back: a NaN makes both ends of the range NaN, and they cost a twentieth of
         # the maximum norm on a CPU
-        ends = [end.double() for tensor in filled.values() for end in torch.aminmax(tensor.detach())]
+        real = [torch.view_as_real(t) if t.is_complex() else t for t in filled.values()]
+        ends = [end.double() for tensor in real for end in torch.aminmax(tensor.detach())]
         values = torch.stack(ends).abs().tolist()
         peaks = [max(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
         for key, peak in zip(filled, peaks, strict=True):

@@ -44,7 +44,7 @@ def rounds(draw: st.DrawFn) -> dict[str, ExchangeObject]:
     found = {}
     for site in sites:
         values = torch.tensor(draw(st.lists(FINITE, min_size=4, max_size=4)))
-        counts = {"num_samples": draw(st.integers(1, 10**6)), "num_steps": draw(st.integers(1, 10**6))}
+        counts = {f"num_{name}": draw(st.integers(1, 10**6)) for name in ("samples", "steps", "batches")}
         found[site] = weights_message({"w": values, "n": torch.tensor(draw(st.integers(0, 99)))}, **counts, round=1)
     return found
 
