@@ -36,11 +36,14 @@ class CommitLog:
         """Whether any round was committed."""
         return self.path.exists() or self.previous.exists()
 
-    def write(self, state: Mapping[str, Any]) -> None:
-        """Commit a state of tensors and plain values."""
+    def write(self, state: Mapping[str, Any], again: bool = False) -> None:
+        """Commit a state of tensors and plain values; ``again`` is for the round that was committed last.
+
+        The way back is always an earlier round: a second commit of a round must not push it out.
+        """
         fresh = self.path.with_name("federation.new.pt")
         save_atomic(dict(state), fresh)
-        if self.path.exists():
+        if self.path.exists() and not again:
             self.path.replace(self.previous)
         fresh.replace(self.path)
 
@@ -61,8 +64,10 @@ class CommitLog:
                 notes.append(f"{error} The round before it is used.")
                 logger.warning(notes[-1])
                 continue
-            if path == self.previous and not notes:
-                notes.append(f"{self.path.name} is missing; continuing from {path.name} (round {state['round']}).")
+            if path == self.previous:
+                if not notes:
+                    notes.append(f"{self.path.name} is missing; continuing from {path.name} (round {state['round']}).")
+                path.replace(self.path)  # else the next commit would put the damaged file in place of the good one
             return state, notes
         raise ConfigError(
             f"no usable state in '{self.path.parent}': {' '.join(notes)} Start again in another output_dir, from the "

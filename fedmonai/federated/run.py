@@ -148,6 +148,7 @@ class Run:
         return weights
 
     def _start(self, initial: dict[str, Tensor]) -> None:
+        self.folder.truncate(0)  # a run that died before its first commit has left rows
         if self.init_ckpt:
             initial, note = start_from(self.init_ckpt, initial)
             self.notes.append(note)
@@ -211,6 +212,7 @@ class Run:
         if self._pending is None and not finished:
             return
         federation = self.federation
+        again = self._pending is None
         number = self._pending if self._pending is not None else federation.state.epoch
         federation.sites.save(number)
         site_rounds = dict(federation.sites.state_rounds)
@@ -227,10 +229,12 @@ class Run:
                 "site_rounds": site_rounds,
                 "seed": federation.seed,
                 "threads": torch.get_num_threads(),
-            }
+            },
+            again,
         )
-        self._committed = [*self._committed[-1:], site_rounds]
-        federation.sites.remove_states(self._committed)
+        if not again:
+            self._committed = [*self._committed[-1:], site_rounds]
+            federation.sites.remove_states(self._committed)
         self._pending = None
 
     def finish(self) -> None:

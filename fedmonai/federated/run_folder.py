@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import torch
-from ignite.handlers import DiskSaver
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, FederationError
 
 __all__ = ["RunFolder", "load_checked", "save_atomic", "write_text_atomic"]
 
@@ -22,34 +23,86 @@ CASE_COLUMNS = ("round", "site", "model", "split", "case", "metric", "value")
 
 
 def save_atomic(state: Any, path: Path) -> None:
-    """Write a state with ``torch.save`` so that ``path`` is either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    DiskSaver(str(path.parent), atomic=True, create_dir=False, require_empty=False)(state, path.name)
+    """Write a state with ``torch.save`` so that ``path`` is either the old file or the whole new one.
+
+    Raises:
+        FederationError: when it cannot be written; the old file stays.
+    """
+    with _replacing(path) as stream:
+        torch.save(state, stream)
 
 
 def load_checked(path: Path) -> Any:
     """Load tensors and plain values; never runs code from the file.
 
     Raises:
-        ConfigError: when the file is missing, damaged, or holds anything but tensors and plain values.
+        ConfigError: when the file is missing, damaged (a single flipped bit is enough), or holds anything but tensors
+            and plain values.
     """
     try:
+        _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file.") from error
     except Exception as error:  # torch raises six kinds by where a file is cut or what it hides
+        lines = str(error).strip().splitlines() or ["no message"]
         raise ConfigError(
-            f"{path}: not a readable file of tensors ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
+            f"{path}: not a readable file of tensors ({type(error).__name__}: {lines[0][:120]}); "
             "it is truncated, damaged or not from a trusted source. Take a good copy."
         ) from error
 
 
+def _check_archive(path: Path) -> None:
+    """Compare the checksums, which torch does not: a flipped bit would become a wrong weight without a word."""
+    if not zipfile.is_zipfile(path):
+        return  # an old format or no weights at all; torch.load says what it is
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise zipfile.BadZipFile("it is compressed, as torch.save never does")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of '{damaged}' is wrong")
+
+
 def write_text_atomic(text: str, path: Path) -> None:
-    """Write a text file so that ``path`` is either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text file so that ``path`` is either the old file or the whole new one.
+
+    Raises:
+        FederationError: when it cannot be written; the old file stays.
+    """
+    with _replacing(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    # one name, as one process at a time writes here: what a kill leaves behind is overwritten by the next attempt
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as stream:
+                yield stream
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file and the remedy when the operating system refuses to write."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):  # torch.save reports a full disk as its own confusion
+            raise
+        raise FederationError(
+            f"'{path}' cannot be written ({cause.strerror}). What was committed before is whole: make room or mend the "
+            "folder, then continue with --resume True."
+        ) from error
 
 
 class RunFolder:
@@ -109,7 +162,8 @@ class RunFolder:
 
     def add_round(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``rounds.jsonl``."""
-        with open(self.path / "rounds.jsonl", "a", encoding="utf-8") as stream:
+        path = self.path / "rounds.jsonl"
+        with _writing(path), open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -120,8 +174,8 @@ class RunFolder:
         """Drop what was recorded after ``last_round``, and all of the final test: both are done again."""
 
         def kept(line: str) -> bool:
-            number, _, _, split, *_ = line.split(",", 4)
-            return int(number) <= last_round and split != "test"
+            number, _, _, split, *_ = [*line.split(",", 4), *[""] * 4]
+            return number.isdecimal() and int(number) <= last_round and split != "test"
 
         for name in ("metrics.csv", "cases.csv"):
             self._keep_lines(name, 1, kept)
@@ -130,7 +184,7 @@ class RunFolder:
     def _append_rows(self, name: str, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
         path = self.path / name
         fresh = not path.exists()
-        with open(path, "a", encoding="utf-8", newline="") as stream:
+        with _writing(path), open(path, "a", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
             if fresh:
                 writer.writeheader()
@@ -140,7 +194,7 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # a line cut short by a kill has no line end; its round was not committed either
-        whole = [line for line in lines[header:] if line.endswith("\n") and keep(line)]
-        write_text_atomic("".join(lines[:header] + whole), path)
+        # what follows the last line end was cut short by a kill; its round was not committed either
+        whole = [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        kept = whole[:header] + [line for line in whole[header:] if keep(line)]
+        write_text_atomic("".join(kept), path) if kept else path.unlink()

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kills, full disks, damaged files, dead workers: a run loses at most a round, says so, and goes on to the bit."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import resource
+import signal
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from fedmonai.errors import ConfigError, FederationError
+from fedmonai.federated import Federation
+from fedmonai.federated.run_folder import load_checked, save_atomic
+
+
+def final(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "models" / "model_final.pt", weights_only=True)
+
+
+def same_run(first: Path, second: Path) -> bool:
+    weights = final(first), final(second)
+    equal = all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    return equal and (first / "metrics.csv").read_text() == (second / "metrics.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_federation: Callable[..., Federation]) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    tiny_federation(out).run()
+    return out
+
+
+def in_child(work: Callable[[], Any]) -> int:
+    """Run ``work`` in a process of its own; its wait status."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)  # the parent's threads are not there any more
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+def die_at(name: str, count: int, after: bool) -> None:
+    """Let this process be killed around the ``count``-th time that a file of this name takes its place."""
+    replace, seen = os.replace, []
+
+    def deadly(source: Any, target: Any, **options: Any) -> None:
+        seen.extend([target] if Path(target).name == name else [])
+        if len(seen) == count and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target, **options)
+        if len(seen) == count and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = deadly
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("round_0002.pt", 2), ("federation.new.pt", 2), ("federation.previous.pt", 1), ("federation.pt", 2)]
+    + [("model.pt", 2), ("model_final.pt", 1), ("initial.pt", 1), ("round_0001.pt", 2), ("federation.pt", 1)],
+)
+def test_killed_around_a_rename(
+    name: str, count: int, after: bool, whole: Path, tmp_path: Path, tiny_federation: Callable
+) -> None:
+    def work() -> None:
+        die_at(name, count, after)
+        tiny_federation(tmp_path).run()
+
+    assert os.WTERMSIG(in_child(work)) == signal.SIGKILL
+    tiny_federation(tmp_path, resume=True).run()
+    assert same_run(whole, tmp_path)
+    assert not list(tmp_path.rglob("*.tmp")), "what the kill left behind"
+
+
+def test_killed_while_a_line_is_written(whole: Path, tmp_path: Path, tiny_federation: Callable) -> None:
+    def work() -> None:
+        engine = tiny_federation(tmp_path)
+        engine.run_state.folder.add_round = lambda record: (
+            (tmp_path / "rounds.jsonl").open("a").write('{"round": 2, "compl') and os.kill(os.getpid(), signal.SIGKILL)
+            if record["round"] == 2
+            else type(engine.run_state.folder).add_round(engine.run_state.folder, record)
+        )
+        engine.run()
+
+    in_child(work)
+    tiny_federation(tmp_path, resume=True).run()
+    assert same_run(whole, tmp_path)
+
+
+def limit_files(size: int) -> None:
+    """Let the operating system refuse to write more, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("limit", [400, 1000, 2000, 2800, 3100])
+def test_full_disk_ends_the_run_in_one_sentence(
+    limit: int, whole: Path, tmp_path: Path, tiny_federation: Callable
+) -> None:
+    """From round 2 on there is no room for the next row, model, site state or commit, by the size of each."""
+
+    def work() -> None:
+        engine = tiny_federation(tmp_path)
+        # room for rows in the tables of early rounds, none for state files from some size on
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with pytest.raises(FederationError, match=r"cannot be written \(File too large\).*--resume True"):
+            engine.run()
+
+    status = in_child(work)
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+    tiny_federation(tmp_path, resume=True).run()
+    assert same_run(whole, tmp_path)
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of a tensor: torch.load would return a wrong weight."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        largest = max((e for e in archive.infolist() if "/data/" in e.filename), key=lambda entry: entry.file_size)
+        place = data.index(archive.read(largest)) + 3
+    return data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :]
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, ("executed",))
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "truncated": truncated,
+    "without its end": lambda data: data[:-10],
+    "a bit flipped": flipped,
+    "zeros": lambda data: bytes(len(data)),
+    "evil": lambda data: pickle.dumps(Evil()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["federation.pt", "sites/B/round_0002.pt"])
+def test_damaged_state_costs_one_round_and_is_said(
+    name: str,
+    damage: str,
+    whole: Path,
+    tmp_path: Path,
+    tiny_federation: Callable,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    tiny_federation(out, num_rounds=2).run()
+    (out / name).write_bytes(DAMAGES[damage]((out / name).read_bytes()))
+    tiny_federation(out, resume=True).run()
+    assert f"{name.rpartition('/')[2]}: not a readable file of tensors" in caplog.text
+    assert "The round before it is used" in caplog.text
+    assert "The round before it is used" in (out / "run.json").read_text()
+    assert same_run(whole, out)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_damage_to_both_commits_is_an_error_with_a_way_out(tmp_path: Path, tiny_federation: Callable) -> None:
+    tiny_federation(tmp_path, num_rounds=2).run()
+    for name in ("federation.pt", "federation.previous.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"no usable state .*--init_ckpt"):
+        tiny_federation(tmp_path, resume=True).run()
+
+
+def test_second_process_in_one_folder_is_refused(tmp_path: Path, tiny_federation: Callable) -> None:
+    engine = tiny_federation(tmp_path)
+
+    def work() -> None:
+        with pytest.raises(ConfigError, match="in use by another running process"):
+            tiny_federation(tmp_path)
+
+    assert in_child(work) == 0
+    engine.run()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["folder", "its parent"])
+def test_read_only_folder_is_refused_before_anything(there: bool, tmp_path: Path, tiny_federation: Callable) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+
+    def work() -> None:
+        if os.geteuid() == 0:
+            os.setuid(65534)  # for root nothing is read-only
+        with pytest.raises(ConfigError, match=r"output_dir .* cannot be written \(Permission denied\)"):
+            tiny_federation(tmp_path / "locked" if there else tmp_path / "locked" / "run")
+
+    assert in_child(work) == 0
+
+
+def at_round(engine: Federation, site: str, number: int, action: Callable[[], Any]) -> None:
+    """Let ``action`` happen at a site in the middle of a round."""
+    trainer = engine.sites.open(site).trainer
+
+    def act(trainer: Any) -> None:
+        if trainer.state.round == number:
+            action()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, act)
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        (lambda: torch.empty(1 << 61, dtype=torch.uint8), "memory"),
+        (lambda: bytearray(1 << 62), "MemoryError"),
+    ],
+    ids=["of torch", "of python"],
+)
+def test_out_of_memory_at_one_site(
+    action: Callable, reason: str, tmp_path: Path, tiny_federation: Callable, rounds_of: Callable
+) -> None:
+    engine = tiny_federation(tmp_path)
+    engine.prepare()
+    at_round(engine, "B", 2, action)
+    engine.run()
+    _, second, third = rounds_of(tmp_path)
+    assert reason in second["failed"]["B"]
+    assert (second["completed"], third["completed"]) == (["A", "C"], ["A", "B", "C"])
+
+
+class Deadly:
+    """A dataset whose worker process is killed while it loads, once a file is there."""
+
+    def __init__(self, dataset: Any, switch: Path) -> None:
+        self.dataset, self.switch = dataset, switch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.switch.exists() and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.dataset[index]
+
+
+def test_killed_loader_worker_costs_its_site_the_round(
+    tmp_path: Path, tiny_federation: Callable, rounds_of: Callable
+) -> None:
+    engine = tiny_federation(tmp_path / "run", ids={"num_workers": 1})
+    engine.prepare()
+    loader, switch = engine.sites.open("B").trainer.data_loader, tmp_path / "die"
+    object.__setattr__(loader, "dataset", Deadly(loader.dataset, switch))
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda e: switch.touch() if e.state.epoch == 2 else None)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: switch.unlink(missing_ok=True))
+    engine.run()
+    first, second, third = rounds_of(tmp_path / "run")
+    assert "DataLoader worker" in second["failed"]["B"]
+    assert [r["completed"] for r in (first, second, third)] == [["A", "B", "C"], ["A", "C"], ["A", "B", "C"]]
+
+
+def test_flipped_bits_never_become_weights(tmp_path: Path) -> None:
+    """Without the comparison of checksums two thirds of the flips change a value silently."""
+    values = torch.arange(500.0)
+    save_atomic({"w": values, "round": 3}, tmp_path / "a.pt")
+    data = (tmp_path / "a.pt").read_bytes()
+    found = 0
+    for place in range(0, len(data), 23):
+        (tmp_path / "b.pt").write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        try:
+            state = load_checked(tmp_path / "b.pt")
+        except ConfigError:
+            found += 1
+        else:
+            assert torch.equal(state["w"], values) and state["round"] == 3
+    assert found > 80
