@@ -71,12 +71,13 @@ def die_at(name: str, count: int, after: bool) -> None:
     os.replace = deadly
 
 
+#: which file, and the how-many-eth time that it takes its place
+RENAMES = [("round_0001.pt", 2), ("round_0002.pt", 2), ("federation.new.pt", 2), ("federation.previous.pt", 1)]
+RENAMES += [("federation.pt", 1), ("federation.pt", 2), ("model.pt", 2), ("model_final.pt", 1), ("initial.pt", 1)]
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("round_0002.pt", 2), ("federation.new.pt", 2), ("federation.previous.pt", 1), ("federation.pt", 2)]
-    + [("model.pt", 2), ("model_final.pt", 1), ("initial.pt", 1), ("round_0001.pt", 2), ("federation.pt", 1)],
-)
+@pytest.mark.parametrize(("name", "count"), RENAMES)
 def test_killed_around_a_rename(
     name: str, count: int, after: bool, whole: Path, tmp_path: Path, tiny_federation: Callable
 ) -> None:
