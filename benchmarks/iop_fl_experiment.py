@@ -37,8 +37,8 @@ INSIDE = {
 }
 OUTSIDE = ("global", "mean_of_personals", "routed before", "routed after")
 #: departures from the bundle's defaults, for a CPU
-LOCAL = {"channels": 8, "num_pool": 3, "generated_size": 64, "generated_cases": 10, "generated_slices": 8}
-ROUNDS = 24
+LOCAL = {"channels": 8, "num_pool": 3, "generated_size": 48, "generated_cases": 8, "generated_slices": 8}
+ROUNDS = 20
 VAL_INTERVAL = 4
 
 
@@ -46,16 +46,18 @@ def ids(output: Path, seed: int) -> dict[str, Any]:
     """Ids of every federation: sizes, and the seed of the weights, the batches and the choice of cases."""
     local = {**LOCAL, "generated_dir": str(output / "data"), "split_seed": seed}
     common = {"num_rounds": ROUNDS, "val_interval": VAL_INTERVAL, "seed": seed, "device": "cpu"}
-    return {**common, "report": {"_target_": "fedmonai.report.write_report", "_mode_": "callable"}} | {
-        f"local::{key}": value for key, value in local.items()
-    }
+    unreported = {"_target_": "fedmonai.report.read_run", "_mode_": "callable", "run_dir": "@output_dir"}
+    return {**common, "report": unreported} | {f"local::{key}": value for key, value in local.items()}
 
 
 def run_inside(output: Path, seed: int, name: str, overlay: str | None) -> None:
     files = ["configs/federated.yaml", *([f"configs/federation/{overlay}.yaml"] if overlay else [])]
     own = {"bundle_root": str(BUNDLE), "output_dir": str(output / f"seed{seed}" / name), "resume": True}
     workflow = ConfigWorkflow(
-        [str(BUNDLE / file) for file in files], workflow_type="train", logging_file=False, **{**ids(output, seed), **own}
+        [str(BUNDLE / file) for file in files],
+        workflow_type="train",
+        logging_file=False,
+        **{**ids(output, seed), **own},
     )
     workflow.initialize()
     workflow.run()

@@ -19,6 +19,7 @@ from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest
 from fedmonai.data.prostate import PROSTATE_SHARES, PROSTATE_SITES, prostate_cases, prostate_pictures, write_case_lists
 from fedmonai.data.reconstruction_folder import ReconstructionFolder, one_volume
 from fedmonai.data.round_batches import RoundBatches
+from fedmonai.data.segmentation_folder import SegmentationFolder
 from fedmonai.data.site_rows import simulate_sites
 from fedmonai.data.subject_split import split_subjects
 from fedmonai.data.volume_list import kspace_volumes
@@ -35,6 +36,7 @@ __all__ = [
     "KspaceDataset",
     "ReconstructionFolder",
     "RoundBatches",
+    "SegmentationFolder",
     "WeakSliceDataset",
     "check_cases",
     "check_overlap",

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["CaseVolume", "read_case_file", "volume_shape"]
+__all__ = ["CaseVolume", "read_case_file", "turn_to", "volume_shape"]
 
 PathLike = str | os.PathLike[str]
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -62,7 +62,7 @@ def volume_shape(path: PathLike, orientation: str | None = "PLS") -> tuple[int, 
     shape = _header_shape(image, path)
     if orientation is None:
         return shape
-    axes = [int(axis) for axis in _turn(_affine(image, path), orientation)[:, 0]]
+    axes = [int(axis) for axis in turn_to(_affine(image, path), orientation)[:, 0]]
     return shape[axes.index(0)], shape[axes.index(1)], shape[axes.index(2)]
 
 
@@ -79,7 +79,7 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ConfigError(f"{path} cannot be read to its end ({str(error)[:100]}); copy it anew.") from error
     if orientation is not None:
-        turn = _turn(affine, orientation)
+        turn = turn_to(affine, orientation)
         values = orientations.apply_orientation(values, turn)
         affine = affine @ orientations.inv_ornt_aff(turn, shape)
     spacing = [float(length) for length in nib.affines.voxel_sizes(affine)]
@@ -114,8 +114,12 @@ def _affine(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
     return affine
 
 
-def _turn(affine: np.ndarray, orientation: str) -> np.ndarray:
-    """How nibabel has to flip and permute the axes of the file."""
+def turn_to(affine: np.ndarray, orientation: str) -> np.ndarray:
+    """How nibabel has to flip and permute the axes of a file with this affine.
+
+    Raises:
+        ConfigError: an ``orientation`` that does not name each axis once.
+    """
     if sorted("RAS"["RLAPSI".find(letter) // 2] for letter in orientation) != sorted("RAS"):
         raise ConfigError(f"orientation: '{orientation}' must name each axis once: one of L R, A P, S I, such as PLS.")
     wanted = orientations.axcodes2ornt(tuple(orientation))

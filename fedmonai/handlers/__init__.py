@@ -15,6 +15,7 @@ from fedmonai.handlers.poly_lr import PolyLR
 from fedmonai.handlers.proximal import ProximalTerm
 from fedmonai.handlers.round_lr import RoundLR
 from fedmonai.handlers.save_reconstruction import SaveReconstruction
+from fedmonai.handlers.save_segmentation import SaveSegmentation
 from fedmonai.handlers.site_contrast import SiteContrast
 from fedmonai.handlers.weight_contrast import WeightContrast
 
@@ -32,6 +33,7 @@ __all__ = [
     "ProximalTerm",
     "RoundLR",
     "SaveReconstruction",
+    "SaveSegmentation",
     "SiteContrast",
     "WeightContrast",
     "batch_loss",

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from ignite.engine import Engine, Events
 from matplotlib.image import imsave
 
 from fedmonai.errors import ConfigError
+from fedmonai.handlers.whole_file import refuse_existing, write_table, write_whole
 
 __all__ = ["SaveReconstruction"]
 
@@ -63,9 +61,7 @@ class SaveReconstruction:
     def _begin(self, engine: Engine) -> None:
         self.rows = []
         for source in getattr(getattr(engine.state.dataloader, "dataset", None), "data", None) or []:
-            path = self._path(source.name, source.kind)
-            if path.exists() and not self.overwrite:
-                raise ConfigError(f"output_dir: {path} exists; choose another folder or set overwrite: true.")
+            refuse_existing(self._path(source.name, source.kind), self.overwrite)
 
     def _path(self, volume: str, kind: str) -> Path:
         form = self.output_format
@@ -86,12 +82,12 @@ class SaveReconstruction:
         path = self._path(batch["volume"], batch["kind"])
         affine = _cropped(batch["affine"], batch["kspace"][0].shape[-2:], volume.shape[1:])
         if path.suffix == ".h5":
-            _written(path, lambda partial: _write_hdf5(partial, volume, affine, batch["sampling"]))
+            write_whole(path, lambda partial: _write_hdf5(partial, volume, affine, batch["sampling"]))
         else:
-            _written(path, lambda partial: nib.save(_nifti(volume, affine, batch["orientation"]), partial))
+            write_whole(path, lambda partial: nib.save(_nifti(volume, affine, batch["orientation"]), partial))
         if self.preview:
             picture = _side_by_side(images)
-            _written(
+            write_whole(
                 self.output_dir / "previews" / f"{batch['volume']}.png",
                 lambda partial: imsave(partial, picture, cmap="gray", vmin=0.0, vmax=1.0),
             )
@@ -99,20 +95,9 @@ class SaveReconstruction:
         self.rows.append(dict(zip(COLUMNS, values, strict=True)))
 
     def _finish(self, engine: Engine) -> None:
-        _written(self.output_dir / TABLE, self._write_table)
+        write_table(self.output_dir / TABLE, COLUMNS, self.rows)
         for row in self.rows:
             print(f"{row['source']} ({row['slices']} slices, {row['sampling']}) -> {self.output_dir / row['file']}")
-
-    def _write_table(self, path: str) -> None:
-        """The rows of this run, after those of earlier runs whose files are still valid."""
-        table, new = self.output_dir / TABLE, {row["file"] for row in self.rows}
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            if table.exists():
-                with open(table, newline="", encoding="utf-8") as earlier:
-                    writer.writerows(row for row in csv.DictReader(earlier) if row["file"] not in new)
-            writer.writerows(self.rows)
 
 
 def _cropped(affine: Any, plane: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray | None:
@@ -156,15 +141,3 @@ def _side_by_side(images: dict[str, np.ndarray]) -> np.ndarray:
     if "target" in middle:
         panels.append(np.abs(middle["reconstruction"] - middle["target"]) * 5)
     return np.clip(np.hstack(panels) / window, 0.0, 1.0)
-
-
-def _written(path: Path, write: Callable[[str], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path`` with the same suffix, and rename it when it is complete."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-            partial = Path(folder, path.name)
-            write(str(partial))
-            partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"output_dir: {path} cannot be written ({error}); nothing of it is left behind.") from error

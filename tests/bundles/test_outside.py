@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def adapted(data: Path, run: Path, out: Path, **ids: Any) -> dict[str, torch.Ten
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> Iterator[None]:
+    """Drawing takes most of the time of a run as small as these."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fedmonai.report.write.draw_figures", lambda tables: [])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmented volumes as masks on the voxel grid of their images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+from matplotlib.image import imsave
+from nibabel import orientations
+
+from fedmonai.handlers.whole_file import refuse_existing, write_table, write_whole
+
+__all__ = ["SaveSegmentation"]
+
+TABLE = "segmentations.csv"
+COLUMNS = ("volume", "source", "columns", "rows", "slices", "foreground_voxels", "foreground_ml", "file")
+RED = np.array([1.0, 0.15, 0.1])
+
+
+class SaveSegmentation:
+    """Write the mask of every volume of an evaluator over a :class:`fedmonai.data.SegmentationFolder`, whole or not.
+
+    ``<volume>_mask.nii.gz`` (uint8 class numbers, the largest logit wins) has the shape and the affine of its input,
+    voxel by voxel; that of a DICOM series is (column, row, slice) in the patient space of the series.
+    ``previews/<volume>.png`` shows the slice with the largest mask (the middle one if there is none): the image, and
+    beside it the image with the outline. ``segmentations.csv`` lists all of it.
+
+    Args:
+        output_dir: folder of the results.
+        preview: write the pictures.
+        overwrite: replace results of an earlier run; without it an existing one is an error.
+        image_channel: the channel of ``image`` that is the slice itself, between its neighbors.
+
+    Raises:
+        ConfigError: an existing result, a folder that cannot be written.
+    """
+
+    def __init__(self, output_dir: str, preview: bool = True, overwrite: bool = False, image_channel: int = 1) -> None:
+        self.output_dir = Path(output_dir)
+        self.preview = preview
+        self.overwrite = overwrite
+        self.image_channel = image_channel
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _begin(self, engine: Engine) -> None:
+        self.rows = []
+        for source in getattr(getattr(engine.state.dataloader, "dataset", None), "data", None) or []:
+            refuse_existing(self._path(source.name), self.overwrite)
+
+    def _path(self, volume: str) -> Path:
+        return self.output_dir / f"{volume}_mask.nii.gz"
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the volume of this iteration."""
+        batch: Any = engine.state.batch
+        output: Any = engine.state.output
+        mask = output["pred"].detach().argmax(dim=1).to("cpu").numpy().astype(np.uint8)  # (slices, rows, columns)
+        path, affine = self._path(batch["volume"]), batch["affine"].numpy()
+        restored = _restored(mask.transpose(1, 2, 0), affine, batch["orientation"])
+        if restored.shape != tuple(batch["shape"]):
+            raise RuntimeError(f"{batch['source']}: the mask is {restored.shape}, the image {tuple(batch['shape'])}")
+        write_whole(path, lambda partial: nib.save(_nifti(restored, affine), partial))
+        if self.preview:
+            images = output["image"][:, self.image_channel].detach().float().cpu().numpy()
+            picture = _outlined(images, mask > 0)
+            write_whole(
+                self.output_dir / "previews" / f"{batch['volume']}.png", lambda partial: imsave(partial, picture)
+            )
+        count = int((restored > 0).sum())
+        volume_ml = count * float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+        values = (batch["volume"], batch["source"], *restored.shape, count, f"{volume_ml:.3f}", path.name)
+        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+
+    def _finish(self, engine: Engine) -> None:
+        write_table(self.output_dir / TABLE, COLUMNS, self.rows)
+        for row in self.rows:
+            found = f"{row['foreground_ml']} ml" if row["foreground_voxels"] else "nothing found"
+            print(f"{row['source']} ({row['slices']} slices, {found}) -> {self.output_dir / row['file']}")
+
+
+def _restored(mask: np.ndarray, affine: np.ndarray, orientation: str) -> np.ndarray:
+    """(rows, columns, slices) as the network saw them, back on the voxel grid that ``affine`` belongs to."""
+    seen = orientations.axcodes2ornt(tuple(orientation))
+    back = orientations.ornt_transform(seen, orientations.io_orientation(affine))
+    return np.ascontiguousarray(orientations.apply_orientation(mask, back))
+
+
+def _nifti(mask: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(mask, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    return image
+
+
+def _outlined(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The slice with the largest mask: gray, and gray with the mask's outline in red, side by side (H, 2 W, 3)."""
+    areas = masks.sum(axis=(1, 2))
+    index = int(areas.argmax()) if areas.any() else len(images) // 2
+    low, high = np.percentile(images[index], (1, 99.5))
+    gray = np.clip((images[index] - low) / max(float(high - low), 1e-6), 0.0, 1.0)
+    plain = np.repeat(gray[..., None], 3, axis=-1)
+    padded = np.pad(masks[index], 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    outlined = np.where((masks[index] & ~inner)[..., None], RED, plain)
+    return np.hstack([plain, outlined])
