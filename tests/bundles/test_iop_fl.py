@@ -18,6 +18,7 @@ from tiny_sites import TINY_SITES, write_prostate_site
 from fedmonai.federated import Federation, SharedKeys, Sites, WeightedMean, attach, attachments_of, weights_message
 from fedmonai.networks import SegmentationUNet
 
+WATCHED = ("encoder.blocks.0.conv1.weight", "decoder.head.weight", "encoder.blocks.0.norm1.running_var")
 BUNDLE = Path(__file__).parents[2] / "bundles" / "iop_fl"
 
 
@@ -81,7 +82,7 @@ def test_personal_model_is_the_average_of_what_the_site_sent(data: Path, tmp_pat
         message = site.get_weights()
         assert attachments_of(message) == {}
         assert set(message.weights) == set(site.tensors)
-        assert set(message.statistics) == {"num_samples", "num_steps", "round", "loss"}
+        assert set(message.statistics) == {"num_samples", "num_batches", "num_steps", "round", "loss"}
         sent.append(message.weights)
         engine.strategy.aggregate(number, {"A": message})
     personal = next(h for h in site.handlers if hasattr(h, "personal_weights")).personal_weights
@@ -90,6 +91,46 @@ def test_personal_model_is_the_average_of_what_the_site_sent(data: Path, tmp_pat
     changed = [k for k in personal if not torch.equal(personal[k], sent[1][k])]
     assert len(changed) > 20  # what was sent is the trained model, not the average
     engine.run_state.folder.close()
+
+
+def test_no_message_of_a_whole_run_holds_a_personal_model(data: Path, tmp_path: Path) -> None:
+    """What went up and down, against the personal models of all sites and their mean, after every round."""
+    engine = federation(data, tmp_path)
+    train, seen, checked = engine.sites.train, [], 0
+
+    def personal() -> list[dict[str, torch.Tensor]]:
+        found = [next(h for h in engine.sites.open(n).handlers if hasattr(h, "personal_weights")) for n in "AB"]
+        models = [dict(handler.personal_weights or {}) for handler in found]
+        mean = {k: (models[0][k] + models[1][k]) / 2 for k in models[0]} if all(models) else {}
+        return [*models, mean]
+
+    def spied(name: str, message: Any) -> Any:
+        update = train(name, message)
+        assert attachments_of(message) == attachments_of(update) == {}
+        seen.append((message.weights, update.weights))
+        return update
+
+    def check(engine: Federation) -> None:
+        nonlocal checked
+        if engine.state.epoch == 1:  # P_k = W_k in the first round, which is what the site sends
+            return
+        for weights in (w for pair in seen for w in pair):
+            for model in personal():
+                for key in (
+                    "encoder.blocks.0.conv1.weight",
+                    "decoder.head.weight",
+                    "encoder.blocks.0.norm1.running_var",
+                ):
+                    assert not torch.equal(weights[key], model[key])
+                    checked += 1
+
+    engine.sites.train = spied
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda e: seen.clear())
+    engine.add_event_handler(Events.EPOCH_COMPLETED, check)
+    engine.run()
+    assert checked == 2 * 2 * 2 * 3 * 3  # rounds x sites x ways x models x tensors
+    record = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])
+    assert set(record["bytes_up"]["A"]) == set(record["bytes_down"]["A"]) == {"weights"}
 
 
 def test_personal_models_change_nothing_but_themselves(data: Path, reference: Path, tmp_path: Path) -> None:
@@ -158,6 +199,25 @@ def test_fedbn_keeps_all_of_batch_normalization_and_nothing_else() -> None:
     norms = {n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert {key.rpartition(".")[0] for key in private} == norms and len(private) == 5 * len(norms)
     assert not norms & {key.rpartition(".")[0] for key in shared}
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedbn", "local_only"])
+def test_baselines_share_what_they_say(data: Path, reference: Path, tmp_path: Path, name: str) -> None:
+    overlay = ConfigParser.load_config_file(BUNDLE / "configs" / "federation" / f"{name}.yaml")
+    ids = {key.removeprefix("local::"): value for key, value in overlay.items() if key.startswith("local::")}
+    keys = {key: overlay[key] for key in ("shared_keys", "local_keys") if key in overlay}
+    federation(data, tmp_path, ids=ids, **keys).run()
+    record = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])
+    expected = json.loads((reference / "rounds.jsonl").read_text().splitlines()[-1])
+    sent, all_of_it = record["bytes_up"]["A"].get("weights", 0), expected["bytes_up"]["A"]["weights"]
+    assert {"fedavg": sent == all_of_it, "fedprox": sent == all_of_it, "fedbn": 0 < sent < all_of_it}.get(
+        name, not sent
+    )
+    models = {row["model"] for row in metrics(tmp_path, split="test")}
+    assert models == ({"global"} if name in ("fedavg", "fedprox") else {"personal"})
+    if name in ("fedavg", "fedprox"):  # fedavg is IOP-FL's global model, the proximal term changes it
+        final = Path("models") / "model_final.pt"
+        assert same(load(tmp_path / final), load(reference / final)) is (name == "fedavg")
 
 
 def test_augmentation_is_repeatable_and_moves_image_and_label(data: Path, tmp_path: Path) -> None:
