@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading bundles: checks of ids and overlays, the record of a run's config, the check a site makes before it joins."""
 
+from fedmonai.bundle.comparison import Method, Plan, PlannedRun, execute, planned_runs, read_plan
 from fedmonai.bundle.known_ids import bundle_ids, config_files, unknown_ids
 from fedmonai.bundle.leave_one_out import leave_one_out
 from fedmonai.bundle.lint import LintFinding, lint_bundle
@@ -11,12 +12,18 @@ from fedmonai.bundle.record import record_config
 __all__ = [
     "DATA_IDS",
     "LintFinding",
+    "Method",
+    "Plan",
+    "PlannedRun",
     "bundle_ids",
     "check_config",
     "config_files",
+    "execute",
     "leave_one_out",
     "lint_bundle",
     "live_config",
+    "planned_runs",
+    "read_plan",
     "record_config",
     "unknown_ids",
 ]

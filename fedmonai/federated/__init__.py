@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The round: sites, strategies, messages, their guard, and the engine that drives them in one process."""
 
+from fedmonai.federated.cross_site import write_cross_site
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.filters import KeepSharedKeys
 from fedmonai.federated.guard import Guard, RefusedMessage
@@ -48,4 +49,5 @@ __all__ = [
     "pack",
     "unpack",
     "weights_message",
+    "write_cross_site",
 ]

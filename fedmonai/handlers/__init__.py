@@ -14,6 +14,7 @@ from fedmonai.handlers.personal_model import PersonalModel
 from fedmonai.handlers.poly_lr import PolyLR
 from fedmonai.handlers.proximal import ProximalTerm
 from fedmonai.handlers.round_lr import RoundLR
+from fedmonai.handlers.save_latents import SaveLatents
 from fedmonai.handlers.save_reconstruction import SaveReconstruction
 from fedmonai.handlers.save_segmentation import SaveSegmentation
 from fedmonai.handlers.site_contrast import SiteContrast
@@ -32,6 +33,7 @@ __all__ = [
     "PolyLR",
     "ProximalTerm",
     "RoundLR",
+    "SaveLatents",
     "SaveReconstruction",
     "SaveSegmentation",
     "SiteContrast",

@@ -15,7 +15,7 @@ from fedmonai.report.run_tables import RunTables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_figures"]
+__all__ = ["COLORS", "draw_figures", "new_figure", "save_figure"]
 
 #: Okabe and Ito's palette, distinguishable with every common color vision
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -25,14 +25,15 @@ def draw_figures(tables: RunTables) -> list[Path]:
     """Draw all figures that the run has data for into ``figures/`` and return their paths."""
     drawn = []
     if tables.metrics:
-        drawn.append(_save(_convergence(tables), tables.folder / "figures" / "convergence.png"))
+        drawn.append(save_figure(_convergence(tables), tables.folder / "figures" / "convergence.png"))
     for path in sorted(tables.folder.glob("sites/*/examples/*.npz")):
         site = path.parent.parent.name
-        drawn.append(_save(_example(path, site), tables.folder / "figures" / f"example_{site}.png"))
+        drawn.append(save_figure(_example(path, site), tables.folder / "figures" / f"example_{site}.png"))
     return drawn
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG so that ``path`` is either the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
     try:
@@ -43,7 +44,8 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, which needs no display."""
     from matplotlib.figure import Figure  # heavy, and no display is needed for it
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -51,7 +53,7 @@ def _new_figure(width: float, height: float) -> Figure:
 
 def _convergence(tables: RunTables) -> Figure:
     panels = [("train", "loss"), *(("val", name) for name in tables.metric_names("val"))]
-    figure = _new_figure(4 * len(panels), 3.2)
+    figure = new_figure(4 * len(panels), 3.2)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (split, metric) in zip(axes, panels, strict=True):
         for index, site in enumerate(tables.sites):
@@ -80,7 +82,7 @@ def _example(path: Path, site: str) -> Figure:
     error_map = (
         abs(images["reconstruction"] - images["target"]) * 5 if {"reconstruction", "target"} <= set(names) else None
     )
-    figure = _new_figure(2.6 * (len(names) + (error_map is not None)), 2.9)
+    figure = new_figure(2.6 * (len(names) + (error_map is not None)), 2.9)
     axes = figure.subplots(1, len(names) + (error_map is not None), squeeze=False)[0]
     window = float(np.percentile(images.get("target", images[names[-1]]), 99.5)) or 1.0
     for axis, name in zip(axes, names, strict=False):
@@ -94,7 +96,7 @@ def _example(path: Path, site: str) -> Figure:
 
 def _segmentation_example(images: dict[str, np.ndarray], site: str) -> Figure:
     """The image alone, then with the outlines of label and prediction, one color per class."""
-    figure = _new_figure(7.8, 2.9)
+    figure = new_figure(7.8, 2.9)
     axes = figure.subplots(1, 3, squeeze=False)[0]
     low, high = np.percentile(images["image"], (0.5, 99.5))
     for axis, name in zip(axes, ("image", "label", "pred"), strict=True):

@@ -57,6 +57,13 @@ class RunTables:
 
         A metric that is not measured per case gives its single value.
         """
+        return [row["value"] for row in self._tested(site, metric, model, end)]
+
+    def named_test_cases(self, site: str, metric: str, model: str, end: int = 1) -> dict[str, float]:
+        """As :meth:`test_cases`, by the name of the case."""
+        return {row.get("case", ""): row["value"] for row in self._tested(site, metric, model, end)}
+
+    def _tested(self, site: str, metric: str, model: str, end: int) -> list[dict[str, Any]]:
         wanted = {"split": "test", "site": site, "metric": metric, "model": model}
         rows = [r for r in self.cases if all(r[k] == v for k, v in wanted.items())]
         rows = rows or [r for r in self.metrics if all(r[k] == v for k, v in wanted.items())]
@@ -66,7 +73,7 @@ class RunTables:
         number = min(numbers) if end < 0 else max(numbers)
         if end > 0 and number == 0 and model in ("global", "personal"):
             return []
-        return [r["value"] for r in rows if r["round"] == number]
+        return [row for row in rows if row["round"] == number]
 
 
 def read_run(run_dir: str | Path) -> RunTables:

@@ -12,7 +12,7 @@ from typing import Any
 from fedmonai.report.figures import draw_figures
 from fedmonai.report.run_tables import RunTables, read_run
 
-__all__ = ["finish", "format_table", "write_report"]
+__all__ = ["UNITS", "finish", "format_table", "markdown_table", "write_report"]
 
 UNITS = {"psnr": ("PSNR [dB]", 2), "ssim": ("SSIM", 4), "nmse": ("NMSE", 4), "dice": ("Dice", 4)}
 UNITS |= {"hd95": ("HD95 [mm]", 2), "assd": ("ASSD [mm]", 2)}
@@ -69,7 +69,7 @@ def _results(tables: RunTables) -> str:
     names = tables.metric_names("test")
     if not names:
         return "## Test\n\nNo test results yet: the run has not ended."
-    blocks = [_markdown(_test_rows(tables, name, spread=True)) for name in names]
+    blocks = [markdown_table(_test_rows(tables, name, spread=True)) for name in names]
     return "## Test, per site\n\nMean and standard deviation over volumes.\n\n" + "\n\n".join(blocks)
 
 
@@ -121,7 +121,7 @@ def _traffic(tables: RunTables) -> str:
         rows.append([site, item, *(_bytes(totals.get((site, item, way), 0)) for way in ("up", "down"))])
     seconds = [r["seconds"] for r in tables.rounds]
     pace = f"{statistics.median(seconds):.2f} s per round (median), {sum(seconds):.1f} s in all."
-    parts = ["## What crossed the wire, all rounds", _markdown(rows), _attachments(tables), pace]
+    parts = ["## What crossed the wire, all rounds", markdown_table(rows), _attachments(tables), pace]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -149,7 +149,8 @@ def _figures(tables: RunTables, figures: list[Path]) -> str:
     return "\n\n".join(["## Figures", *lines]) if lines else ""
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown_table(rows: list[list[str]]) -> str:
+    """Rows of text, the heading first, as a markdown table."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 

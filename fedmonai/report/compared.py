@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several runs side by side: values per test volume, their spread, and paired tests against one method."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmonai.errors import ConfigError
+from fedmonai.report.run_tables import RunTables, read_run
+
+__all__ = ["ComparedRun", "Comparison", "Difference", "Score"]
+
+#: fewest pairs for a test: with five, Wilcoxon's exact two-sided p cannot fall below 0.06
+FEWEST_PAIRS = 6
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run folder and what it is a run of."""
+
+    method: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over seeds of the mean over test volumes.
+
+    ``over_seeds`` and ``over_volumes`` are standard deviations: of the seeds' means, and of the volumes' means over
+    seeds; 0 where there is one only.
+    """
+
+    mean: float
+    over_seeds: float
+    over_volumes: float
+    seeds: int
+    volumes: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean paired difference to the reference method, and p of Wilcoxon's signed-rank test, ``None`` without one."""
+
+    mean: float
+    pairs: int
+    p: float | None
+
+
+class Comparison:
+    """Reads the runs of a comparison; a method is judged by the model that counts, a site's own one where it has one.
+
+    Args:
+        runs: finished runs; those of one method differ in their seed only.
+        reference: the method that the others are tested against.
+
+    Raises:
+        ConfigError: when there is no run, none of the reference, or one without a final test.
+    """
+
+    def __init__(self, runs: Iterable[ComparedRun], reference: str) -> None:
+        self.runs = list(runs)
+        self.reference = reference
+        self.methods = list(dict.fromkeys(run.method for run in self.runs))
+        if reference not in self.methods:
+            raise ConfigError(f"comparison: no finished run of the reference method '{reference}'.")
+        self.tables = {run: read_run(run.folder) for run in self.runs}
+        for run, tables in self.tables.items():
+            if not tables.metric_names("test"):
+                raise ConfigError(f"comparison: '{run.folder}' has no final test; finish that run first.")
+        first = next(iter(self.tables.values()))
+        self.metrics = first.metric_names("test")
+        self.sites = sorted({site for tables in self.tables.values() for site in tables.run["test_sites"]})
+        self.untrained = [m for _, m, end in first.test_columns() if end < 0 and m not in ("global", "personal")]
+        self._values = {run: self._read(tables) for run, tables in self.tables.items()}
+
+    def _read(self, tables: RunTables) -> dict[tuple[str, str, str], dict[str, float]]:
+        """{(model or "", site, metric): {volume: value}}; "" is the model that counts."""
+        found = {}
+        for site in self.sites:
+            for metric in self.metrics:
+                own = tables.named_test_cases(site, metric, "personal")
+                found["", site, metric] = own or tables.named_test_cases(site, metric, "global")
+                for model in self.untrained:
+                    found[model, site, metric] = tables.named_test_cases(site, metric, model)
+        return found
+
+    def volumes(self, method: str, metric: str, site: str | None = None, model: str = "") -> dict[str, float]:
+        """Mean over seeds of every test volume of a site, or of all sites (named site/volume)."""
+        collected: dict[str, list[float]] = {}
+        for run in self._of(method):
+            for name in self.sites if site is None else [site]:
+                for case, value in self._values[run][model, name, metric].items():
+                    collected.setdefault(f"{name}/{case}", []).append(value)
+        return {name: statistics.fmean(values) for name, values in collected.items()}
+
+    def score(self, method: str, metric: str, site: str | None = None, model: str = "") -> Score | None:
+        """The score at a site, or the mean of the sites' scores; ``None`` where it was not tested."""
+        by_seed = [mean for run in self._of(method) if (mean := self._mean(run, metric, site, model)) is not None]
+        volumes = list(self.volumes(method, metric, site, model).values())
+        if not by_seed:
+            return None
+        return Score(statistics.fmean(by_seed), _spread(by_seed), _spread(volumes), len(by_seed), len(volumes))
+
+    def _mean(self, run: ComparedRun, metric: str, site: str | None, model: str) -> float | None:
+        found = [list(self._values[run][model, name, metric].values()) for name in ([site] if site else self.sites)]
+        means = [statistics.fmean(values) for values in found if values]
+        return statistics.fmean(means) if means else None
+
+    def difference(self, method: str, metric: str, site: str | None = None) -> Difference | None:
+        """The method's volumes against the reference's, paired by volume after the mean over seeds."""
+        ours, theirs = self.volumes(method, metric, site), self.volumes(self.reference, metric, site)
+        differences = [ours[name] - theirs[name] for name in sorted(ours) if name in theirs]
+        if not differences:
+            return None
+        return Difference(statistics.fmean(differences), len(differences), _wilcoxon(differences))
+
+    def cost(self, method: str) -> tuple[float, float, float]:
+        """Bytes up and down per round (mean over rounds and seeds), and seconds per round (median)."""
+        records = [record for run in self._of(method) for record in self.tables[run].rounds]
+        up, down = (statistics.fmean(_bytes(record[f"bytes_{way}"]) for record in records) for way in ("up", "down"))
+        return up, down, statistics.median(record["seconds"] for record in records)
+
+    def cross_site(self, method: str, metric: str) -> dict[tuple[str, str], float]:
+        """{(site of the model, site of the test): mean over seeds}; empty for a method with one model for all."""
+        collected: dict[tuple[str, str], list[float]] = {}
+        for run in self._of(method):
+            path = run.folder / "cross_site.csv"
+            if path.is_file():
+                with path.open(encoding="utf-8", newline="") as stream:
+                    for row in csv.DictReader(stream):
+                        if row["metric"] == metric:
+                            place = row["model_site"], row["test_site"]
+                            collected.setdefault(place, []).append(float(row["value"]))
+        return {place: statistics.fmean(values) for place, values in collected.items()}
+
+    def _of(self, method: str) -> list[ComparedRun]:
+        return [run for run in self.runs if run.method == method]
+
+
+def _bytes(by_site: Mapping[str, Mapping[str, int]]) -> int:
+    return sum(size for items in by_site.values() for size in items.values())
+
+
+def _spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _wilcoxon(differences: list[float]) -> float | None:
+    if len(differences) < FEWEST_PAIRS:
+        return None
+    if not any(differences):
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences).pvalue)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A comparison of methods as markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedmonai.report.compared import ComparedRun, Comparison, Difference, Score
+from fedmonai.report.comparison_figures import draw_latents, draw_scores
+from fedmonai.report.write import UNITS, markdown_table
+
+__all__ = ["write_comparison"]
+
+SCORE_COLUMNS = ("mean", "sd_over_seeds", "sd_over_volumes", "seeds", "volumes", "difference", "pairs", "p")
+COLUMNS = ("method", "site", "metric", *SCORE_COLUMNS)
+
+
+def write_comparison(
+    runs: Iterable[ComparedRun], reference: str, output_dir: str | Path, projection: str = "pca"
+) -> str:
+    """Write ``comparison.md``, ``comparison.csv`` and the figures of finished runs; return the path of the first.
+
+    Args:
+        runs: the runs that have ended.
+        reference: the method that the others are tested against.
+        output_dir: folder to write in.
+        projection: of the latent features to two dimensions: ``pca``, ``tsne``, or ``none`` for no such figure.
+
+    Raises:
+        ConfigError: see :class:`Comparison`; also when scikit-learn is needed and not installed.
+    """
+    comparison, folder = Comparison(runs, reference), Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = [draw_scores(comparison, folder / "scores.png")]
+    latents = draw_latents(comparison, folder / "latents.png", projection)
+    figures += [latents] if latents else []
+    _write_csv(comparison, folder / "comparison.csv")
+    parts = [_heading(comparison), *(_scores(comparison, metric) for metric in comparison.metrics)]
+    parts += [_differences(comparison, comparison.metrics[0]), _costs(comparison), _matrices(comparison)]
+    parts += [f"![{path.stem}]({path.name})" for path in figures]
+    path = folder / "comparison.md"
+    _replace(path, "\n\n".join(part for part in parts if part) + "\n")
+    return str(path)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _label(metric: str) -> tuple[str, int]:
+    return UNITS.get(metric, (metric, 4))
+
+
+def _heading(comparison: Comparison) -> str:
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in comparison.runs}))
+    missing = [
+        f"{method} has {len(found)} seeds only"
+        for method in comparison.methods
+        if len(found := [run for run in comparison.runs if run.method == method])
+        < len({run.seed for run in comparison.runs})
+    ]
+    lines = [
+        "# Comparison",
+        "",
+        f"Seeds {seeds}. A cell is the mean over seeds of the mean over test volumes, ± the standard deviation over "
+        "seeds. Every model is that of its best validated round; a site with a model of its own is tested with that.",
+        *(f"Note: {note}." for note in missing),
+    ]
+    return "\n".join(lines)
+
+
+def _scores(comparison: Comparison, metric: str) -> str:
+    label, digits = _label(metric)
+    places: list[str | None] = [*comparison.sites, None]
+    rows = [["method", *comparison.sites, "mean"]]
+    for model in comparison.untrained:
+        found = [comparison.score(comparison.reference, metric, site, model) for site in places]
+        rows.append([model.replace("_", "-"), *(_score_text(score, digits, False) for score in found)])
+    for method in comparison.methods:
+        found = [comparison.score(method, metric, site) for site in places]
+        rows.append([method, *(_score_text(score, digits) for score in found)])
+    return f"## {label}\n\n{markdown_table(rows)}"
+
+
+def _score_text(score: Score | None, digits: int, spread: bool = True) -> str:
+    if score is None:
+        return "-"
+    mean = f"{score.mean:.{digits}f}"
+    return f"{mean} ± {score.over_seeds:.{digits}f}" if spread and score.seeds > 1 else mean
+
+
+def _differences(comparison: Comparison, metric: str) -> str:
+    others = [method for method in comparison.methods if method != comparison.reference]
+    if not others:
+        return ""
+    label, digits = _label(metric)
+    rows = [["method", *comparison.sites, "all volumes"]]
+    for method in others:
+        found = [comparison.difference(method, metric, site) for site in [*comparison.sites, None]]
+        rows.append([method, *(_difference_text(one, digits) for one in found)])
+    return (
+        f"## {label}, difference to {comparison.reference}\n\nPaired by test volume after the mean over seeds; p of "
+        f"Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests.\n\n{markdown_table(rows)}"
+    )
+
+
+def _difference_text(difference: Difference | None, digits: int) -> str:
+    if difference is None:
+        return "-"
+    tail = f"p {difference.p:.3g}" if difference.p is not None else f"{difference.pairs} pairs, too few to test"
+    return f"{difference.mean:+.{digits}f} ({tail})"
+
+
+def _costs(comparison: Comparison) -> str:
+    rows = [["method", "MB up per round", "MB down per round", "s per round"]]
+    for method in comparison.methods:
+        up, down, seconds = comparison.cost(method)
+        rows.append([method, f"{up / 1e6:.3f}", f"{down / 1e6:.3f}", f"{seconds:.2f}"])
+    return f"## Cost\n\nAll sites together; seconds are the median, with validation.\n\n{markdown_table(rows)}"
+
+
+def _matrices(comparison: Comparison) -> str:
+    metric = comparison.metrics[0]
+    label, digits = _label(metric)
+    parts = []
+    for method in comparison.methods:
+        found = comparison.cross_site(method, metric)
+        if found:
+            owners = sorted({owner for owner, _ in found})
+            rows = [["model of", *(f"tested at {site}" for site in comparison.sites)]]
+            rows += [
+                [owner, *(f"{found[owner, s]:.{digits}f}" if (owner, s) in found else "-" for s in comparison.sites)]
+                for owner in owners
+            ]
+            parts.append(f"### {method}\n\n{markdown_table(rows)}")
+    if not parts:
+        return ""
+    heading = f"## {label}, every site's model at every site\n\nMethods with one model for all have none."
+    return "\n\n".join([heading, *parts])
+
+
+def _write_csv(comparison: Comparison, path: Path) -> None:
+    lines = []
+    for method in comparison.methods:
+        for metric in comparison.metrics:
+            for site in [*comparison.sites, None]:
+                score, difference = comparison.score(method, metric, site), comparison.difference(method, metric, site)
+                if score is not None:
+                    row = [method, site or "all", metric, score.mean, score.over_seeds, score.over_volumes]
+                    row += [score.seeds, score.volumes]
+                    row += [difference.mean, difference.pairs, difference.p] if difference else [None] * 3
+                    lines.append(row)
+        for name, value in zip(("bytes_up", "bytes_down", "seconds_per_round"), comparison.cost(method), strict=True):
+            lines.append([method, "all", name, value])
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([*line, *[None] * (len(COLUMNS) - len(line))] for line in lines)
+    temporary.replace(path)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run methods times seeds over one federation and write one table and two figures; run again to continue.
+
+    python scripts/compare.py --plan scripts/plans/mr_own_sites.yaml --output_dir runs/mr_own_sites
+    python scripts/compare.py --plan my_plan.yaml --output_dir runs/mine --methods FL-MR,FedProx --seeds 0,1
+
+All options: python scripts/compare.py -- --help
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from fedmonai.bundle import PlannedRun, execute, planned_runs, read_plan
+from fedmonai.data.command_line import run_command
+from fedmonai.errors import FederationError
+from fedmonai.federated import write_cross_site
+from fedmonai.report import ComparedRun, write_comparison
+
+
+def compare(
+    plan: str,
+    output_dir: str,
+    methods: str | Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    bundles: str = "bundles",
+    latents: str = "pca",
+) -> tuple[str, list[str]]:
+    """Run a plan, and compare what is there.
+
+    Args:
+        plan: YAML file with seeds, ids for all runs, and methods; scripts/plans has examples.
+        output_dir: folder of the comparison; runs that are there already are kept or continued.
+        methods: names, separated by commas; all of the plan by default. The reference method is always run.
+        seeds: instead of the plan's.
+        bundles: folder of the bundles.
+        latents: pca, tsne or none: how bottleneck features come to two dimensions (needs the extra 'compare').
+    """
+    names = [methods] if isinstance(methods, str) else methods
+    numbers = [seeds] if isinstance(seeds, int) else seeds
+    chosen = read_plan(plan, names, numbers)
+    runs = list(planned_runs(chosen, output_dir))
+    finished, failed = [], []
+    for run in tqdm(runs, desc="Runs", unit="run"):
+        print(f"\n{run.method.name}, seed {run.seed}: {run.folder}", flush=True)
+        try:
+            _run(run, bundles)
+            finished.append(ComparedRun(run.method.name, run.seed, run.folder))
+        except FederationError as error:  # the other methods can still be compared
+            failed.append(f"{run.method.name}, seed {run.seed}: {error}")
+    return write_comparison(finished, chosen.reference, output_dir, latents), failed
+
+
+def _run(run: PlannedRun, bundles: str) -> None:
+    federation: Any = execute(run, bundles).get_parsed_content("federation")
+    path = run.folder / "cross_site.csv"
+    try:
+        if not path.exists():
+            write_cross_site(federation, path)
+    finally:
+        federation.run_state.folder.close()
+
+
+def report(result: tuple[str, list[str]]) -> int:
+    """Say where the comparison is and what failed; the exit code."""
+    path, failed = result
+    print(f"comparison: {path}")
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_command(compare, report)
