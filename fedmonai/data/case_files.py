@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +23,7 @@ PathLike = str | os.PathLike[str]
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_SIDE = 4096  # far above any scanner; stops a damaged header from asking for terabytes
+MAX_COMPRESSION = 1100  # deflate reaches about 1030:1 on constant data
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,18 @@ def _header_shape(image: nib.Nifti1Image, path: PathLike) -> tuple[int, int, int
         shape = shape[:-1]
     if len(shape) != 3 or not all(1 <= side <= MAX_SIDE for side in shape):
         raise ConfigError(f"{path} has shape {shape}; expected one 3-D volume with sides of 1 to {MAX_SIDE}.")
+    missing = missing_voxels(image, path)
+    if missing:
+        raise ConfigError(f"{path} cannot be read to its end: it {missing}; copy it anew.")
     return (shape[0], shape[1], shape[2])
+
+
+def missing_voxels(image: Any, path: PathLike) -> str:
+    """What is wrong when a NIfTI header declares more than its file can hold (before it is allocated); else nothing."""
+    declared, stored = math.prod(image.shape) * image.get_data_dtype().itemsize, Path(path).stat().st_size
+    if declared > stored * (MAX_COMPRESSION if str(path).lower().endswith(".gz") else 1):
+        return f"declares {declared:,} bytes of voxels but has {stored:,} bytes"
+    return ""
 
 
 def _affine(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
@@ -135,5 +149,5 @@ def _read_picture(path: PathLike) -> np.ndarray:
             if max(picture.size) > MAX_SIDE:
                 raise ConfigError(f"{path} is {picture.size}; expected sides of at most {MAX_SIDE}.")
             return np.asarray(picture if picture.mode in ("L", "I;16", "I", "F") else picture.convert("L"))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ConfigError(f"{path} is not a picture that can be read ({str(error)[:100]}).") from error

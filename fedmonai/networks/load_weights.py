@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -57,6 +58,7 @@ def read_weights(path: PathLike, config_id: str = "ckpt_path") -> dict[str, Tens
             f"{config_id}: there is no file '{path}'; train first, or give the weights of a finished run."
         )
     try:
+        _compare_checksums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive ends in anything from EOFError to UnpicklingError
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
@@ -66,6 +68,15 @@ def read_weights(path: PathLike, config_id: str = "ckpt_path") -> dict[str, Tens
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"{config_id}: '{path}' holds no state dict (tensors by name, at the top or under 'model').")
     return content
+
+
+def _compare_checksums(path: PathLike) -> None:
+    """What torch leaves out: a flipped bit would become a wrong weight without a word."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of '{damaged}' is wrong; take a good copy")
 
 
 def save_weights(network: nn.Module, path: PathLike) -> None:

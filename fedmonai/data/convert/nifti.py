@@ -12,6 +12,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from fedmonai.data.case_files import missing_voxels
 from fedmonai.data.convert.volume import InputError, Volume, check_size
 
 _DAMAGED = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
@@ -38,6 +39,9 @@ def read_nifti(path: Path, axis: int = 2) -> Volume:
             raise InputError(f"NIfTI of shape {image.shape} and type {image.get_data_dtype()}, expected one 3-D image")
         order = [axis, *sorted({0, 1, 2} - {axis}, reverse=True)]
         check_size(tuple(shape[k] for k in order), 8, "the NIfTI image")
+        missing = missing_voxels(image, path)
+        if missing:
+            raise InputError(f"the NIfTI image {missing}")
         data = np.asanyarray(image.dataobj).reshape(shape).transpose(order)
         affine = np.asarray(image.affine, float)
     except _DAMAGED as error:
