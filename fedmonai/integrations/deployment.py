@@ -32,7 +32,7 @@ class Deployment:
         files: the federation's config and its overlays, relative to the bundle.
         ids: overrides, plain values only.
         digest: of the bundle's config files; a site that has its own copy of the bundle compares it.
-        isolate: answer every request in a process of its own.
+        isolate: let every site train in a process of its own, which is started again when it dies.
         reply_timeout: seconds that the server waits for an answer; 0 for no limit.
     """
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated import Reply, Request, SiteService
 from fedmonai.integrations.deployment import Deployment, bundle_digest, describe, stage, unpacked_bundle
 from fedmonai.integrations.runtime import STATE_ROOT, SiteSettings, run_server, site_service
+from fedmonai.integrations.site_process import SiteProcess, site_end
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 TINY = {
@@ -177,6 +180,28 @@ def test_server_and_sites_from_one_job(job: Path, tmp_path: Path, monkeypatch: p
     assert torch.load(output / "federation.pt", weights_only=True)["finished"]
     for service in services.values():
         service.close()
+
+
+def test_process_that_dies_costs_one_answer(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STATE_ROOT, str(tmp_path / "runs"))
+    description = json.loads((job / "fedmonai.json").read_text())
+    (job / "fedmonai.json").write_text(json.dumps({**description, "isolate": True}))
+    site = site_end(job, "a", tmp_path)
+    assert isinstance(site, SiteProcess)
+    first = site.answer(Request("join", "a", 0, None, {"state_round": 0, "with_weights": True}))
+    assert first.error is None and first.message is not None
+    assert set(first.message.weights) == set(first.facts["structure"])
+    assert site._process is not None
+    site._process.send_signal(signal.SIGSTOP)  # so that it dies during the request, not before it
+    threading.Timer(0.5, site._process.kill).start()
+    lost = site.answer(Request("train", "a", 1, first.message, {"state_round": 0}))
+    assert lost.message is None
+    assert lost.error == "the site's process ended during the request (signal SIGKILL)"
+    first.message.statistics["round"] = 1
+    update = site.answer(Request("train", "a", 1, first.message, {"state_round": 0}))
+    assert update.error is None and update.message is not None
+    assert update.facts["state_round"] == 1
+    site.close()
 
 
 @pytest.mark.skipif(find_spec("nvflare") is not None, reason="nvflare is installed")

@@ -20,7 +20,7 @@ def main(
     startup_kit: str | None = None,
     username: str = "admin@nvidia.com",
     byoc: bool = False,
-    isolate: bool = False,
+    isolate: bool | None = None,
     reply_timeout: float = 0.0,
     min_clients: int | None = None,
     threads: int | None = None,
@@ -38,7 +38,8 @@ def main(
         startup_kit: prod: folder of the admin's startup kit.
         username: prod: name of the admin in that kit.
         byoc: let the job bring the client's script instead of naming installed classes.
-        isolate: with byoc: a process of its own for every request, so that one that dies costs one turn.
+        isolate: train in a process of its own, so that one that dies costs a turn and is started again. Default: yes,
+            but for sim.
         reply_timeout: seconds to wait for a site's answer; 0 for no limit.
         min_clients: participants that must be connected. Default: all (sim, poc), min_sites (export, prod).
         threads: sim: processes at a time. Default: as many as sites.
@@ -50,7 +51,8 @@ def main(
         options: dict[str, Any] = {"byoc": byoc, "min_clients": min_clients, "threads": threads}
         options |= {"startup_kit": startup_kit, "username": username, "output_dir": output_dir}
         overlays = [federation] if isinstance(federation, str) else list(federation)
-        described = {"run": name, "ids": ids, "isolate": isolate, "reply_timeout": float(reply_timeout)}
+        described: dict[str, Any] = {"run": name, "ids": ids, "isolate": env != "sim" if isolate is None else isolate}
+        described |= {"reply_timeout": float(reply_timeout)}
         print(deploy(bundle, overlays, env, described, **options))
     except (ConfigError, FederationError) as error:
         sys.exit(f"error: {error}")

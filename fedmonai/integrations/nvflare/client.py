@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import nvflare.client as flare
 
-from fedmonai.federated import Reply, SiteService
-from fedmonai.federated.records import reason_of
-from fedmonai.integrations.deployment import Deployment
 from fedmonai.integrations.nvflare.exchange import reply_model, request_from
-from fedmonai.integrations.runtime import SETTINGS, SiteSettings, site_service
+from fedmonai.integrations.site_process import site_end
 
 __all__ = ["main"]
-
-logger = logging.getLogger(__name__)
 
 
 def main(app: str | Path) -> None:
@@ -27,23 +21,13 @@ def main(app: str | Path) -> None:
             above.
     """
     flare.init()
-    folder, root, name = Path(app, "config"), Path(app).parents[1], flare.get_site_name()
-    isolate = Deployment.read(folder).isolate
-    service: SiteService | None = None
-    while flare.is_running():
-        model = flare.receive()
-        if model is None:
-            break
-        request = request_from(model)
-        try:
-            if service is None:
-                service = site_service(folder, name, SiteSettings.read(root / "local" / SETTINGS), root)
-            reply = service.answer(request)
-        except Exception as error:  # a site that cannot be built says so to the server instead of vanishing
-            logger.exception("site '%s' cannot answer", name)
-            reply = Reply(error=reason_of(error))
-        if isolate and service is not None:
-            service.close()  # the next process needs the folder, perhaps before this one has ended
-        flare.send(reply_model(reply, request.round))
-    if service is not None:
-        service.close()
+    site = site_end(Path(app, "config"), flare.get_site_name(), Path(app).parents[1])
+    try:
+        while flare.is_running():
+            model = flare.receive()
+            if model is None:
+                break
+            request = request_from(model)
+            flare.send(reply_model(site.answer(request), request.round))
+    finally:
+        site.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from fedmonai.integrations.runtime import federation_config, valid_name
 
 __all__ = ["federation_job", "site_names"]
 
-_SCRIPT = Path(__file__).with_name("client_script.py")
+_SCRIPT = "fedmonai_client.py"
 
 
 def site_names(deployment: Deployment, bundle: str | Path) -> list[str]:
@@ -50,33 +51,26 @@ def federation_job(
         byoc: let the job bring the client's script (NVFlare's Client API); otherwise it names classes of the installed
             package, which every participant must have on its ``class_allow_list``.
         min_clients: participants that must be there before the job starts, and all the time.
-
-    Raises:
-        ConfigError: when ``isolate`` is wanted without ``byoc``.
     """
-    if deployment.isolate and not byoc:
-        raise ConfigError("isolate needs byoc: only a script of the job can be started for every request.")
     job = FedJob(name=deployment.run, min_clients=min_clients)
     job.set_app_packages(["fedmonai"])
-    with tempfile.TemporaryDirectory() as folder:
-        stage(deployment, bundle, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        files, script = Path(temporary, "files"), Path(temporary, _SCRIPT)
+        stage(deployment, bundle, files)
+        shutil.copyfile(Path(__file__).with_name("client_script.py"), script)
         job.to_server(FederationController())
-        job.add_file_to_server(folder, app_folder_type="config")
+        job.add_file_to_server(str(files), app_folder_type="config")
         if byoc:
             # NVFlare asks per participant whether a job brings code; without any, the server's allow list would decide
-            job.to_server(str(_SCRIPT))
+            job.to_server(str(script))
         for name in site_names(deployment, bundle):
-            job.to(_client_api(deployment.isolate) if byoc else SiteExecutor(), name)
+            job.to(_client_api() if byoc else SiteExecutor(), name)
             if byoc:
-                job.to(str(_SCRIPT), name)
-            job.add_file_to(folder, name, app_folder_type="config")
+                job.to(str(script), name)
+            job.add_file_to(str(files), name, app_folder_type="config")
         yield job
 
 
-def _client_api(isolate: bool) -> ClientAPIExecutor:
+def _client_api() -> ClientAPIExecutor:
     form = {"params_exchange_format": ExchangeFormat.NUMPY, "server_expected_format": ExchangeFormat.NUMPY}
-    script = _SCRIPT.name
-    if isolate:
-        command = ["python3", "-u", f"custom/{script}"]
-        return ClientAPIExecutor(ExecutionMode.EXTERNAL_PROCESS, command=command, launch_once=False, **form)
-    return ClientAPIExecutor(ExecutionMode.IN_PROCESS, task_script_path=script, **form)
+    return ClientAPIExecutor(ExecutionMode.IN_PROCESS, task_script_path=_SCRIPT, **form)
