@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--images", type=int, nargs=3, default=[12, 4, 10], help="training, validation, test, per site")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--tables", action="store_true", help="run nothing")
@@ -72,7 +73,9 @@ def run(name: str, seed: int, settings: argparse.Namespace) -> None:
         "resume": True,
         "device": "cpu",
         "local::device": "cpu",
+        "handlers": [],
         "local::image_size": settings.size,
+        "local::batch_size": settings.batch,
         "local::generated_images": list(settings.images),
         "local::generated_dir": str(settings.output / f"images_{settings.size}"),
     }
@@ -80,7 +83,7 @@ def run(name: str, seed: int, settings: argparse.Namespace) -> None:
     files = [str(BUNDLE / "configs" / config) for config in configs]
     workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **shared, **ids)
     workflow.initialize()
-    workflow.run()
+    workflow.parser.get_parsed_content("federation").run()
     print(f"{name}, seed {seed}: {time.process_time() - started:.0f} CPU seconds", flush=True)
 
 

@@ -16,6 +16,7 @@ from fedmonai.data.generated_mri import generate_mri_federation, generated_mri_s
 from fedmonai.data.generated_prostate import generate_prostate_federation, generated_prostate_site
 from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
 from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest, write_manifest
+from fedmonai.data.picture_folder import PictureFolder
 from fedmonai.data.prostate import PROSTATE_SHARES, PROSTATE_SITES, prostate_cases, prostate_pictures, write_case_lists
 from fedmonai.data.reconstruction_folder import ReconstructionFolder, one_volume
 from fedmonai.data.round_batches import RoundBatches
@@ -34,6 +35,7 @@ __all__ = [
     "CaseSliceDataset",
     "CaseVolume",
     "KspaceDataset",
+    "PictureFolder",
     "ReconstructionFolder",
     "RoundBatches",
     "SegmentationFolder",

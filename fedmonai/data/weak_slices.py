@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
 from torch.utils.data import Dataset
 
 from fedmonai.data.memory_limits import available_memory, refuse_if_larger
@@ -23,6 +22,7 @@ from fedmonai.data.weak_sources import (
     read_picture_mask,
 )
 from fedmonai.errors import ConfigError
+from fedmonai.transforms.plane import FITS, fit_plane
 from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label
 
 __all__ = ["WeakSliceDataset"]
@@ -80,7 +80,7 @@ class WeakSliceDataset(Dataset):
     ) -> None:
         for name, value, allowed in (
             ("split", split, ("train", "val", "test")),
-            ("fit", fit, ("resize", "pad")),
+            ("fit", fit, FITS),
             ("cache", cache, CACHES),
         ):
             if value not in allowed:
@@ -186,14 +186,4 @@ class WeakSliceDataset(Dataset):
         return self._fitted(torch.from_numpy(min_max_normalize(values, source)), 0)
 
     def _fitted(self, values: Tensor, fill: int) -> Tensor:
-        """``(C, H, W)`` brought to the size asked for: pictures smoothly, labels by their nearest pixel."""
-        if self.size is None or values.shape[1:] == (self.size, self.size):
-            return values
-        if self.fit == "pad":
-            missing = [self.size - side for side in (values.shape[2], values.shape[1])]
-            borders = [part for gap in missing for part in (gap // 2, gap - gap // 2)]  # negative borders crop
-            return pad(values, borders, value=fill)
-        size = (self.size, self.size)
-        if values.is_floating_point():
-            return interpolate(values[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
-        return interpolate(values[None].float(), size=size, mode="nearest-exact")[0].to(values.dtype)
+        return fit_plane(values, self.size, self.fit, fill)

@@ -18,6 +18,8 @@ __all__ = [
     "count_slices",
     "h5_keys",
     "min_max_normalize",
+    "picture_size",
+    "read_dataset",
     "read_h5_image",
     "read_h5_label",
     "read_picture",
@@ -49,8 +51,8 @@ def count_slices(path: str) -> int:
         ConfigError: unreadable file, no image or labels, an image that does not fit the labels.
     """
     with open_volume(path) as file:
-        image = _dataset(file, IMAGE_KEY)
-        labels = _dataset(file, _mask_key(file))
+        image = read_dataset(file, IMAGE_KEY)
+        labels = read_dataset(file, _mask_key(file))
         plane, volume = labels.shape == image.shape[-2:] and image.ndim in (2, 3), labels.shape == image.shape
         if not (plane or (volume and image.ndim == 3)) or not all(1 <= side <= MAX_SIDE for side in image.shape):
             raise ConfigError(
@@ -69,8 +71,8 @@ def h5_keys(path: str) -> list[str]:
 def read_h5_image(path: str, index: int) -> np.ndarray:
     """Image ``(C, H, W)``: the whole image of a file with plane labels, else slice ``index`` of the volume."""
     with open_volume(path) as file:
-        image = _dataset(file, IMAGE_KEY)
-        volume = _dataset(file, _mask_key(file)).ndim == 3
+        image = read_dataset(file, IMAGE_KEY)
+        volume = read_dataset(file, _mask_key(file)).ndim == 3
         values = read_slice(file, IMAGE_KEY, index if volume else slice(None))
         return values[None] if values.ndim == 2 else values.reshape(-1, *image.shape[-2:])
 
@@ -89,8 +91,8 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
                 f"{path} has no labels '{key}' (found: {found}); choose another form, or make them with "
                 "scripts/make_weak_labels.py."
             )
-        labels = _dataset(file, name)
-        expected = _dataset(file, _mask_key(file)).shape
+        labels = read_dataset(file, name)
+        expected = read_dataset(file, _mask_key(file)).shape
         if labels.shape != expected:
             raise ConfigError(f"{path}: labels '{key}' have shape {labels.shape}, those of the mask are {expected}.")
         return _whole(read_slice(file, name, index if labels.ndim == 3 else slice(None)), f"{path}: '{key}'")
@@ -137,9 +139,21 @@ def read_picture_mask(path: str, values: Mapping[int, int] | None, threshold: in
     return lookup[gray]
 
 
+def picture_size(path: str) -> tuple[int, int]:
+    """Rows and columns of a picture file.
+
+    Raises:
+        ConfigError: no file, or not a picture that can be read to its end.
+    """
+    with _picture(path) as picture:
+        return picture.height, picture.width
+
+
 def _picture(path: str) -> Any:
     try:
-        return Image.open(path)
+        picture = Image.open(path)
+        picture.load()  # a truncated file is found here
+        return picture
     except OSError as error:
         reason = "is not a readable picture" if Path(path).exists() else "does not exist"
         raise ConfigError(f"{path} {reason}; restore it or take it out of the list.") from error
@@ -152,7 +166,7 @@ def _mask_key(file: h5py.File) -> str:
     raise ConfigError(f"{file.filename}: no '{MASK_KEYS[0]}' or '{MASK_KEYS[1]}' (found: {', '.join(sorted(file))}).")
 
 
-def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
+def read_dataset(file: h5py.File, key: str) -> h5py.Dataset:
     """A dataset stored in this very file."""
     link = file.get(key, getlink=True)
     item = file[key] if isinstance(link, h5py.HardLink) else None

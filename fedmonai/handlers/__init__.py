@@ -15,6 +15,7 @@ from fedmonai.handlers.poly_lr import PolyLR
 from fedmonai.handlers.proximal import ProximalTerm
 from fedmonai.handlers.round_lr import RoundLR
 from fedmonai.handlers.save_latents import SaveLatents
+from fedmonai.handlers.save_masks import SaveMasks
 from fedmonai.handlers.save_reconstruction import SaveReconstruction
 from fedmonai.handlers.save_segmentation import SaveSegmentation
 from fedmonai.handlers.site_contrast import SiteContrast
@@ -34,6 +35,7 @@ __all__ = [
     "ProximalTerm",
     "RoundLR",
     "SaveLatents",
+    "SaveMasks",
     "SaveReconstruction",
     "SaveSegmentation",
     "SiteContrast",

@@ -26,6 +26,7 @@ from fedmonai.transforms.kspace import (
 )
 from fedmonai.transforms.mask_kinds import MASK_KINDS, sampling_mask
 from fedmonai.transforms.masks import CartesianMask, KspaceMask
+from fedmonai.transforms.plane import ClassesInPlaned, classes_in_plane, fit_plane
 from fedmonai.transforms.radial_mask import RadialMask
 from fedmonai.transforms.rand_geometry import (
     RandQuarterTurnFlip,
@@ -59,6 +60,7 @@ __all__ = [
     "ArrayMask",
     "CartesianMask",
     "CenterCropd",
+    "ClassesInPlaned",
     "DenormalizeInstanced",
     "FixedMask",
     "KeepLabeledSlicesd",
@@ -81,10 +83,12 @@ __all__ = [
     "WeakLabeld",
     "ZeroFilledd",
     "center_crop",
+    "classes_in_plane",
     "coil_magnitude",
     "column_phase",
     "denormalize_instance",
     "fft2c",
+    "fit_plane",
     "hybrid_kspace",
     "ifft2c",
     "instance_statistics",
