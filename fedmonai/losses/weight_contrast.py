@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,9 +14,22 @@ from fedmonai.errors import ConfigError
 
 __all__ = ["WeightContrastLoss"]
 
-# Elements worked on at a time: on a CPU the intermediate results of one chunk stay in its cache. A GPU takes all.
-_CHUNK = 1 << 16
+# Elements worked on at a time by a CPU: longer pieces fall out of its cache, shorter ones cost more calls.
+_PIECE = 1 << 18
 _EPS = 1e-14
+
+
+@dataclass
+class _Piece:
+    """A part of one block of weights, with the same part of everything it is compared with (all of them views)."""
+
+    block: int
+    part: slice
+    nearest: Tensor
+    near: Tensor
+    far: Tensor
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    single: Tensor | None = None
 
 
 class WeightContrastLoss:
@@ -23,18 +37,19 @@ class WeightContrastLoss:
 
     w are the weights being trained, g the global ones and r_j those of site j after the round before; g and r_j are
     constants. R lies in [0, inf); it is 0 for w = g, and with previous weights equal to g it is 1 / K. With the sums
-    N / D its gradient is sign(w - g) / D - N / D^2 sum_j sign(w - r_j), which is what the backward pass returns.
+    N / D its gradient is sign(w - g) / D - N / D^2 sum_j sign(w - r_j), which is what the backward pass returns: the
+    signs are kept by the forward pass, and no graph is built over the names.
 
     The references are laid out once, as flat vectors. Two of the previous ones cost as much as one, since for l <= h
     |w - l| + |w - h| = (h - l) + 2 |w - clamp(w, l, h)|; where w equals l or h exactly this takes another element of
-    the subdifferential than a sum of two signs would. Sums are added up in float64.
+    the subdifferential than a sum of two signs would. Sums over pieces are added up in float64.
 
     Args:
-        global_weights: g, tensors of any shapes.
+        global_weights: g, tensors of any shapes on one device.
         previous: r_j for every site j; the tensors of each in the order of ``global_weights``.
 
     Raises:
-        ConfigError: there is no previous set, or the number or the shapes of the tensors differ.
+        ConfigError: there is no previous set, or number, shapes or type of the tensors differ.
     """
 
     def __init__(self, global_weights: Sequence[Tensor], previous: Sequence[Sequence[Tensor]]) -> None:
@@ -44,21 +59,48 @@ class WeightContrastLoss:
         for number, tensors in enumerate(previous):
             if [tuple(tensor.shape) for tensor in tensors] != self.shapes:
                 raise ConfigError(f"previous weights {number} differ from the global ones in number or shape")
-        self.nearest = _flat(global_weights)
-        sets = [_flat(tensors).to(self.nearest) for tensors in previous]
-        self.single = sets.pop() if len(sets) % 2 else None
-        self.pairs = [
+        nearest = _flat(global_weights)
+        sets = [_flat(tensors).to(nearest) for tensors in previous]
+        single = sets.pop() if len(sets) % 2 else None
+        pairs = [
             (torch.minimum(one, other), torch.maximum(one, other))
             for one, other in zip(sets[::2], sets[1::2], strict=True)
         ]
-        gaps = [(high - low).sum(dtype=torch.float64) for low, high in self.pairs]
-        self.gap = torch.stack(gaps).sum() if gaps else self.nearest.new_zeros((), dtype=torch.float64)
+        gaps = [(high - low).sum(dtype=torch.float64) for low, high in pairs]
+        self.gap = torch.stack(gaps).sum() if gaps else nearest.new_zeros((), dtype=torch.float64)
+        #: signs of the newest value, overwritten by the next one: memory that is fresh each time costs page faults
+        self.near, self.far = torch.empty_like(nearest), torch.empty_like(nearest)
+        self.values = 0
+        self.on_cpu = nearest.device.type == "cpu"
+        self.pieces = self._cut(nearest, pairs, single)
 
     def __call__(self, weights: Sequence[Tensor]) -> Tensor:
-        """R of ``weights`` (shapes and order of the references), a scalar of their type on their device."""
-        if [tuple(tensor.shape) for tensor in weights] != self.shapes:
-            raise ConfigError("the trained weights differ from their references in number or shape")
+        """R of ``weights`` (shapes and order of the references), a scalar of their type on their device.
+
+        Its backward pass must come before the next call.
+        """
+        if [tuple(tensor.shape) for tensor in weights] != self.shapes or weights[0].dtype != self.near.dtype:
+            raise ConfigError("the trained weights differ from their references in number, shape or type")
         return _Contrast.apply(self, *weights)
+
+    def blocks(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The weights as flat vectors: on a CPU views of each, on a GPU one for all, to launch few kernels."""
+        return [tensor.detach().reshape(-1) for tensor in weights] if self.on_cpu else [_flat(weights)]
+
+    def _cut(self, nearest: Tensor, pairs: list[tuple[Tensor, Tensor]], single: Tensor | None) -> list[_Piece]:
+        total, pieces, begin = nearest.numel(), [], 0
+        lengths = [torch.Size(shape).numel() for shape in self.shapes] if self.on_cpu else [total]
+        longest = _PIECE if self.on_cpu else max(total, 1)
+        for block, length in enumerate(lengths):
+            for start in range(0, length, longest):
+                part = slice(start, min(start + longest, length))
+                whole = slice(begin + part.start, begin + part.stop)
+                piece = _Piece(block, part, nearest[whole], self.near[whole], self.far[whole])
+                piece.pairs = [(low[whole], high[whole]) for low, high in pairs]
+                piece.single = None if single is None else single[whole]
+                pieces.append(piece)
+            begin += length
+        return pieces
 
 
 class _Contrast(torch.autograd.Function):
@@ -66,52 +108,55 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, references: WeightContrastLoss, *weights: Tensor) -> Tensor:
-        flat = _flat(weights)
-        near, far = torch.empty_like(flat), torch.empty_like(flat)
-        step = _CHUNK if flat.device.type == "cpu" else flat.numel()
-        sums = [
-            _distances(references, slice(start, start + step), flat, near, far)
-            for start in range(0, flat.numel(), step)
-        ]
+        blocks = references.blocks(weights)
+        sums = [_distances(piece, blocks[piece.block][piece.part]) for piece in references.pieces]
         numerator, denominator = torch.stack([torch.stack(pair) for pair in sums]).sum(0, dtype=torch.float64)
         denominator = denominator + references.gap + _EPS
-        ctx.save_for_backward(near, far, numerator, denominator)
-        ctx.shapes = references.shapes
-        return (numerator / denominator).to(flat.dtype)
+        references.values += 1
+        ctx.references, ctx.number = references, references.values
+        ctx.save_for_backward(numerator, denominator)
+        return (numerator / denominator).to(weights[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        near, far, numerator, denominator = ctx.saved_tensors
+        references: WeightContrastLoss = ctx.references
+        if ctx.number != references.values:
+            raise RuntimeError("the weight contrast was evaluated again before the backward pass of this value")
+        numerator, denominator = ctx.saved_tensors
         scale = outputs[0].double() / denominator
-        gradient = torch.mul(far, (-scale * numerator / denominator).to(far.dtype))
-        gradient.addcmul_(near, scale.to(near.dtype))
-        parts = gradient.split([torch.Size(shape).numel() for shape in ctx.shapes])
-        return None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
+        to_near, to_far = scale.to(references.near.dtype), (-scale * numerator / denominator).to(references.near.dtype)
+        gradient = torch.empty_like(references.near)
+        begin = 0
+        for piece in references.pieces:
+            part = gradient[begin : begin + piece.near.numel()]
+            torch.mul(piece.far, to_far, out=part)
+            part.addcmul_(piece.near, to_near)
+            begin += piece.near.numel()
+        parts = gradient.split([torch.Size(shape).numel() for shape in references.shapes])
+        return None, *(part.view(shape) for part, shape in zip(parts, references.shapes, strict=True))
 
 
-def _distances(
-    references: WeightContrastLoss, part: slice, flat: Tensor, near: Tensor, far: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Sums of |w - g| and all |w - r_j| (less the constant gaps) of a chunk; writes sign(w - g), sum_j sign(w - r_j).
+def _distances(piece: _Piece, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of |w - g| and all |w - r_j| (less the constant gaps) of a piece; writes sign(w - g), sum_j sign(w - r_j).
 
-    Every line works in place on memory of one chunk.
+    A sum of absolute values is the product of the values with their signs, which are needed anyway.
     """
-    values, signs = flat[part], far[part]
-    work = torch.sub(values, references.nearest[part])
-    torch.sign(work, out=near[part])
-    numerator = work.abs_().sum()
-    denominator = torch.zeros_like(numerator)
-    signs.zero_()
+    work = torch.sub(values, piece.nearest)
+    torch.sign(work, out=piece.near)
+    numerator, denominator = torch.dot(work, piece.near), torch.zeros_like(values[:1]).sum()
+    piece.far.zero_()
     sign = torch.empty_like(work)
-    for low, high in references.pairs:
-        torch.clamp(values, low[part], high[part], out=work)
+    for low, high in piece.pairs:
+        torch.clamp(values, low, high, out=work)
         torch.sub(values, work, out=work)
-        signs.add_(torch.sign(work, out=sign), alpha=2)
-        denominator += work.abs_().sum().mul_(2)
-    if references.single is not None:
-        torch.sub(values, references.single[part], out=work)
-        signs.add_(torch.sign(work, out=sign))
-        denominator += work.abs_().sum()
+        torch.sign(work, out=sign)
+        piece.far.add_(sign, alpha=2)
+        denominator += 2 * torch.dot(work, sign)
+    if piece.single is not None:
+        torch.sub(values, piece.single, out=work)
+        torch.sign(work, out=sign)
+        piece.far.add_(sign)
+        denominator += torch.dot(work, sign)
     return numerator, denominator
 
 

@@ -14,7 +14,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.losses import WeightContrastLoss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fedmri_contrastive.npz"
-SHAPES = ((4, 3, 3, 3), (4,), (70_001,))
+SHAPES = ((4, 3, 3, 3), (4,), (300_001,))
 
 
 def definition(weights: list[Tensor], nearest: list[Tensor], previous: list[list[Tensor]]) -> Tensor:
@@ -70,7 +70,8 @@ def test_small_numbers_by_hand() -> None:
     dR/dw = sign(w - g) / D - N / D^2 sum_j sign(w - r_j) = (1/7 - 3/49 * (1 - 1), -1/7 - 3/49 * (-2)).
     """
     weights = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
-    value = WeightContrastLoss([torch.zeros(2)], [[torch.zeros(2)], [torch.tensor([2.0, 1.0])]])([weights])
+    zero = torch.zeros(2, dtype=torch.float64)
+    value = WeightContrastLoss([zero], [[zero], [torch.tensor([2.0, 1.0])]])([weights])
     value.backward()
     assert value.item() == pytest.approx(3 / 7, rel=1e-12)
     torch.testing.assert_close(weights.grad, torch.tensor([1 / 7, -1 / 49], dtype=torch.float64))
@@ -91,6 +92,15 @@ def test_references_are_constants() -> None:
     assert loss([weights]).item() == pytest.approx(3 / 6)
 
 
+def test_a_value_that_was_overwritten_has_no_gradient() -> None:
+    weights = torch.ones(3, requires_grad=True)
+    loss = WeightContrastLoss([torch.zeros(3)], [[torch.full((3,), 2.0)]])
+    first, second = loss([weights]), loss([weights])
+    second.backward()
+    with pytest.raises(RuntimeError, match="evaluated again"):
+        first.backward()
+
+
 def test_misfits_are_refused() -> None:
     tensor = torch.zeros(3)
     with pytest.raises(ConfigError, match="at least one set"):
@@ -99,3 +109,5 @@ def test_misfits_are_refused() -> None:
         WeightContrastLoss([tensor], [[tensor], [torch.zeros(4)]])
     with pytest.raises(ConfigError, match="trained weights differ"):
         WeightContrastLoss([tensor], [[tensor]])([torch.zeros(3, 1)])
+    with pytest.raises(ConfigError, match="or type"):
+        WeightContrastLoss([tensor], [[tensor]])([tensor.double()])
