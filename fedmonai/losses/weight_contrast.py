@@ -28,6 +28,8 @@ class _Piece:
     nearest: Tensor
     near: Tensor
     far: Tensor
+    work: Tensor
+    sign: Tensor
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     single: Tensor | None = None
 
@@ -68,10 +70,13 @@ class WeightContrastLoss:
         ]
         gaps = [(high - low).sum(dtype=torch.float64) for low, high in pairs]
         self.gap = torch.stack(gaps).sum() if gaps else nearest.new_zeros((), dtype=torch.float64)
-        #: signs of the newest value, overwritten by the next one: memory that is fresh each time costs page faults
-        self.near, self.far = torch.empty_like(nearest), torch.empty_like(nearest)
-        self.values = 0
         self.on_cpu = nearest.device.type == "cpu"
+        #: sign(w - g) and sum_j sign(w - r_j) / 2 of the newest value, overwritten by the next one: memory that is
+        #: fresh each time costs page faults, as much as the arithmetic
+        self.near, self.far = torch.empty_like(nearest), torch.empty_like(nearest)
+        length = min(_PIECE, nearest.numel()) if self.on_cpu else nearest.numel()
+        self.buffers = nearest.new_empty(length), nearest.new_empty(length)
+        self.values = 0
         self.pieces = self._cut(nearest, pairs, single)
 
     def __call__(self, weights: Sequence[Tensor]) -> Tensor:
@@ -95,7 +100,8 @@ class WeightContrastLoss:
             for start in range(0, length, longest):
                 part = slice(start, min(start + longest, length))
                 whole = slice(begin + part.start, begin + part.stop)
-                piece = _Piece(block, part, nearest[whole], self.near[whole], self.far[whole])
+                work, sign = (buffer[: part.stop - part.start] for buffer in self.buffers)
+                piece = _Piece(block, part, nearest[whole], self.near[whole], self.far[whole], work, sign)
                 piece.pairs = [(low[whole], high[whole]) for low, high in pairs]
                 piece.single = None if single is None else single[whole]
                 pieces.append(piece)
@@ -110,8 +116,8 @@ class _Contrast(torch.autograd.Function):
     def forward(ctx: Any, references: WeightContrastLoss, *weights: Tensor) -> Tensor:
         blocks = references.blocks(weights)
         sums = [_distances(piece, blocks[piece.block][piece.part]) for piece in references.pieces]
-        numerator, denominator = torch.stack([torch.stack(pair) for pair in sums]).sum(0, dtype=torch.float64)
-        denominator = denominator + references.gap + _EPS
+        numerator, half = torch.stack([torch.stack(pair) for pair in sums]).sum(0, dtype=torch.float64)
+        denominator = 2 * half + references.gap + _EPS
         references.values += 1
         ctx.references, ctx.number = references, references.values
         ctx.save_for_backward(numerator, denominator)
@@ -124,7 +130,10 @@ class _Contrast(torch.autograd.Function):
             raise RuntimeError("the weight contrast was evaluated again before the backward pass of this value")
         numerator, denominator = ctx.saved_tensors
         scale = outputs[0].double() / denominator
-        to_near, to_far = scale.to(references.near.dtype), (-scale * numerator / denominator).to(references.near.dtype)
+        to_near, to_far = (
+            scale.to(references.near.dtype),
+            (-2 * scale * numerator / denominator).to(references.near.dtype),
+        )
         gradient = torch.empty_like(references.near)
         begin = 0
         for piece in references.pieces:
@@ -137,27 +146,33 @@ class _Contrast(torch.autograd.Function):
 
 
 def _distances(piece: _Piece, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of |w - g| and all |w - r_j| (less the constant gaps) of a piece; writes sign(w - g), sum_j sign(w - r_j).
+    """Sums of |w - g| and half of all |w - r_j| (less the constant gaps) of a piece; writes ``near`` and ``far``.
 
     A sum of absolute values is the product of the values with their signs, which are needed anyway.
     """
-    work = torch.sub(values, piece.nearest)
+    work = torch.sub(values, piece.nearest, out=piece.work)
     torch.sign(work, out=piece.near)
-    numerator, denominator = torch.dot(work, piece.near), torch.zeros_like(values[:1]).sum()
-    piece.far.zero_()
-    sign = torch.empty_like(work)
+    numerator, halves = torch.dot(work, piece.near), []
+    sign = piece.far  # the first signs are the sum; further ones are added
     for low, high in piece.pairs:
         torch.clamp(values, low, high, out=work)
         torch.sub(values, work, out=work)
         torch.sign(work, out=sign)
-        piece.far.add_(sign, alpha=2)
-        denominator += 2 * torch.dot(work, sign)
+        halves.append(torch.dot(work, sign))
+        sign = _added(piece, sign)
     if piece.single is not None:
         torch.sub(values, piece.single, out=work)
-        torch.sign(work, out=sign)
+        torch.sign(work, out=sign).mul_(0.5)
+        halves.append(torch.dot(work, sign))
+        _added(piece, sign)
+    return numerator, torch.stack(halves).sum()
+
+
+def _added(piece: _Piece, sign: Tensor) -> Tensor:
+    """Add the signs to the sum, unless they are its first; return where the next ones go."""
+    if sign is not piece.far:
         piece.far.add_(sign)
-        denominator += torch.dot(work, sign)
-    return numerator, denominator
+    return piece.sign
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=[b.name for b in BU
 
 
 def test_every_mr_bundle_has_the_baselines() -> None:
-    assert {"fl_mr", "fl_mrcm"} <= {bundle.name for bundle in BUNDLES}
+    assert {"fedmri", "fl_mr", "fl_mrcm"} <= {bundle.name for bundle in BUNDLES}
     names = {"fedavg", "fedprox", "fedbn", "fedper", "lg_fedavg", "transfer", "local_only", "pooled"}
     for bundle in BUNDLES:
         assert names <= {path.stem for path in (bundle / "configs" / "federation").glob("*.yaml")}
