@@ -33,7 +33,11 @@ test: .venv/development
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-integration: .venv/development
+.venv/deployment: .venv/development
+	$(INSTALL) --editable '.[test,onnx,mlflow,nvflare]'
+	@touch $@
+
+integration: .venv/deployment
 	$(BIN)/python -m pytest -m integration
 
 clean:

@@ -37,12 +37,14 @@ class SiteSettings:
         overlay: config file(s) of the bundle, such as ``configs/data/ixi.yaml``.
         bundle: folder of this machine's own copy of the bundle; the job's configs are then not used.
         state_dir: where private state, cases and personal models are kept.
+        exchange_filters: components as in ``federated.yaml``, applied to every update after those of the job.
     """
 
     ids: Mapping[str, Any] = field(default_factory=dict)
     overlay: str | list[str] | None = None
     bundle: str | None = None
     state_dir: str | None = None
+    exchange_filters: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: str | Path) -> SiteSettings:
@@ -101,6 +103,7 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     if settings.overlay:
         own["overlay"] = [*_as_list(own.get("overlay")), *_as_list(settings.overlay)]
     parser["sites"] = {name: own}
+    parser["exchange_filters"] = [*(parser["exchange_filters"] or []), *settings.exchange_filters]
     parser["train_sites"] = parser["test_sites"] = None
     parser.get_parsed_content("check")
     built: Sites = parser.get_parsed_content("federation::sites")

@@ -128,11 +128,13 @@ def test_own_bundle_must_be_the_same(job: Path, tmp_path: Path) -> None:
 
 def test_settings_of_a_site_win_over_the_job(job: Path, tmp_path: Path) -> None:
     settings = tmp_path / "fedmonai.yaml"
-    settings.write_text(f"ids: {{batch_size: 1, lr: 0.25}}\nstate_dir: {tmp_path / 'state'}\n")
+    own_filter = "exchange_filters: [{_target_: fedmonai.federated.KeepSharedKeys, shared_keys: [decoder]}]"
+    settings.write_text(f"ids: {{batch_size: 1, lr: 0.25}}\nstate_dir: {tmp_path / 'state'}\n{own_filter}\n")
     service = site_service(job, "a", SiteSettings.read(settings), tmp_path / "root")
     site = service.sites.open("a")
     assert site.trainer.data_loader.batch_size == 1
     assert site.trainer.optimizer.param_groups[0]["lr"] == 0.25
+    assert all(key.startswith("decoder") for key in site.get_weights().weights)
     assert service.sites.names == ["a"]  # nothing of other sites is built here
     assert service.folder.path == tmp_path / "state" / "try" / "sites" / "a"
     service.close()
@@ -182,6 +184,7 @@ def test_server_and_sites_from_one_job(job: Path, tmp_path: Path, monkeypatch: p
         service.close()
 
 
+@pytest.mark.integration
 def test_process_that_dies_costs_one_answer(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_ROOT, str(tmp_path / "runs"))
     description = json.loads((job / "fedmonai.json").read_text())
