@@ -4,9 +4,10 @@
     python benchmarks/feature_alignment.py [--channels 32] [--size 128] [--batch 4] [--repeats 5] [--check]
 
 Both are the same MONAI trainer on the same images with the network of the paper; FL-MRCM has the handler in addition.
-``features`` draws the target's latent vectors from a bank, ``inputs`` runs the source's encoder on as many images of the
-target. Times are CPU seconds of one thread (on a GPU: wall seconds); the ratio is the median over repeats of the ratio
-in one repeat. Before that, all must train the same weights at lambda_adv = 0. ``--check`` ends with 1 if a ratio is above the target.
+``features`` draws the target's latent vectors from a bank, ``inputs`` runs the source's encoder on as many images of
+the target. Before anything is timed, all must train the same weights at lambda_adv = 0. Times are CPU seconds of one
+thread (on a GPU: wall seconds); the ratio is the median over repeats of the ratio in one repeat. ``--check`` ends with
+1 if a ratio is above the target.
 """
 
 from __future__ import annotations

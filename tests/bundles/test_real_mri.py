@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MR bundles on real scans: three sites of different scanners, two rounds, once without interruption and once with."""
+"""The MR bundles on real scans: three sites of different scanners, two rounds, whole and resumed."""
 
 from __future__ import annotations
 
