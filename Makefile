@@ -21,7 +21,7 @@ DEMO := $(abspath runs/demo)
 	@touch $@
 
 .venv/development: .venv/package
-	$(INSTALL) --editable '.[test,onnx,mlflow]'
+	$(INSTALL) --editable '.[test,onnx,mlflow,privacy]'
 	@touch $@
 
 demo: .venv/package

@@ -8,6 +8,7 @@ from fedmonai.federated.guard import Guard, RefusedMessage
 from fedmonai.federated.mean_with_previous import MeanWithPrevious
 from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
 from fedmonai.federated.owned_mean import OwnedMean
+from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.federated.records import SiteFailure
 from fedmonai.federated.remote import RemoteSites, Transport
 from fedmonai.federated.robust import Median, TrimmedMean
@@ -22,6 +23,7 @@ from fedmonai.federated.wire import Reply, Request, pack, unpack
 
 __all__ = [
     "Federation",
+    "GaussianPrivacy",
     "Guard",
     "KeepSharedKeys",
     "MeanWithPrevious",

@@ -38,6 +38,7 @@ class RoundRecord:
         self.bytes_down: dict[str, dict[str, int]] = {}
         self.observers: list[str] = []
         self.attachments: dict[str, Any] = {}
+        self.privacy: dict[str, dict[str, float]] = {}
         self.notes: list[str] = []
 
     def completed(self, site: str, update: ExchangeObject) -> None:
@@ -49,6 +50,9 @@ class RoundRecord:
                 self.train_metrics.setdefault(name.removeprefix("train_"), {})[site] = float(value)
         self.num_samples[site] = int(statistics["num_samples"])
         self.bytes_up[site] = message_bytes(update)
+        spent = {k.removeprefix("privacy_"): v for k, v in statistics.items() if str(k).startswith("privacy_")}
+        if spent:
+            self.privacy[site] = {name: float(value) for name, value in spent.items()}
 
     def observed(self, site: str, update: ExchangeObject) -> None:
         """Note what a site contributed that did not train."""
@@ -75,6 +79,7 @@ class RoundRecord:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "attachments": self.attachments,
+            **({"privacy": self.privacy} if self.privacy else {}),
             "notes": self.notes,
             **further,
         }

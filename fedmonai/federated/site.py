@@ -84,6 +84,8 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         self.monitor = TurnMonitor(turn_timeout)
         self.round = 0
         self.observing = False
+        #: shared weights as they came, for filters that work on the difference; nothing may be written to them
+        self.received: Mapping[str, Tensor] | None = None
         #: trainers of other sites by name; only the in-process federation sets it
         self.peer: Callable[[str], Any] | None = None
 
@@ -135,6 +137,7 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         state.previous = before.get("held")
         try:
             copy_weights(data.weights or {}, self.tensors, self.shared)
+            self.received = data.weights if self.exchange_filters else None
             take_part = self._observe if self.observing else self._run_turn
             take_part()
         except BaseException:
@@ -214,7 +217,7 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
             if hasattr(handler, "contribute"):
                 message.update(handler.contribute(self.trainer))
         for apply in [*(self.post_weight_filters or []), *self.exchange_filters]:
-            message = apply(message, {"site": self.site, "round": self.round, "reference": self.reference, **extra})
+            message = apply(message, {"site": self.site, "round": self.round, "received": self.received, **extra})
         return message
 
     def _training_metrics(self) -> dict[str, float]:

@@ -32,7 +32,8 @@ def write_report(run_dir: str | Path) -> str:
     """
     tables = read_run(run_dir)
     figures = draw_figures(tables)
-    parts = [_heading(tables), _results(tables), _participation(tables), _traffic(tables), _figures(tables, figures)]
+    parts = [_heading(tables), _results(tables), _participation(tables), _traffic(tables), _privacy(tables)]
+    parts.append(_figures(tables, figures))
     path = tables.folder / "report.md"
     temporary = path.with_name(f".report.{os.getpid()}.md")
     temporary.write_text("\n\n".join(p for p in parts if p) + "\n", encoding="utf-8")
@@ -138,6 +139,24 @@ def _attachments(tables: RunTables) -> str:
         for (name, what), numbers in sorted(found.items())
     ]
     return "\n".join(lines)
+
+
+def _privacy(tables: RunTables) -> str:
+    """What every site had spent after its last update; nothing for a run without differential privacy."""
+    spent = {site: numbers for record in tables.rounds for site, numbers in record.get("privacy", {}).items()}
+    if not spent:
+        return ""
+    rows = [["site", "epsilon", "delta", "noise / clipping norm", "clipping norm"]]
+    for site, numbers in sorted(spent.items()):
+        names = ("epsilon", "delta", "noise_multiplier", "clip_norm")
+        rows.append([site, *(f"{numbers[name]:.4g}" for name in names)])
+    text = (
+        "Against any change to a site's data. Covered are the weights; counts, mean losses and mean metrics left the "
+        "sites without noise."
+    )
+    if any(numbers.get("seeded") for numbers in spent.values()):
+        text += " **The noise was drawn from a seed: whoever knows the seed can take it off, so nobody is protected.**"
+    return "\n\n".join(["## Differential privacy", text, markdown_table(rows)])
 
 
 def _bytes(size: int) -> str:

@@ -49,7 +49,7 @@ def overrides(bundle: Path, site: Path, out: Path) -> dict:
 
 def test_collection_is_what_the_readme_says() -> None:
     assert [b.name for b in BUNDLES] == ["fedicra", "fedmri", "fl_mr", "fl_mrcm", "iop_fl"]
-    assert len(OVERLAYS) == 100
+    assert len(OVERLAYS) == 101
     for bundle in BUNDLES:
         assert not list(bundle.rglob("*.py"))
         for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
