@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated import Reply, Request, SiteService
+from fedmonai.federated import KeepSharedKeys, Reply, Request, SiteService
 from fedmonai.integrations.deployment import Deployment, bundle_digest, describe, stage, unpacked_bundle
 from fedmonai.integrations.runtime import STATE_ROOT, SiteSettings, run_server, site_service
 from fedmonai.integrations.site_process import SiteProcess, site_end
@@ -134,7 +134,8 @@ def test_settings_of_a_site_win_over_the_job(job: Path, tmp_path: Path) -> None:
     site = service.sites.open("a")
     assert site.trainer.data_loader.batch_size == 1
     assert site.trainer.optimizer.param_groups[0]["lr"] == 0.25
-    assert all(key.startswith("decoder") for key in site.get_weights().weights)
+    (own,) = site.exchange_filters
+    assert isinstance(own, KeepSharedKeys) and own.keys.patterns == ("decoder",)
     assert service.sites.names == ["a"]  # nothing of other sites is built here
     assert service.folder.path == tmp_path / "state" / "try" / "sites" / "a"
     service.close()
