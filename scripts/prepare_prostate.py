@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check a folder of prostate MRI in the layout of the public six-site set, and write its case lists.
 
-python scripts/prepare_prostate.py DATASET_DIR --check            # report problems only, exit code 1 if any
-python scripts/prepare_prostate.py DATASET_DIR                    # check, then write <site>/{train,val,test}.txt
-python scripts/prepare_prostate.py DATASET_DIR --sites HK,UCL --seed 3
+    python scripts/prepare_prostate.py --dataset_dir DIR --check       # report problems only, exit code 1 if any
+    python scripts/prepare_prostate.py --dataset_dir DIR               # check, then write <site>/{train,val,test}.txt
+    python scripts/prepare_prostate.py --dataset_dir DIR --sites HK,UCL --seed 3
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import fire
-
 from fedmonai.data import PROSTATE_SHARES, check_prostate, problem_table, write_case_lists
+from fedmonai.data.command_line import run_command
 from fedmonai.errors import ConfigError
 
 
@@ -54,4 +53,4 @@ def main(
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main, lambda result: 0)

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -56,3 +58,11 @@ def test_problems_are_a_table_and_exit_code_1(main, dataset, capsys):
 def test_a_wrong_folder_is_one_line(main, tmp_path):
     with pytest.raises(SystemExit, match="is not a folder"):
         main(str(tmp_path / "no"))
+
+
+def test_a_misspelt_option_does_nothing(dataset):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--dataset_dir", str(dataset), "--chek"], capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "did you mean --check?" in done.stderr
+    assert not list(dataset.rglob("*.txt"))
