@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check a folder of prostate MRI in the layout of the public six-site set, and write its case lists.
 
-    python scripts/prepare_prostate.py --dataset_dir DIR --check       # report problems only, exit code 1 if any
-    python scripts/prepare_prostate.py --dataset_dir DIR               # check, then write <site>/{train,val,test}.txt
-    python scripts/prepare_prostate.py --dataset_dir DIR --sites HK,UCL --seed 3
+python scripts/prepare_prostate.py --dataset_dir DIR --check       # report problems only, exit code 1 if any
+python scripts/prepare_prostate.py --dataset_dir DIR               # check, then write <site>/{train,val,test}.txt
+python scripts/prepare_prostate.py --dataset_dir DIR --sites HK,UCL --seed 3
 """
 
 from __future__ import annotations
