@@ -60,6 +60,7 @@ class SiteService:
             if request.kind not in KINDS or request.site != self.name:
                 raise ConfigError(f"a request '{request.kind}' for site '{request.site}' came to site '{self.name}'.")
             site = self._site(int(request.facts["state_round"]))
+            site.peer = None  # the data of other sites are out of reach here, whatever the config names
             if request.facts.get("kept") is not None:
                 self._remove_states({int(number) for number in request.facts["kept"]})
             getattr(self, f"_{request.kind}")(site, request, reply)
