@@ -52,7 +52,7 @@ def count_slices(path: str) -> int:
     """
     with open_volume(path) as file:
         image = read_dataset(file, IMAGE_KEY)
-        labels = read_dataset(file, _mask_key(file))
+        labels = read_dataset(file, _any_label_key(file))
         plane, volume = labels.shape == image.shape[-2:] and image.ndim in (2, 3), labels.shape == image.shape
         if not (plane or (volume and image.ndim == 3)) or not all(1 <= side <= MAX_SIDE for side in image.shape):
             raise ConfigError(
@@ -72,7 +72,7 @@ def read_h5_image(path: str, index: int) -> np.ndarray:
     """Image ``(C, H, W)``: the whole image of a file with plane labels, else slice ``index`` of the volume."""
     with open_volume(path) as file:
         image = read_dataset(file, IMAGE_KEY)
-        volume = read_dataset(file, _mask_key(file)).ndim == 3
+        volume = read_dataset(file, _any_label_key(file)).ndim == 3
         values = read_slice(file, IMAGE_KEY, index if volume else slice(None))
         return values[None] if values.ndim == 2 else values.reshape(-1, *image.shape[-2:])
 
@@ -92,9 +92,11 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
                 "scripts/make_weak_labels.py."
             )
         labels = read_dataset(file, name)
-        expected = read_dataset(file, _mask_key(file)).shape
+        expected = read_dataset(file, _any_label_key(file)).shape
         if labels.shape != expected:
-            raise ConfigError(f"{path}: labels '{key}' have shape {labels.shape}, those of the mask are {expected}.")
+            raise ConfigError(
+                f"{path}: labels '{key}' have shape {labels.shape}, other labels of the file have {expected}."
+            )
         return _whole(read_slice(file, name, index if labels.ndim == 3 else slice(None)), f"{path}: '{key}'")
 
 
@@ -164,6 +166,12 @@ def _mask_key(file: h5py.File) -> str:
         if key in file:
             return key
     raise ConfigError(f"{file.filename}: no '{MASK_KEYS[0]}' or '{MASK_KEYS[1]}' (found: {', '.join(sorted(file))}).")
+
+
+def _any_label_key(file: h5py.File) -> str:
+    """The mask, or where a site has none for its training images, whatever labels there are."""
+    others = [key for key in sorted(file) if key != IMAGE_KEY]
+    return others[0] if others and not any(key in file for key in MASK_KEYS) else _mask_key(file)
 
 
 def read_dataset(file: h5py.File, key: str) -> h5py.Dataset:

@@ -32,7 +32,14 @@ def write_report(run_dir: str | Path) -> str:
     """
     tables = read_run(run_dir)
     figures = draw_figures(tables)
-    parts = [_heading(tables), _results(tables), _participation(tables), _traffic(tables), _privacy(tables)]
+    parts = [
+        _heading(tables),
+        _results(tables),
+        _training(tables),
+        _participation(tables),
+        _traffic(tables),
+        _privacy(tables),
+    ]
     parts.append(_figures(tables, figures))
     path = tables.folder / "report.md"
     temporary = path.with_name(f".report.{os.getpid()}.md")
@@ -94,6 +101,23 @@ def _mean_text(values: Sequence[float], digits: int, spread: bool) -> str:
         return "-"
     mean = f"{statistics.fmean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if spread and len(values) > 1 else mean
+
+
+def _training(tables: RunTables) -> str:
+    """What handlers at the sites reported of the last round: terms of the loss and measures beside them."""
+    found = tables.rounds[-1].get("train_metrics", {}) if tables.rounds else {}
+    weights = {name.removesuffix("_weight"): values for name, values in found.items() if name.endswith("_weight")}
+    names = [name for name in found if not name.endswith("_weight")]
+    if not names:
+        return ""
+    headings = []
+    for name in names:
+        factors = sorted(set(weights.get(name, {}).values()))
+        headings.append(f"{name} (weight {', '.join(f'{factor:g}' for factor in factors)})" if factors else name)
+    rows = [["site", *headings]]
+    for site in sorted({site for name in names for site in found[name]}):
+        rows.append([site, *(f"{found[name][site]:.4g}" if site in found[name] else "-" for name in names)])
+    return f"## Training, means over the last round\n\nTerms are without their weights.\n\n{markdown_table(rows)}"
 
 
 def _participation(tables: RunTables) -> str:

@@ -76,6 +76,14 @@ def test_missing_form_lists_what_there_is(color_file: dict[str, str]) -> None:
         WeakSliceDataset([color_file], 3, form="box")[0]
 
 
+def test_training_files_need_no_mask_others_do(tmp_path: Path, mask: np.ndarray) -> None:
+    write_h5(tmp_path / "a.h5", image=mask.astype(np.float32), scribble=mask)
+    files = [{"image": str(tmp_path / "a.h5"), "volume": "a"}]
+    assert WeakSliceDataset(files, 3, "scribble")[0]["label"].shape == (1, *mask.shape)
+    with pytest.raises(ConfigError, match="no 'mask' or 'label'"):
+        WeakSliceDataset(files, 3, split="val")[0]
+
+
 def test_volumes_give_one_item_per_slice(tmp_path: Path) -> None:
     generator = np.random.RandomState(0)
     image, label = generator.rand(5, 20, 24).astype(np.float32), generator.randint(0, 4, (5, 20, 24)).astype(np.uint8)

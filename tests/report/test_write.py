@@ -20,6 +20,8 @@ def make_run(folder: Path, tested: bool = True) -> Path:
     (folder / "run.json").write_text(json.dumps(run))
     record = {"participants": ["A", "B"], "failed": {}, "seconds": 2.0, "notes": []}
     record |= {"bytes_up": {"A": {"weights": 100}}, "bytes_down": {"A": {"weights": 100, "latents": 20000}}}
+    terms = {"tree": {"A": 0.25, "B": 0.5}, "tree_weight": {"A": 0.1, "B": 0.1}, "median_support": {"A": 12.0}}
+    record |= {"train_metrics": terms}
     lines = [{"round": 1, **record}, {"round": 2, **record, "failed": {"B": "RuntimeError: no disk"}}]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     metrics = ["1,A,global,train,loss,0.5", "1,A,global,val,psnr,20.0", "2,A,global,val,psnr,22.0"]
@@ -51,6 +53,8 @@ def test_report_tells_results_failures_and_bytes(tmp_path: Path, capsys: pytest.
     assert "| A | latents | 0 bytes | 0.04 MB (40,000 bytes) |" in text
     assert "| A | weights | 200 bytes | 200 bytes |" in text
     assert "- note: a remark" in text
+    assert "| site | tree (weight 0.1) | median_support |" in text
+    assert "| A | 0.25 | 12 |" in text and "| B | 0.5 | - |" in text
     assert (tmp_path / "figures" / "convergence.png").stat().st_size > 1000
 
 
