@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pytest
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
+BUNDLES = Path(__file__).parents[2] / "bundles"
+SMALL = {
+    "fl_mr": {"generated_size": 32},
+    "iop_fl": {"generated_size": 32, "generated_cases": 3, "generated_slices": 4, "num_pool": 2},
+}
 
 
 @pytest.mark.integration
-def test_two_processes_train_one_site(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bundle", SMALL)
+def test_two_processes_train_one_site(tmp_path: Path, bundle: str) -> None:
     files = "['configs/train.json','configs/multi_gpu_train.json']"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
-    ids = {"generated_dir": tmp_path / "data", "generated_size": 32, "output_dir": tmp_path / "out"}
+    ids = {"generated_dir": tmp_path / "data", **SMALL[bundle], "output_dir": tmp_path / "out"}
     ids |= {"ckpt_dir": tmp_path / "models", "epochs": 2, "channels": 2, "device": "cpu"}
     overrides = [text for key, value in ids.items() for text in (f"--{key}", str(value))]
     done = subprocess.run(
         [*launch, "run", "--config_file", files, *overrides],
-        cwd=BUNDLE,
+        cwd=BUNDLES / bundle,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
