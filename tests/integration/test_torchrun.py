@@ -12,6 +12,7 @@ import pytest
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 SMALL = {
+    "fedmri": {"generated_size": 32},
     "fl_mr": {"generated_size": 32},
     "iop_fl": {"generated_size": 32, "generated_cases": 3, "generated_slices": 4, "num_pool": 2},
 }
