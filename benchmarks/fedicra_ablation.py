@@ -94,7 +94,8 @@ def folder(name: str, seed: int, settings: argparse.Namespace) -> Path:
 
 def finished(name: str, settings: argparse.Namespace) -> list[RunTables]:
     """The runs of a variant that have been tested, by seed."""
-    found = [read_run(path) for seed in settings.seeds if (path := folder(name, seed, settings)).is_dir()]
+    folders = [folder(name, seed, settings) for seed in settings.seeds]
+    found = [read_run(path) for path in folders if (path / "run.json").is_file()]
     return [tables for tables in found if any(row["split"] == "test" for row in tables.metrics)]
 
 
