@@ -12,6 +12,13 @@ import pytest
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 SMALL = {
+    "fedicra": {
+        "generated_images": "[4,2,2]",
+        "image_size": 32,
+        "batch_size": 2,
+        "channels": "[2,2,2,2,16]",
+        "head_channels": 2,
+    },
     "fedmri": {"generated_size": 32},
     "fl_mr": {"generated_size": 32},
     "iop_fl": {"generated_size": 32, "generated_cases": 3, "generated_slices": 4, "num_pool": 2},
@@ -23,8 +30,8 @@ SMALL = {
 def test_two_processes_train_one_site(tmp_path: Path, bundle: str) -> None:
     files = "['configs/train.json','configs/multi_gpu_train.json']"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
-    ids = {"generated_dir": tmp_path / "data", **SMALL[bundle], "output_dir": tmp_path / "out"}
-    ids |= {"ckpt_dir": tmp_path / "models", "epochs": 2, "channels": 2, "device": "cpu"}
+    ids = {"generated_dir": tmp_path / "data", "output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "models"}
+    ids |= {"epochs": 2, "channels": 2, "device": "cpu", **SMALL[bundle]}
     overrides = [text for key, value in ids.items() for text in (f"--{key}", str(value))]
     done = subprocess.run(
         [*launch, "run", "--config_file", files, *overrides],
