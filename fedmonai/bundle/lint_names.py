@@ -73,6 +73,10 @@ LOCATING_ARGUMENTS = ("merger_cls", "reader", "writer")
 _TORCH_TOP = "torch"
 
 
+#: it looks through all of MONAI at its first use, and remembers
+_LOCATOR = ComponentLocator()
+
+
 class NameProblem(ValueError):  # noqa: N818 (a finding, not a failure)
     """Why a name may not be used."""
 
@@ -87,7 +91,7 @@ def find_component(target: Any) -> Any:
         raise NameProblem(f"'{target}' is not a plain dotted name")
     name = target
     if "." not in target:
-        module = ComponentLocator().get_component_module_name(target)
+        module = _LOCATOR.get_component_module_name(target)
         if not isinstance(module, str):
             raise NameProblem(f"'{target}' is {'ambiguous' if module else 'unknown'} in MONAI; give its dotted name")
         name = f"{module}.{target}"
