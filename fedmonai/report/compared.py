@@ -89,10 +89,16 @@ class Comparison:
                     found[model, site, metric] = tables.named_test_cases(site, metric, model)
         return found
 
-    def volumes(self, method: str, metric: str, site: str | None = None, model: str = "") -> dict[str, float]:
-        """Mean over seeds of every test volume of a site, or of all sites (named site/volume)."""
+    def seeds(self, method: str) -> set[int]:
+        """The seeds of which a method has a run."""
+        return {run.seed for run in self._of(method)}
+
+    def volumes(
+        self, method: str, metric: str, site: str | None = None, model: str = "", seeds: set[int] | None = None
+    ) -> dict[str, float]:
+        """Mean over seeds (all by default) of every test volume of a site, or of all sites (named site/volume)."""
         collected: dict[str, list[float]] = {}
-        for run in self._of(method):
+        for run in [run for run in self._of(method) if seeds is None or run.seed in seeds]:
             for name in self.sites if site is None else [site]:
                 for case, value in self._values[run][model, name, metric].items():
                     collected.setdefault(f"{name}/{case}", []).append(value)
@@ -112,8 +118,9 @@ class Comparison:
         return statistics.fmean(means) if means else None
 
     def difference(self, method: str, metric: str, site: str | None = None) -> Difference | None:
-        """The method's volumes against the reference's, paired by volume after the mean over seeds."""
-        ours, theirs = self.volumes(method, metric, site), self.volumes(self.reference, metric, site)
+        """The method's volumes against the reference's, paired by volume after the mean over the seeds of both."""
+        both = self.seeds(method) & self.seeds(self.reference)
+        ours, theirs = (self.volumes(name, metric, site, seeds=both) for name in (method, self.reference))
         differences = [ours[name] - theirs[name] for name in sorted(ours) if name in theirs]
         if not differences:
             return None

@@ -57,18 +57,15 @@ def _label(metric: str) -> tuple[str, int]:
 
 
 def _heading(comparison: Comparison) -> str:
-    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in comparison.runs}))
-    missing = [
-        f"{method} has {len(found)} seeds only"
-        for method in comparison.methods
-        if len(found := [run for run in comparison.runs if run.method == method])
-        < len({run.seed for run in comparison.runs})
-    ]
+    wanted = sorted({run.seed for run in comparison.runs})
+    found = {method: len(comparison.seeds(method)) for method in comparison.methods}
+    missing = [f"{method} has {count} of {len(wanted)} seeds" for method, count in found.items() if count < len(wanted)]
     lines = [
         "# Comparison",
         "",
-        f"Seeds {seeds}. A cell is the mean over seeds of the mean over test volumes, ± the standard deviation over "
-        "seeds. Every model is that of its best validated round; a site with a model of its own is tested with that.",
+        f"Seeds {', '.join(map(str, wanted))}. A cell is the mean over seeds of the mean over test volumes, ± the standard "
+        "deviation over seeds. Every model is that of its best validated round; a site with a model of its own is tested "
+        "with that.",
         *(f"Note: {note}." for note in missing),
     ]
     return "\n".join(lines)
@@ -104,8 +101,8 @@ def _differences(comparison: Comparison, metric: str) -> str:
         found = [comparison.difference(method, metric, site) for site in [*comparison.sites, None]]
         rows.append([method, *(_difference_text(one, digits) for one in found)])
     return (
-        f"## {label}, difference to {comparison.reference}\n\nPaired by test volume after the mean over seeds; p of "
-        f"Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests.\n\n{markdown_table(rows)}"
+        f"## {label}, difference to {comparison.reference}\n\nPaired by test volume after the mean over the "
+        f"seeds of both; p of Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests.\n\n{markdown_table(rows)}"
     )
 
 

@@ -90,6 +90,16 @@ def test_pairs_are_volumes_and_p_is_wilcoxons(runs: list[ComparedRun]) -> None:
     assert everywhere is not None and everywhere.pairs == 2 * VOLUMES
 
 
+def test_pairs_are_of_seeds_that_both_have(runs: list[ComparedRun], tmp_path: Path) -> None:
+    """Without seed 1 of 'better' its difference is that of seed 0 alone, not its seed 0 against the mean of two."""
+    fewer = [run for run in runs if (run.method, run.seed) != ("better", 1)]
+    found = Comparison(fewer, "plain").difference("better", "psnr", "A")
+    assert found is not None and found.mean == 3.5
+    assert (
+        "Note: better has 1 of 2 seeds." in Path(write_comparison(fewer, "plain", tmp_path / "o", "none")).read_text()
+    )
+
+
 def test_costs(runs: list[ComparedRun]) -> None:
     assert Comparison(runs, "plain").cost("plain") == (1500.0, 500.0, 3.5)
 
