@@ -63,9 +63,9 @@ def _heading(comparison: Comparison) -> str:
     lines = [
         "# Comparison",
         "",
-        f"Seeds {', '.join(map(str, wanted))}. A cell is the mean over seeds of the mean over test volumes, ± the standard "
-        "deviation over seeds. Every model is that of its best validated round; a site with a model of its own is tested "
-        "with that.",
+        f"Seeds {', '.join(map(str, wanted))}. A cell is the mean over seeds of the mean over test volumes, ± the "
+        "standard deviation over seeds. Every model is that of its best validated round; a site with a model of its own "
+        "is tested with that.",
         *(f"Note: {note}." for note in missing),
     ]
     return "\n".join(lines)
@@ -101,8 +101,9 @@ def _differences(comparison: Comparison, metric: str) -> str:
         found = [comparison.difference(method, metric, site) for site in [*comparison.sites, None]]
         rows.append([method, *(_difference_text(one, digits) for one in found)])
     return (
-        f"## {label}, difference to {comparison.reference}\n\nPaired by test volume after the mean over the "
-        f"seeds of both; p of Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests.\n\n{markdown_table(rows)}"
+        f"## {label}, difference to {comparison.reference}\n\nPaired by test volume after the mean over the seeds of "
+        "both; p of Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests.\n\n"
+        f"{markdown_table(rows)}"
     )
 
 
