@@ -64,7 +64,7 @@ def _heading(comparison: Comparison) -> str:
         "# Comparison",
         "",
         f"Seeds {', '.join(map(str, wanted))}. A cell is the mean over seeds of the mean over test volumes, ± the "
-        "standard deviation over seeds. Every model is that of its best validated round; a site with a model of its own "
+        "standard deviation over seeds. Every model is that of its best validated round; a site that has its own model "
         "is tested with that.",
         *(f"Note: {note}." for note in missing),
     ]
