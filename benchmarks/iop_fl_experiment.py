@@ -55,7 +55,7 @@ def ids(output: Path, seed: int, lr: float) -> dict[str, Any]:
     return {**common, "report": unreported} | {f"local::{key}": value for key, value in local.items()}
 
 
-def run_inside(output: Path, seed: int, name: str) -> None:
+def run_inside(output: Path, seed: int, name: str, lr: float) -> None:
     overlay = RUNS[name]
     files = ["configs/federated.yaml", *([f"configs/federation/{overlay}.yaml"] if overlay else [])]
     own = {"bundle_root": str(BUNDLE), "output_dir": str(output / f"seed{seed}" / name), "resume": True}
@@ -63,7 +63,7 @@ def run_inside(output: Path, seed: int, name: str) -> None:
         [str(BUNDLE / file) for file in files],
         workflow_type="train",
         logging_file=False,
-        **{**ids(output, seed, LR), **own},
+        **{**ids(output, seed, lr), **own},
     )
     workflow.initialize()
     workflow.run()
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=("inside", "outside"), default=["inside", "outside"])
+    parser.add_argument("--inside_lr", type=float, default=LR)
     parser.add_argument("--tables", action="store_true", help="print the tables of what is there; run nothing")
     arguments = parser.parse_args()
     output, seeds = arguments.output.resolve(), arguments.seeds
@@ -134,7 +135,9 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
         for seed in seeds if "inside" in arguments.parts else []:
             for name in RUNS:
-                timed(output, f"seed {seed} {name}", lambda n=name, s=seed: run_inside(output, s, n))
+                timed(
+                    output, f"seed {seed} {name}", lambda n=name, s=seed: run_inside(output, s, n, arguments.inside_lr)
+                )
         for seed in seeds if "outside" in arguments.parts else []:
             timed(output, f"seed {seed} outside", lambda s=seed: run_outside(output, s))
     for metric in ("dice", "hd95", "assd"):
