@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from monai.bundle import ReferenceResolver
+from monai.bundle import ConfigWorkflow, ReferenceResolver, load
 
 from fedmonai.bundle.known_ids import bundle_ids, refuse_unknown
 from fedmonai.bundle.value_kinds import refuse_wrong_kinds
@@ -37,6 +38,7 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
     """
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
+    bundle_root = _loaded_bundle() or bundle_root
     if not Path(bundle_root, "configs").is_dir():
         raise ConfigError(
             f"bundle_root '{bundle_root}' has no folder 'configs'; change into the bundle's folder or "
@@ -66,6 +68,20 @@ def live_config() -> dict[str, Any]:
                 return dict(config)
         frame = frame.f_back  # type: ignore[assignment]
     raise RuntimeError("check_config is a config component; it was called without a MONAI config parser")
+
+
+def _loaded_bundle() -> Path | None:
+    """The folder of the bundle that ``monai.bundle.load`` builds a network of, which is told no ``bundle_root``."""
+    config_root: Path | None = None
+    frame = sys._getframe()
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            config_root = Path(workflow.config_root_path)
+        if frame.f_code is inspect.unwrap(load).__code__:
+            return None if config_root is None else config_root.parent
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def _is_command_line() -> bool:
