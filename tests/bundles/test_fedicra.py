@@ -62,6 +62,10 @@ def same(first: State, second: State) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def rounds(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
@@ -104,10 +108,6 @@ def test_two_runs_are_equal(data: Path, reference: Path, tmp_path: Path) -> None
 
 def test_resumed_equals_uninterrupted_to_the_bit(data: Path, reference: Path, tmp_path: Path) -> None:
     cut = built(data, tmp_path)
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
     engine_of(cut).add_event_handler(Events.EPOCH_COMPLETED(once=3), interrupt)
     with pytest.raises(KeyboardInterrupt):
         engine_of(cut).run()
@@ -187,7 +187,7 @@ def test_overlays_run_with_their_terms(data: Path, tmp_path: Path, overlay: str,
     assert tracked == ({40} if overlay == "released" else {8} if statistics else set())
 
 
-def test_fundus_task_trains(tmp_path: Path) -> None:
+def test_fundus_task_trains_and_resumes_to_the_bit(tmp_path: Path) -> None:
     for domain in (1, 2):
         generated_fundus_site(tmp_path / "data", domain, [3, 2, 2], 32)
     ids = {
@@ -200,7 +200,13 @@ def test_fundus_task_trains(tmp_path: Path) -> None:
         for index, name in enumerate("AB")
     }
     ids |= {"local::generated_dir": str(tmp_path / "data"), "local::generated_images": [3, 2, 2]}
-    engine_of(built(tmp_path, tmp_path / "out", num_rounds=1, **ids)).run()
+    engine_of(built(tmp_path, tmp_path / "out", num_rounds=2, **ids)).run()
+    cut = engine_of(built(tmp_path, tmp_path / "cut", num_rounds=2, **ids))
+    cut.add_event_handler(Events.EPOCH_COMPLETED(once=2), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    engine_of(built(tmp_path, tmp_path / "cut", num_rounds=2, resume=True, **ids)).run()
+    assert same(final(tmp_path / "out"), final(tmp_path / "cut"))
     names = {
         row["metric"] for row in csv.DictReader((tmp_path / "out" / "metrics.csv").open()) if row["split"] == "val"
     }
