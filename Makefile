@@ -1,6 +1,7 @@
 # make demo : set up and run the main job (a small federation on generated data, results in runs/demo)
 # make test : set up and run lint, types and tests
-# make integration : the tests that start real processes (minutes)
+# make integration : the tests that start real processes, NVFlare among them (minutes)
+# make integration-flower : those on Flower, in an environment of its own
 
 # waiting threads sleep instead of spinning: on a busy machine spinning costs more than all the work
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -12,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 BUNDLE := bundles/fl_mr
 DEMO := $(abspath runs/demo)
 
-.PHONY: demo test integration clean
+.PHONY: demo test integration integration-flower clean
 
 .venv/package: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version)'
@@ -40,5 +41,13 @@ test: .venv/development
 integration: .venv/deployment
 	$(BIN)/python -m pytest -m integration
 
+.venv-flower/deployment: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,flower]'
+	@touch $@
+
+integration-flower: .venv-flower/deployment
+	.venv-flower/bin/python -m pytest -m integration tests/integration/test_flower.py tests/integration/test_flower_masks.py
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-flower runs build *.egg-info

@@ -14,7 +14,16 @@ from typing import Any
 from fedmonai.bundle import config_files, lint_bundle
 from fedmonai.errors import ConfigError
 
-__all__ = ["Deployment", "bundle_digest", "describe", "overlay_files", "stage", "unpacked_bundle"]
+__all__ = [
+    "Deployment",
+    "bundle_digest",
+    "describe",
+    "overlay_files",
+    "packed",
+    "stage",
+    "unpack_files",
+    "unpacked_bundle",
+]
 
 #: parts of a bundle that travel; weights, data and results do not
 PARTS = ("LICENSE", "configs", "docs")
@@ -109,6 +118,27 @@ def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> Non
     """Write the description and a copy of the bundle's configs into a folder that travels with the job."""
     _copy_parts(Path(bundle), Path(folder, BUNDLE))
     Path(folder, DESCRIPTION).write_text(json.dumps(asdict(deployment), indent=2) + "\n", encoding="utf-8")
+
+
+def packed(folder: str | Path) -> str:
+    """All files of a staged job as one JSON text, for runtimes that carry only some kinds of files."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return json.dumps({path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in files})
+
+
+def unpack_files(text: str, folder: str | Path) -> None:
+    """Write what :func:`packed` has read.
+
+    Raises:
+        ConfigError: on a name that leads out of ``folder``.
+    """
+    for name, content in json.loads(text).items():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise ConfigError(f"the job holds a file '{name}', which lies outside of its folder.")
+        target = Path(folder, *parts.parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content, encoding="utf-8")
 
 
 def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None, target: str | Path) -> Path:

@@ -53,22 +53,28 @@ def site_end(folder: str | Path, name: str, kit: str | Path) -> SiteEnd:
         kit: the site's startup kit; ``local/fedmonai.yaml`` in it holds what the site decides for itself.
     """
     kind = SiteProcess if Deployment.read(folder).isolate else LocalSite
-    return kind(folder, name, kit)
+    return kind(folder, name, Path(kit, "local", SETTINGS), kit)
 
 
 class LocalSite:
-    """A site in this process, built with the first request."""
+    """A site in this process, built with the first request.
 
-    def __init__(self, folder: str | Path, name: str, kit: str | Path) -> None:
-        self.folder, self.name, self.kit = folder, name, kit
+    Args:
+        folder: where the job's files are.
+        name: the site.
+        settings: file of what the site decides for itself.
+        root: where its state goes if neither that file nor the environment says so.
+    """
+
+    def __init__(self, folder: str | Path, name: str, settings: str | Path, root: str | Path) -> None:
+        self.folder, self.name, self.settings, self.root = folder, name, settings, root
         self._service: SiteService | None = None
 
     def answer(self, request: Request) -> Reply:
         """The site's answer; a site that cannot be built says so to the server instead of vanishing."""
         try:
             if self._service is None:
-                settings = SiteSettings.read(Path(self.kit, "local", SETTINGS))
-                self._service = site_service(self.folder, self.name, settings, self.kit)
+                self._service = site_service(self.folder, self.name, SiteSettings.read(self.settings), self.root)
             return self._service.answer(request)
         except Exception as error:  # whatever it is, the server gets to know the reason
             logger.exception("site '%s' cannot answer", self.name)
@@ -82,10 +88,13 @@ class LocalSite:
 
 
 class SiteProcess:
-    """A site in a process of its own, started with the first request and again whenever it has died."""
+    """A site in a process of its own, started with the first request and again whenever it has died.
 
-    def __init__(self, folder: str | Path, name: str, kit: str | Path) -> None:
-        self.folder, self.name, self.kit = folder, name, kit
+    It takes the arguments of :class:`LocalSite`.
+    """
+
+    def __init__(self, folder: str | Path, name: str, settings: str | Path, root: str | Path) -> None:
+        self.arguments = [str(folder), name, str(settings), str(root)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def answer(self, request: Request) -> Reply:
@@ -118,13 +127,12 @@ class SiteProcess:
             process.wait()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", __name__, str(self.folder), self.name, str(self.kit)]
+        words = [sys.executable, "-m", __name__, *self.arguments]
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 (our own module)
 
 
-def serve(folder: str, name: str, kit: str, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
     """Answer requests until there are no more: the one who asks has closed the pipe, or died."""
-    site = LocalSite(folder, name, kit)
     while (frame := _read(incoming)) is not None:
         message = unpack(frame["tensors"], frame["plain"])
         reply = site.answer(Request(frame["kind"], frame["site"], frame["round"], message, frame["facts"]))
@@ -159,4 +167,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(levelname)s - %(message)s")
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints belongs to the log, not between the frames
-    serve(sys.argv[1], sys.argv[2], sys.argv[3], sys.stdin.buffer, frames)
+    serve(LocalSite(*sys.argv[1:5]), sys.stdin.buffer, frames)

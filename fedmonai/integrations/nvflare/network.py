@@ -26,7 +26,7 @@ __all__ = ["allow_fedmonai", "check_participants", "reason_in", "submit", "try_o
 logger = logging.getLogger(__name__)
 
 #: seconds that a network on this machine may take until everybody is connected
-START_TIME = 120
+START_TIME = 300
 _PERIOD = 2.0
 
 

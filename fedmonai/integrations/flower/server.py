@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's end: our engine in a ServerApp, every request as a message to the node of its site."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedmonai.federated import Reply, Request, SiteFailure
+from fedmonai.integrations.deployment import BUNDLE, Deployment, unpack_files
+from fedmonai.integrations.flower.exchange import reply_from, request_content
+from fedmonai.integrations.runtime import SiteSettings, federation_config, run_server
+
+__all__ = ["GridTransport", "server_app"]
+
+logger = logging.getLogger(__name__)
+
+#: seconds between looks at what has arrived
+_PERIOD = 0.5
+#: seconds to wait for the sites when a run starts
+START_TIME = 300
+
+
+def server_app(job: str | Path) -> ServerApp:
+    """The ServerApp of a job; ``settings`` in the run's config names a ``fedmonai.yaml`` of the server."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        settings = SiteSettings.read(str(context.run_config.get("settings", "")) or "fedmonai.yaml")
+        with tempfile.TemporaryDirectory() as folder:
+            unpack_files(Path(job).read_text(encoding="utf-8"), folder)
+            deployment = Deployment.read(folder)
+            sites = federation_config(deployment, Path(folder, BUNDLE), Path(folder))["sites"]
+            transport = GridTransport(grid, sites, deployment.reply_timeout)
+            transport.await_sites(START_TIME)
+            run_server(folder, settings, Path.cwd(), transport)
+
+    return app
+
+
+class GridTransport:
+    """A :class:`~fedmonai.federated.remote.Transport` over Flower's grid.
+
+    Nodes say which site they are; a node that comes back under another identity is found again.
+
+    Args:
+        grid: Flower's grid.
+        sites: names of the sites.
+        timeout: seconds to wait for an answer; 0 for no limit.
+    """
+
+    def __init__(self, grid: Grid, sites: Iterable[str], timeout: float = 0.0) -> None:
+        self.grid, self.sites, self.timeout = grid, sorted(sites), timeout
+        self._nodes: dict[str, int] = {}
+        self._sent: dict[str, tuple[str, float]] = {}
+
+    def await_sites(self, seconds: float) -> None:
+        """Wait until every site has a node, or ``seconds`` have passed: the run then starts without the others."""
+        deadline = time.monotonic() + seconds
+        while (missing := self._missing()) and time.monotonic() < deadline:
+            time.sleep(_PERIOD)
+        if missing:
+            logger.warning("not connected: %s", ", ".join(missing))
+
+    def send(self, request: Request) -> None:
+        """Make the request available to the node of its site."""
+        self._sent.pop(request.site, None)
+        if self._nodes.get(request.site) not in set(self.grid.get_node_ids()):
+            self._missing()
+        node = self._nodes.get(request.site)
+        if node is not None:
+            message = Message(content=request_content(request), dst_node_id=node, message_type="train")
+            (identity,) = self.grid.push_messages([message])
+            self._sent[request.site] = (identity, time.monotonic())
+
+    def wait(self, site: str) -> Reply:
+        """The site's answer.
+
+        Raises:
+            SiteFailure: when there is none.
+        """
+        if site not in self._sent:
+            raise SiteFailure("the site is not connected")
+        identity, started = self._sent.pop(site)
+        while True:
+            for message in self.grid.pull_messages([identity]):
+                if message.has_error():
+                    raise SiteFailure(f"the site's process failed ({message.error.reason})")
+                return reply_from(message.content)
+            if self._nodes[site] not in set(self.grid.get_node_ids()):
+                raise SiteFailure("the connection to the site is lost")
+            if self.timeout and time.monotonic() - started > self.timeout:
+                raise SiteFailure(f"no answer within reply_timeout = {self.timeout:g} s")
+            time.sleep(_PERIOD)
+
+    def _missing(self) -> list[str]:
+        """Ask nodes that are new who they are; return the sites without a node."""
+        there = set(self.grid.get_node_ids())
+        self._nodes = {site: node for site, node in self._nodes.items() if node in there}
+        strangers = there - set(self._nodes.values())
+        content = RecordDict({"who": ConfigRecord({"sites": list(self.sites)})})
+        asked = [Message(content=content, dst_node_id=node, message_type="query") for node in sorted(strangers)]
+        for answer in self.grid.send_and_receive(asked, timeout=60) if asked else ():
+            if not answer.has_error():
+                self._nodes[str(answer.content.config_records["who"]["site"])] = answer.metadata.src_node_id
+        return [site for site in self.sites if site not in self._nodes]

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flower: both apps over a grid in memory, its simulation engine, a SuperLink with two SuperNodes over TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from federation_runs import (
+    BUNDLES,
+    NAMES,
+    assert_same_run,
+    become_flower_task,
+    command,
+    in_process,
+    overrides,
+    quiet_environment,
+    run,
+)
+
+from fedmonai.integrations.deployment import describe, packed, stage
+from fedmonai.integrations.runtime import STATE_ROOT
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(find_spec("flwr") is None, reason="Flower is not installed: pip install 'fedmonai[flower]'"),
+]
+
+
+@pytest.mark.parametrize(("env", "bundle"), [("sim", "fl_mr"), ("tls", "fl_mrcm")])
+def test_flower_run_is_the_run_in_process_to_the_bit(env: str, bundle: str, tmp_path: Path) -> None:
+    """``fl_mrcm`` sends attachments both ways; over TLS every node runs in processes of its own."""
+    ids = overrides(bundle, tmp_path / "data")
+    words = command("flower", bundle, ids, env=env, name="try", output_dir=str(tmp_path / "fl"))
+    run(words, quiet_environment(tmp_path / "home"))
+    assert_same_run(in_process(bundle, ids, tmp_path / "here"), tmp_path / "fl" / "try" / "server")
+    for name in NAMES:
+        assert (tmp_path / "fl" / "try" / name / "sites" / name / "cases.csv").is_file()
+    assert not (tmp_path / "fl" / "try" / "server" / "cases.csv").exists()
+
+
+class Memory:
+    """A grid without a network; the process of a node in ``broken`` fails."""
+
+    def __init__(self, app: Any, sites: Iterable[str]) -> None:
+        from flwr.app import Context, RecordDict
+
+        self.app = app
+        self.contexts = {
+            number: Context(1, number, {"site": site}, RecordDict(), {}) for number, site in enumerate(sites, 10)
+        }
+        self.answers: dict[str, Any] = {}
+        self.broken: set[int] = set()
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Any]) -> list[str]:
+        from flwr.app import Error, Message
+
+        names = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            names.append(f"{node}/{len(self.answers)}")
+            if node in self.broken:
+                self.answers[names[-1]] = Message(Error(1, "out of memory"), reply_to=message)
+            else:
+                self.answers[names[-1]] = self.app(message, self.contexts[node])
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
+        return [self.answers[name] for name in message_ids]
+
+    def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+@pytest.mark.parametrize("bundle", ["fl_mr", "fl_mrcm"])
+def test_apps_without_processes(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.app import Context, RecordDict
+
+    from fedmonai.integrations.flower.client import client_app
+    from fedmonai.integrations.flower.server import server_app
+
+    become_flower_task()
+    ids = overrides(bundle, tmp_path / "data")
+    stage(describe(BUNDLES / bundle, run="try", ids=ids), BUNDLES / bundle, tmp_path / "job")
+    (tmp_path / "job.json").write_text(packed(tmp_path / "job"))
+    monkeypatch.setenv(STATE_ROOT, str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    grid = Memory(client_app(tmp_path / "job.json"), NAMES)
+    server_app(tmp_path / "job.json")(grid, Context(1, 0, {}, RecordDict(), {}))
+    assert_same_run(in_process(bundle, ids, tmp_path / "here"), tmp_path / "runs" / "server")
+
+
+def test_transport_names_what_went_wrong(tmp_path: Path) -> None:
+    from flwr.app import ConfigRecord, Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+    from fedmonai.federated import Request, SiteFailure
+    from fedmonai.integrations.flower.client import site_of
+    from fedmonai.integrations.flower.server import GridTransport
+
+    become_flower_task()
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Any, context: Any) -> Any:
+        site = site_of(context, NAMES)
+        return Message(RecordDict({"who": ConfigRecord({"site": site})}), reply_to=message)
+
+    grid = Memory(app, NAMES[:1])
+    transport = GridTransport(grid, NAMES)
+    transport.await_sites(0)
+    grid.broken.add(10)
+    transport.send(Request("train", NAMES[0], 1))
+    with pytest.raises(SiteFailure, match=r"process failed \(out of memory\)"):
+        transport.wait(NAMES[0])
+    transport.send(Request("train", NAMES[1], 1))
+    with pytest.raises(SiteFailure, match="not connected"):
+        transport.wait(NAMES[1])
