@@ -7,6 +7,7 @@ values, one fixed set of float tensors, a plain mean over sites.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -45,13 +46,16 @@ class Nodes:
         self.vectors: dict[int, list[np.ndarray]] = {}
 
     def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
+        from flwr.app import Message
         from flwr.client.mod import secaggplus_mod
         from flwr.common import bytes_to_ndarray
 
         replies = []
         for message in messages:
             node = message.metadata.dst_node_id
-            reply = secaggplus_mod(message, self.contexts[node], self.train)
+            # over a wire every node gets its own copy
+            own = Message(copy.deepcopy(message.content), dst_node_id=node, message_type="train")
+            reply = secaggplus_mod(own, self.contexts[node], self.train)
             masked = next(iter(reply.content.config_records.values())).get("masked_params")
             if masked is not None:
                 self.vectors[node] = [bytes_to_ndarray(part) for part in masked]
