@@ -31,7 +31,7 @@ def client_app(job: str | Path) -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        names = [str(name) for name in message.content.config_records["who"]["sites"]]  # type: ignore[union-attr]
+        names = [str(name) for name in message.content.config_records["who"]["sites"]]
         return Message(RecordDict({"who": ConfigRecord({"site": site_of(context, names)})}), reply_to=message)
 
     @app.train()
