@@ -32,7 +32,7 @@ test: .venv/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .venv/deployment: .venv/development
 	$(INSTALL) --editable '.[test,onnx,mlflow,nvflare]'

@@ -72,7 +72,7 @@ def test_one_clear_error(
     harm(tmp_path)
     own = {"bundle_root": str(FL_MR), "output_dir": str(tmp_path / "run"), "num_rounds": 1, "device": "cpu"}
     files = [str(FL_MR / "configs" / "federated.yaml")]
-    workflow = ConfigWorkflow(files, "train", logging_file=False, **{**own, **sites, **tiny, **ids})
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **{**own, **sites, **tiny, **ids})
     with pytest.raises(Exception) as caught:
         workflow.initialize()
         workflow.run()

@@ -41,7 +41,7 @@ def built(data: Path, out: Path, overlays: tuple[str, ...] = (), names: str = "A
     }
     fixed = {"bundle_root": str(BUNDLE), "output_dir": str(out), "device": "cpu", "sites": sites, "local_steps": 4}
     own = {"num_rounds": 3, "val_interval": 1, "handlers": [], **{f"local::{k}": v for k, v in SMALL.items()}, **ids}
-    workflow = ConfigWorkflow(files, "train", logging_file=False, **{**fixed, **own})
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **{**fixed, **own})
     workflow.initialize()
     return workflow
 

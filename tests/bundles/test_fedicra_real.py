@@ -27,7 +27,7 @@ def trained_and_tested(overlay: str, data: str, out: Path, **ids: Any) -> dict[s
     train = ["train.json", f"data/{overlay}.yaml"]
     for names in (train, [*train, "evaluate.json"]):
         files = [str(BUNDLE / "configs" / name) for name in names]
-        workflow = ConfigWorkflow(files, "train", logging_file=False, **ids)
+        workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **ids)
         workflow.initialize()
         workflow.run()
     metrics: dict[str, float] = workflow.evaluator.state.metrics
@@ -48,7 +48,7 @@ def test_two_fundus_sites_train_together(tmp_path: Path) -> None:
     files = [str(BUNDLE / "configs" / name) for name in ("federated.yaml", "demo.yaml")]
     ids = {f"local::{key}": value for key, value in SMALL.items()} | {"local::device": "cpu", "device": "cpu"}
     fixed = {"bundle_root": str(BUNDLE), "output_dir": str(tmp_path), "sites": sites, "num_rounds": 6, "handlers": []}
-    workflow = ConfigWorkflow(files, "train", logging_file=False, **fixed, **ids)
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **fixed, **ids)
     workflow.initialize()
     workflow.run()
     lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]

@@ -40,7 +40,7 @@ def federation(site: Path, out: Path, *overlays: str, **ids: Any) -> Any:
         "A": {"dataset_dir": str(site), "mask_kind": "radial", "mask_seed": 0},
         "B": {"dataset_dir": str(site), "mask_kind": "variable_density", "accelerations": [5]},
     }
-    workflow = ConfigWorkflow(files, "train", logging_file=False, **{**own, **ids})
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **{**own, **ids})
     workflow.initialize()
     return workflow.parser.get_parsed_content("federation")
 
@@ -96,7 +96,7 @@ def test_dual_domain_network_trains_one_site(site: Path, tmp_path: Path) -> None
         "residual": True,
     }
     losses: list[float] = []
-    workflow = ConfigWorkflow(files, "train", logging_file=False, **ids)
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **ids)
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train::trainer")
     trainer.add_event_handler("ITERATION_COMPLETED", lambda e: losses.append(float(e.state.output["loss"])))

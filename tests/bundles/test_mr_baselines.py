@@ -57,7 +57,7 @@ def parser_of(bundle: Path, overlay: str, data: Path, out: Path, names: str = "A
     }
     own |= {f"local::{key}": value for key, value in MR.ids.items()}
     own |= {"local::lr": 0.001, "num_rounds": 2, "sites": {name: {"dataset_dir": str(data / name)} for name in names}}
-    workflow = ConfigWorkflow(files, "train", logging_file=False, **{**own, **ids})
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **{**own, **ids})
     workflow.initialize()
     return workflow.parser
 

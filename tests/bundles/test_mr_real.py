@@ -48,7 +48,7 @@ def run(bundle: Path, data: Path, out: Path, **ids: Any) -> Any:
         own["sites"]["PD"]["resolution"] = 80
     if "target_site" in ConfigParser.load_config_file(config):
         own |= {"target_site": "PD", "share_features": True}
-    workflow = ConfigWorkflow(config, "train", logging_file=False, **{**own, **ids})
+    workflow = ConfigWorkflow(config, workflow_type="train", logging_file=False, **{**own, **ids})
     workflow.initialize()
     federation = workflow.parser.get_parsed_content("federation")
     federation.run()

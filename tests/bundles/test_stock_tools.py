@@ -85,7 +85,7 @@ def test_train_then_evaluate_one_site(bundle: Path, site: Path, tmp_path: Path) 
     train.run()
     assert (tmp_path / "models" / "model.pt").is_file()
     files = [str(bundle / "configs" / name) for name in ("train.json", "evaluate.json")]
-    evaluate = ConfigWorkflow(files, "train", logging_file=False, **ids)
+    evaluate = ConfigWorkflow(files, workflow_type="train", logging_file=False, **ids)
     evaluate.initialize()
     evaluate.run()
     text = (tmp_path / "metrics.csv").read_text()
@@ -118,7 +118,7 @@ def test_federation_from_elsewhere(bundle: Path, site: Path, tmp_path: Path, cap
     sites = {"sites": {name: {"dataset_dir": str(data_of(bundle, site))} for name in "AB"}}
     if "target_site" in ConfigParser.load_config_file(files[0]):
         ids["target_site"] = "A"
-    workflow = ConfigWorkflow(files, "train", logging_file=False, **ids, **sites, **local)
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **ids, **sites, **local)
     workflow.initialize()
     workflow.run()
     losses = [json.loads(line)["loss"]["A"] for line in (out / "rounds.jsonl").read_text().splitlines()]
