@@ -110,7 +110,9 @@ def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
         raise ConfigError(f"method '{run.method.name}': there is no file '{missing[0]}'; correct bundle or overlays.")
     _check_record(run)
     own = {"bundle_root": str(root), "output_dir": str(run.folder), "seed": run.seed, "resume": True}
-    workflow = ConfigWorkflow([str(file) for file in files], "train", logging_file=False, **{**run.method.ids, **own})
+    workflow = ConfigWorkflow(
+        [str(file) for file in files], workflow_type="train", logging_file=False, **{**run.method.ids, **own}
+    )
     try:
         workflow.initialize()
         if not _is_finished(run.folder):

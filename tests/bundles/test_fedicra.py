@@ -218,7 +218,7 @@ def dice_after_training(root: Path, out: Path) -> float:
     ids |= {"epochs": 40, "tree_weight": 0.0, "crf_weight": 0.0, "contrast_weight": 0.0, "val_interval": 40}
     ids |= {"channels": [4, 8, 8, 8, 16], "dropout": [0.0] * 5, "standalone": True}
     del ids["mixing_warm_up"], ids["rep_iters"]
-    workflow = ConfigWorkflow(str(BUNDLE / "configs" / "train.json"), "train", logging_file=False, **ids)
+    workflow = ConfigWorkflow(str(BUNDLE / "configs" / "train.json"), workflow_type="train", logging_file=False, **ids)
     workflow.initialize()
     workflow.run()
     return float(workflow.evaluator.state.metrics["dice"])

@@ -102,7 +102,9 @@ def test_dual_domain_network_trains_one_site(site: Path, tmp_path: Path) -> None
     trainer.add_event_handler("ITERATION_COMPLETED", lambda e: losses.append(float(e.state.output["loss"])))
     workflow.run()
     assert losses[-1] < losses[0]
-    evaluate = ConfigWorkflow([*files, str(BUNDLE / "configs/evaluate.json")], "train", logging_file=False, **ids)
+    evaluate = ConfigWorkflow(
+        [*files, str(BUNDLE / "configs/evaluate.json")], workflow_type="train", logging_file=False, **ids
+    )
     evaluate.initialize()
     evaluate.run()
     assert "nmse" in (tmp_path / "metrics.csv").read_text()

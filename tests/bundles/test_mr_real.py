@@ -71,7 +71,9 @@ def test_rounds_resume_and_a_new_series(bundle: Path, data: Path, tmp_path: Path
     series = Path(str(DATA)) / "mri" / "studyforrest_t1_dicom" / "test"
     ids = {"bundle_root": str(bundle), "dataset_dir": str(series), "output_dir": str(tmp_path / "new"), "device": "cpu"}
     ids |= {"ckpt_path": str(tmp_path / "whole" / "models" / model), "channels": 2, "residual": True}
-    workflow = ConfigWorkflow(str(bundle / "configs" / "inference.json"), "infer", logging_file=False, **ids)
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "inference.json"), workflow_type="infer", logging_file=False, **ids
+    )
     workflow.initialize()
     workflow.run()
     [file] = (tmp_path / "new").glob("*_reconstruction.nii.gz")

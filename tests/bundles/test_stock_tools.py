@@ -80,7 +80,7 @@ def test_properties(bundle: Path, overlay: str | None, site: Path, tmp_path: Pat
 @each_bundle
 def test_train_then_evaluate_one_site(bundle: Path, site: Path, tmp_path: Path) -> None:
     ids = {**overrides(bundle, site, tmp_path), "epochs": 2}
-    train = ConfigWorkflow(str(bundle / "configs" / "train.json"), "train", logging_file=False, **ids)
+    train = ConfigWorkflow(str(bundle / "configs" / "train.json"), workflow_type="train", logging_file=False, **ids)
     train.initialize()
     train.run()
     assert (tmp_path / "models" / "model.pt").is_file()
@@ -150,7 +150,9 @@ def test_overlay_sets_known_ids_only(overlay: Path) -> None:
 def mistake(bundle: Path, site: Path, out: Path, **ids: object) -> str:
     """The message of the ConfigError that building the training workflow ends in."""
     changed = {**overrides(bundle, site, out), **ids}
-    workflow = ConfigWorkflow(str(bundle / "configs" / "train.json"), "train", logging_file=False, **changed)
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "train.json"), workflow_type="train", logging_file=False, **changed
+    )
     with pytest.raises(Exception) as caught:
         workflow.initialize()
         next(iter(workflow.trainer.data_loader))

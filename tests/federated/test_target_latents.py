@@ -228,7 +228,9 @@ def test_features_are_shared_by_opt_in_only(data: Path, tmp_path: Path) -> None:
         federation(data, tmp_path, share_features=False)
     bundle = BUNDLES / "fl_mrcm"
     ids = {"bundle_root": str(bundle), "output_dir": str(tmp_path / "out"), "device": "cpu"}
-    workflow = ConfigWorkflow(str(bundle / "configs" / "federated.yaml"), "train", logging_file=False, **ids)
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "federated.yaml"), workflow_type="train", logging_file=False, **ids
+    )
     with pytest.raises(Exception) as caught:
         workflow.initialize()
         workflow.run()
