@@ -138,10 +138,10 @@ def case_images(folder: Path) -> dict[str, Path]:
         ConfigError: missing folder or no NIfTI file in it.
     """
     if not folder.is_dir():
-        raise ConfigError(f"dataset_dir: {folder} is not a folder; expected <dataset_dir>/<site>/CaseXX.nii.gz.")
+        raise ConfigError(f"dataset_dir: {folder} is not a folder; expected one of CaseXX.nii.gz with their masks.")
     stems = {case_name(path): path for path in _files(folder, NIFTI_SUFFIXES)}
     if not stems:
-        raise ConfigError(f"dataset_dir: {folder} holds no .nii.gz; expected <dataset_dir>/<site>/CaseXX.nii.gz.")
+        raise ConfigError(f"dataset_dir: {folder} holds no .nii.gz; expected CaseXX.nii.gz with their masks.")
     derived = {
         stem for stem in stems if any(stem[:end] in stems for end, letter in enumerate(stem) if end and letter == "_")
     }

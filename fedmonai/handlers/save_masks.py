@@ -9,23 +9,21 @@ from typing import Any
 
 import h5py
 import numpy as np
-from ignite.engine import Engine, Events
-from matplotlib.image import imsave
+from ignite.engine import Engine
 from PIL import Image
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.whole_file import refuse_existing, write_table, write_whole
+from fedmonai.handlers.volume_results import VolumeResults
+from fedmonai.handlers.whole_file import write_whole
 
 __all__ = ["SaveMasks"]
 
-TABLE = "masks.csv"
-COLUMNS = ("volume", "source", "slices", "rows", "columns", "pixels", "file")
 #: outline of class 1, 2, ... in previews
 COLORS = np.array([[1.0, 0.15, 0.1], [0.1, 0.8, 1.0], [1.0, 0.85, 0.1], [0.4, 1.0, 0.3]])
 SUFFIXES = {"picture": ".png", "hdf5": ".h5"}
 
 
-class SaveMasks:
+class SaveMasks(VolumeResults):
     """Write the mask of every file of an evaluator over a :class:`fedmonai.data.PictureFolder`, whole or not at all.
 
     Predictions are classes ``(N, rows, columns)`` (:class:`fedmonai.transforms.ClassesInPlaned`). A picture gets
@@ -44,6 +42,9 @@ class SaveMasks:
             written.
     """
 
+    table = "masks.csv"
+    columns = ("volume", "source", "slices", "rows", "columns", "pixels", "file")
+
     def __init__(
         self,
         output_dir: str,
@@ -54,24 +55,11 @@ class SaveMasks:
         levels = list(range(256)) if gray_levels is None else list(gray_levels)
         if not all(0 <= level <= 255 for level in levels) or len(set(levels)) < len(levels):
             raise ConfigError(f"gray_levels is {levels}; give different numbers from 0 to 255, one for each class.")
+        super().__init__(output_dir, preview, overwrite)
         self.levels = np.array(levels, np.uint8)
-        self.output_dir = Path(output_dir)
-        self.preview = preview
-        self.overwrite = overwrite
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
-        engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _begin(self, engine: Engine) -> None:
-        self.rows = []
-        for source in getattr(getattr(engine.state.dataloader, "dataset", None), "data", None) or []:
-            refuse_existing(self._path(source.name, source.kind), self.overwrite)
-
-    def _path(self, volume: str, kind: str) -> Path:
+    def path(self, volume: str, kind: str) -> Path:
+        """See :meth:`VolumeResults.path`."""
         return self.output_dir / f"{volume}_mask{SUFFIXES[kind]}"
 
     def __call__(self, engine: Engine) -> None:
@@ -81,23 +69,19 @@ class SaveMasks:
         masks = output["pred"].cpu().numpy()
         if masks.max(initial=0) >= len(self.levels):
             raise ConfigError(f"gray_levels names {len(self.levels)} classes, the network found class {masks.max()}.")
-        path = self._path(batch["volume"], batch["kind"])
+        path = self.path(batch["volume"], batch["kind"])
         if path.suffix == ".png":
             write_whole(path, lambda partial: Image.fromarray(self.levels[masks[0]]).save(partial))
         else:
             write_whole(path, lambda partial: _write_hdf5(partial, masks if batch["slices"] > 1 else masks[0]))
         if self.preview:
-            picture = _outlined(output["image"].detach().float().cpu().numpy(), masks)
-            place = self.output_dir / "previews" / f"{batch['volume']}.png"
-            write_whole(place, lambda partial: imsave(partial, picture))
+            self.write_preview(batch["volume"], _outlined(output["image"].detach().float().cpu().numpy(), masks))
         pixels = " ".join(f"{label}:{int((masks == label).sum())}" for label in np.unique(masks[masks > 0]))
-        values = (batch["volume"], batch["source"], *masks.shape, pixels, path.name)
-        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+        self.add_row(batch["volume"], batch["source"], *masks.shape, pixels, path.name)
 
-    def _finish(self, engine: Engine) -> None:
-        write_table(self.output_dir / TABLE, COLUMNS, self.rows)
-        for row in self.rows:
-            print(f"{row['source']} ({row['pixels'] or 'nothing found'}) -> {self.output_dir / row['file']}")
+    def found(self, row: dict[str, Any]) -> str:
+        """See :meth:`VolumeResults.found`."""
+        return row["pixels"] or "nothing found"
 
 
 def _write_hdf5(path: str, masks: np.ndarray) -> None:

@@ -9,20 +9,18 @@ from typing import Any
 import h5py
 import nibabel as nib
 import numpy as np
-from ignite.engine import Engine, Events
-from matplotlib.image import imsave
+from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.whole_file import refuse_existing, write_table, write_whole
+from fedmonai.handlers.volume_results import VolumeResults
+from fedmonai.handlers.whole_file import write_whole
 
 __all__ = ["SaveReconstruction"]
 
 SUFFIXES = {"nifti": ".nii.gz", "hdf5": ".h5"}
-TABLE = "reconstructions.csv"
-COLUMNS = ("volume", "source", "slices", "rows", "columns", "sampling", "file")
 
 
-class SaveReconstruction:
+class SaveReconstruction(VolumeResults):
     """Write every volume of an evaluator over a :class:`fedmonai.data.ReconstructionFolder`, whole or not at all.
 
     ``<volume>_reconstruction.nii.gz`` lies in the patient space of its input: DICOM and HDF5 as (column, row, slice),
@@ -41,29 +39,19 @@ class SaveReconstruction:
         ConfigError: an unknown format, an existing result, a folder that cannot be written.
     """
 
+    table = "reconstructions.csv"
+    columns = ("volume", "source", "slices", "rows", "columns", "sampling", "file")
+
     def __init__(
         self, output_dir: str, output_format: str = "auto", preview: bool = True, overwrite: bool = False
     ) -> None:
         if output_format not in ("auto", *SUFFIXES):
             raise ConfigError(f"output_format: '{output_format}' is unknown; choose auto, {' or '.join(SUFFIXES)}.")
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir, preview, overwrite)
         self.output_format = output_format
-        self.preview = preview
-        self.overwrite = overwrite
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
-        engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _begin(self, engine: Engine) -> None:
-        self.rows = []
-        for source in getattr(getattr(engine.state.dataloader, "dataset", None), "data", None) or []:
-            refuse_existing(self._path(source.name, source.kind), self.overwrite)
-
-    def _path(self, volume: str, kind: str) -> Path:
+    def path(self, volume: str, kind: str) -> Path:
+        """See :meth:`VolumeResults.path`."""
         form = self.output_format
         if form == "auto":
             form = "hdf5" if kind == "hdf5" else "nifti"
@@ -79,7 +67,7 @@ class SaveReconstruction:
             if output.get(key) is not None
         }
         volume = images["reconstruction"]
-        path = self._path(batch["volume"], batch["kind"])
+        path = self.path(batch["volume"], batch["kind"])
         affine = _cropped(batch["affine"], batch["kspace"][0].shape[-2:], volume.shape[1:])
         if path.suffix == ".h5":
             write_whole(path, lambda partial: _write_hdf5(partial, volume, affine, batch["sampling"]))
@@ -87,17 +75,12 @@ class SaveReconstruction:
             write_whole(path, lambda partial: nib.save(_nifti(volume, affine, batch["orientation"]), partial))
         if self.preview:
             picture = _side_by_side(images)
-            write_whole(
-                self.output_dir / "previews" / f"{batch['volume']}.png",
-                lambda partial: imsave(partial, picture, cmap="gray", vmin=0.0, vmax=1.0),
-            )
-        values = (batch["volume"], batch["source"], *volume.shape, batch["sampling"], path.name)
-        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+            self.write_preview(batch["volume"], picture, cmap="gray", vmin=0.0, vmax=1.0)
+        self.add_row(batch["volume"], batch["source"], *volume.shape, batch["sampling"], path.name)
 
-    def _finish(self, engine: Engine) -> None:
-        write_table(self.output_dir / TABLE, COLUMNS, self.rows)
-        for row in self.rows:
-            print(f"{row['source']} ({row['slices']} slices, {row['sampling']}) -> {self.output_dir / row['file']}")
+    def found(self, row: dict[str, Any]) -> str:
+        """See :meth:`VolumeResults.found`."""
+        return f"{row['slices']} slices, {row['sampling']}"
 
 
 def _cropped(affine: Any, plane: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray | None:

@@ -8,20 +8,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from ignite.engine import Engine, Events
-from matplotlib.image import imsave
+from ignite.engine import Engine
 from nibabel import orientations
 
-from fedmonai.handlers.whole_file import refuse_existing, write_table, write_whole
+from fedmonai.handlers.volume_results import VolumeResults
+from fedmonai.handlers.whole_file import write_whole
 
 __all__ = ["SaveSegmentation"]
 
-TABLE = "segmentations.csv"
-COLUMNS = ("volume", "source", "columns", "rows", "slices", "foreground_voxels", "foreground_ml", "file")
 RED = np.array([1.0, 0.15, 0.1])
 
 
-class SaveSegmentation:
+class SaveSegmentation(VolumeResults):
     """Write the mask of every volume of an evaluator over a :class:`fedmonai.data.SegmentationFolder`, whole or not.
 
     ``<volume>_mask.nii.gz`` (uint8 class numbers, the largest logit wins) has the shape and the affine of its input,
@@ -39,25 +37,15 @@ class SaveSegmentation:
         ConfigError: an existing result, a folder that cannot be written.
     """
 
+    table = "segmentations.csv"
+    columns = ("volume", "source", "columns", "rows", "slices", "foreground_voxels", "foreground_ml", "file")
+
     def __init__(self, output_dir: str, preview: bool = True, overwrite: bool = False, image_channel: int = 1) -> None:
-        self.output_dir = Path(output_dir)
-        self.preview = preview
-        self.overwrite = overwrite
+        super().__init__(output_dir, preview, overwrite)
         self.image_channel = image_channel
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
-        engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _begin(self, engine: Engine) -> None:
-        self.rows = []
-        for source in getattr(getattr(engine.state.dataloader, "dataset", None), "data", None) or []:
-            refuse_existing(self._path(source.name), self.overwrite)
-
-    def _path(self, volume: str) -> Path:
+    def path(self, volume: str, kind: str) -> Path:
+        """See :meth:`VolumeResults.path`; the same for every kind."""
         return self.output_dir / f"{volume}_mask.nii.gz"
 
     def __call__(self, engine: Engine) -> None:
@@ -65,27 +53,22 @@ class SaveSegmentation:
         batch: Any = engine.state.batch
         output: Any = engine.state.output
         mask = output["pred"].detach().argmax(dim=1).to("cpu").numpy().astype(np.uint8)  # (slices, rows, columns)
-        path, affine = self._path(batch["volume"]), batch["affine"].numpy()
+        path, affine = self.path(batch["volume"], batch["kind"]), batch["affine"].numpy()
         restored = _restored(mask.transpose(1, 2, 0), affine, batch["orientation"])
         if restored.shape != tuple(batch["shape"]):
             raise RuntimeError(f"{batch['source']}: the mask is {restored.shape}, the image {tuple(batch['shape'])}")
         write_whole(path, lambda partial: nib.save(_nifti(restored, affine), partial))
         if self.preview:
             images = output["image"][:, self.image_channel].detach().float().cpu().numpy()
-            picture = _outlined(images, mask > 0)
-            write_whole(
-                self.output_dir / "previews" / f"{batch['volume']}.png", lambda partial: imsave(partial, picture)
-            )
+            self.write_preview(batch["volume"], _outlined(images, mask > 0))
         count = int((restored > 0).sum())
         volume_ml = count * float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-        values = (batch["volume"], batch["source"], *restored.shape, count, f"{volume_ml:.3f}", path.name)
-        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+        self.add_row(batch["volume"], batch["source"], *restored.shape, count, f"{volume_ml:.3f}", path.name)
 
-    def _finish(self, engine: Engine) -> None:
-        write_table(self.output_dir / TABLE, COLUMNS, self.rows)
-        for row in self.rows:
-            found = f"{row['foreground_ml']} ml" if row["foreground_voxels"] else "nothing found"
-            print(f"{row['source']} ({row['slices']} slices, {found}) -> {self.output_dir / row['file']}")
+    def found(self, row: dict[str, Any]) -> str:
+        """See :meth:`VolumeResults.found`."""
+        size = f"{row['foreground_ml']} ml" if row["foreground_voxels"] else "nothing found"
+        return f"{row['slices']} slices, {size}"
 
 
 def _restored(mask: np.ndarray, affine: np.ndarray, orientation: str) -> np.ndarray:
