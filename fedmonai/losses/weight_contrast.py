@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fedmonai.errors import ConfigError
 __all__ = ["WeightContrastLoss"]
 
 # Elements worked on at a time by a CPU: longer pieces fall out of its cache, shorter ones cost more calls.
-_PIECE = 1 << 18
+_PIECE = 1 << 19
 _EPS = 1e-14
 
 
@@ -25,13 +25,15 @@ class _Piece:
 
     block: int
     part: slice
+    whole: slice
     nearest: Tensor
     near: Tensor
-    far: Tensor
     work: Tensor
     sign: Tensor
-    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    single: Tensor | None = None
+    #: where the sums of this piece go: to ``nearest``, then to every pair, then to the single one
+    sums: Sequence[Tensor]
+    pairs: list[tuple[Tensor, Tensor]]
+    single: Tensor | None
 
 
 class WeightContrastLoss:
@@ -56,6 +58,7 @@ class WeightContrastLoss:
 
     def __init__(self, global_weights: Sequence[Tensor], previous: Sequence[Sequence[Tensor]]) -> None:
         self.shapes = [tuple(tensor.shape) for tensor in global_weights]
+        self.lengths = [tensor.numel() for tensor in global_weights]
         if not previous or not self.shapes:
             raise ConfigError("the weight contrast needs the global and at least one set of previous weights")
         for number, tensors in enumerate(previous):
@@ -70,43 +73,57 @@ class WeightContrastLoss:
         ]
         gaps = [(high - low).sum(dtype=torch.float64) for low, high in pairs]
         self.gap = torch.stack(gaps).sum() if gaps else nearest.new_zeros((), dtype=torch.float64)
-        self.on_cpu = nearest.device.type == "cpu"
-        #: sign(w - g) and sum_j sign(w - r_j) / 2 of the newest value, overwritten by the next one: memory that is
-        #: fresh each time costs page faults, as much as the arithmetic
-        self.near, self.far = torch.empty_like(nearest), torch.empty_like(nearest)
-        length = min(_PIECE, nearest.numel()) if self.on_cpu else nearest.numel()
-        self.buffers = nearest.new_empty(length), nearest.new_empty(length)
+        longest = _PIECE if nearest.device.type == "cpu" else nearest.numel()
+        self.groups = _grouped(self.lengths, longest)
+        #: sign(w - g) of the newest value, overwritten by the next one: memory that is fresh each time costs page
+        #: faults, as much as the arithmetic
+        self.near = torch.empty_like(nearest)
+        #: a row per piece: the distance to g, then to every pair and to the single set
+        self.sums: Tensor
+        self.pieces = self._cut(nearest, pairs, single, longest)
         self.values = 0
-        self.pieces = self._cut(nearest, pairs, single)
 
     def __call__(self, weights: Sequence[Tensor]) -> Tensor:
         """R of ``weights`` (shapes and order of the references), a scalar of their type on their device.
 
-        Its backward pass must come before the next call.
+        Its backward pass must come before the next call, and only once: it turns the signs into the gradient.
         """
         if [tuple(tensor.shape) for tensor in weights] != self.shapes or weights[0].dtype != self.near.dtype:
             raise ConfigError("the trained weights differ from their references in number, shape or type")
         return _Contrast.apply(self, *weights)
 
     def blocks(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights as flat vectors: on a CPU views of each, on a GPU one for all, to launch few kernels."""
-        return [tensor.detach().reshape(-1) for tensor in weights] if self.on_cpu else [_flat(weights)]
+        """The weights as flat vectors: on a CPU views of large ones and copies of runs of small ones, on a GPU one."""
+        runs = [[tensor.detach().reshape(-1) for tensor in weights[group]] for group in self.groups]
+        return [run[0] if len(run) == 1 else torch.cat(run) for run in runs]
 
-    def _cut(self, nearest: Tensor, pairs: list[tuple[Tensor, Tensor]], single: Tensor | None) -> list[_Piece]:
-        total, pieces, begin = nearest.numel(), [], 0
-        lengths = [torch.Size(shape).numel() for shape in self.shapes] if self.on_cpu else [total]
-        longest = _PIECE if self.on_cpu else max(total, 1)
-        for block, length in enumerate(lengths):
+    def _cut(
+        self, nearest: Tensor, pairs: list[tuple[Tensor, Tensor]], single: Tensor | None, longest: int
+    ) -> list[_Piece]:
+        parts, begin = [], 0
+        for block, group in enumerate(self.groups):
+            length = sum(self.lengths[group])
             for start in range(0, length, longest):
                 part = slice(start, min(start + longest, length))
-                whole = slice(begin + part.start, begin + part.stop)
-                work, sign = (buffer[: part.stop - part.start] for buffer in self.buffers)
-                piece = _Piece(block, part, nearest[whole], self.near[whole], self.far[whole], work, sign)
-                piece.pairs = [(low[whole], high[whole]) for low, high in pairs]
-                piece.single = None if single is None else single[whole]
-                pieces.append(piece)
+                parts.append((block, part, slice(begin + part.start, begin + part.stop)))
             begin += length
-        return pieces
+        self.sums = nearest.new_empty(len(parts), 1 + len(pairs) + (single is not None))
+        work, sign = nearest.new_empty((2, min(longest, nearest.numel())))
+        return [
+            _Piece(
+                block,
+                part,
+                whole,
+                nearest=nearest[whole],
+                near=self.near[whole],
+                work=work[: part.stop - part.start],
+                sign=sign[: part.stop - part.start],
+                sums=row.unbind(),
+                pairs=[(low[whole], high[whole]) for low, high in pairs],
+                single=None if single is None else single[whole],
+            )
+            for (block, part, whole), row in zip(parts, self.sums, strict=True)
+        ]
 
 
 class _Contrast(torch.autograd.Function):
@@ -115,11 +132,13 @@ class _Contrast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, references: WeightContrastLoss, *weights: Tensor) -> Tensor:
         blocks = references.blocks(weights)
-        sums = [_distances(piece, blocks[piece.block][piece.part]) for piece in references.pieces]
-        numerator, half = torch.stack([torch.stack(pair) for pair in sums]).sum(0, dtype=torch.float64)
-        denominator = 2 * half + references.gap + _EPS
+        far = torch.empty_like(references.near)
+        for piece in references.pieces:
+            _compare(piece, blocks[piece.block][piece.part], far[piece.whole])
+        numerator, *halves = references.sums.sum(0, dtype=torch.float64)
+        denominator = 2 * sum(halves) + references.gap + _EPS
         references.values += 1
-        ctx.references, ctx.number = references, references.values
+        ctx.references, ctx.number, ctx.far = references, references.values, far
         ctx.save_for_backward(numerator, denominator)
         return (numerator / denominator).to(weights[0].dtype)
 
@@ -128,52 +147,64 @@ class _Contrast(torch.autograd.Function):
         references: WeightContrastLoss = ctx.references
         if ctx.number != references.values:
             raise RuntimeError("the weight contrast was evaluated again before the backward pass of this value")
+        if ctx.far is None:
+            raise RuntimeError("the backward pass of this weight contrast was made before; evaluate it again")
         numerator, denominator = ctx.saved_tensors
         scale = outputs[0].double() / denominator
         to_near, to_far = (
             scale.to(references.near.dtype),
             (-2 * scale * numerator / denominator).to(references.near.dtype),
         )
-        gradient = torch.empty_like(references.near)
-        begin = 0
+        # the signs' own memory becomes the gradient: a third vector would cost a pass more
+        gradient, ctx.far = ctx.far, None
         for piece in references.pieces:
-            part = gradient[begin : begin + piece.near.numel()]
-            torch.mul(piece.far, to_far, out=part)
-            part.addcmul_(piece.near, to_near)
-            begin += piece.near.numel()
-        parts = gradient.split([torch.Size(shape).numel() for shape in references.shapes])
+            gradient[piece.whole].mul_(to_far).addcmul_(piece.near, to_near)
+        parts = gradient.split(references.lengths)
         return None, *(part.view(shape) for part, shape in zip(parts, references.shapes, strict=True))
 
 
-def _distances(piece: _Piece, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of |w - g| and half of all |w - r_j| (less the constant gaps) of a piece; writes ``near`` and ``far``.
+def _compare(piece: _Piece, values: Tensor, far: Tensor) -> None:
+    """Write sign(w - g) to ``near``, sum_j sign(w - r_j) / 2 to ``far``, and the distances to ``sums`` of a piece.
 
-    A sum of absolute values is the product of the values with their signs, which are needed anyway.
+    The sums are those of |w - g|, and half of |w - r_j| less the constant gaps. A sum of absolute values is the product
+    of the values with their signs, which are needed anyway.
     """
+    own, *others = piece.sums
     work = torch.sub(values, piece.nearest, out=piece.work)
     torch.sign(work, out=piece.near)
-    numerator, halves = torch.dot(work, piece.near), []
-    sign = piece.far  # the first signs are the sum; further ones are added
-    for low, high in piece.pairs:
+    torch.dot(work, piece.near, out=own)
+    sign = far  # the first signs are the sum; further ones are added
+    for (low, high), half in zip(piece.pairs, others):  # noqa: B905 (the last one may be that of `single`)
         torch.clamp(values, low, high, out=work)
         torch.sub(values, work, out=work)
         torch.sign(work, out=sign)
-        halves.append(torch.dot(work, sign))
-        sign = _added(piece, sign)
+        torch.dot(work, sign, out=half)
+        sign = _added(piece, sign, far)
     if piece.single is not None:
         torch.sub(values, piece.single, out=work)
         torch.sign(work, out=sign).mul_(0.5)
-        halves.append(torch.dot(work, sign))
-        _added(piece, sign)
-    return numerator, torch.stack(halves).sum()
+        torch.dot(work, sign, out=others[-1])
+        _added(piece, sign, far)
 
 
-def _added(piece: _Piece, sign: Tensor) -> Tensor:
+def _added(piece: _Piece, sign: Tensor, far: Tensor) -> Tensor:
     """Add the signs to the sum, unless they are its first; return where the next ones go."""
-    if sign is not piece.far:
-        piece.far.add_(sign)
+    if sign is not far:
+        far.add_(sign)
     return piece.sign
 
 
+def _grouped(lengths: Sequence[int], longest: int) -> list[slice]:
+    """Runs of consecutive weights that fit into ``longest`` together; a longer one is a run of its own."""
+    groups, begin, total = [], 0, 0
+    for index, length in enumerate(lengths):
+        if total and total + length > longest:
+            groups.append(slice(begin, index))
+            begin, total = index, 0
+        total += length
+    return [*groups, slice(begin, len(lengths))]
+
+
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    """A copy of all tensors as one vector."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

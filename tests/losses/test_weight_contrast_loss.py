@@ -14,7 +14,8 @@ from fedmonai.errors import ConfigError
 from fedmonai.losses import WeightContrastLoss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fedmri_contrastive.npz"
-SHAPES = ((4, 3, 3, 3), (4,), (300_001,))
+# two short ones that are worked on together, and one that takes two pieces
+SHAPES = ((4, 3, 3, 3), (4,), (600_001,))
 
 
 def definition(weights: list[Tensor], nearest: list[Tensor], previous: list[list[Tensor]]) -> Tensor:
@@ -99,6 +100,14 @@ def test_a_value_that_was_overwritten_has_no_gradient() -> None:
     second.backward()
     with pytest.raises(RuntimeError, match="evaluated again"):
         first.backward()
+
+
+def test_a_gradient_is_made_once() -> None:
+    weights = torch.ones(3, requires_grad=True)
+    value = WeightContrastLoss([torch.zeros(3)], [[torch.full((3,), 2.0)]])([weights])
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="was made before"):
+        value.backward()
 
 
 def test_misfits_are_refused() -> None:
