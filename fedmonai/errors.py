@@ -15,3 +15,12 @@ class ConfigError(ValueError):
 
 class FederationError(RuntimeError):
     """A federated run cannot go on; what was committed before stays on disk and the message says how to continue."""
+
+
+def mistake_behind(error: BaseException | None) -> ConfigError | FederationError | None:
+    """The user's mistake under the layers in which MONAI's parser wraps exceptions."""
+    while error is not None:
+        if isinstance(error, (ConfigError, FederationError)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -16,7 +16,7 @@ from pathlib import Path
 import fire
 
 from fedmonai.bundle import leave_one_out
-from fedmonai.bundle.live_config import mistake_behind
+from fedmonai.errors import mistake_behind
 from fedmonai.report import write_outside_report
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 
 __all__ = ["Method", "Plan", "PlannedRun", "execute", "planned_runs", "read_plan"]
 

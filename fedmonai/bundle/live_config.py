@@ -14,7 +14,7 @@ from monai.bundle import ConfigWorkflow, ReferenceResolver, load
 
 from fedmonai.bundle.known_ids import bundle_ids, refuse_unknown
 from fedmonai.bundle.value_kinds import refuse_wrong_kinds
-from fedmonai.errors import ConfigError, FederationError
+from fedmonai.errors import ConfigError, mistake_behind
 
 __all__ = ["check_config", "live_config"]
 
@@ -87,15 +87,6 @@ def _loaded_bundle() -> Path | None:
 def _is_command_line() -> bool:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return spec is not None and spec.name in ("monai.bundle.__main__", "fedmonai.bundle.__main__")
-
-
-def mistake_behind(error: BaseException | None) -> BaseException | None:
-    """The user's mistake under the layers in which MONAI's parser wraps exceptions."""
-    while error is not None:
-        if isinstance(error, (ConfigError, FederationError)):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _one_line_for_mistakes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -12,8 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 
 __all__ = ["Finding", "check_site", "format_findings"]
 

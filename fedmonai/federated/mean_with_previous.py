@@ -86,7 +86,7 @@ class MeanWithPrevious(WeightedMean):
         super().aggregate(round_number, updates)
         if self.attachments_down:
             for name, update in updates.items():
-                self.previous[name] = {key: (update.weights or {})[key] for key in self._encoder()}
+                self.previous[name] = {key: (update.weights or {})[key].clone() for key in self._encoder()}
                 self.previous_round[name] = round_number
 
     def describe_round(self) -> dict[str, Any]:

@@ -196,11 +196,13 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
         """The shared keys as fresh tensors, counts and mean loss of the turn, and what handlers contribute.
 
+        With ``out`` in ``extra`` (tensors by shared key) the shared values are written there instead of to fresh ones.
         A handler with a method ``contribute(engine) -> {name: {key: tensor}}`` adds attachments, one with a property
         ``training_metrics`` (``{name: number}``) adds statistics ``train_<name>``. A request for a stored
         model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the shared keys.
         """
-        extra = extra or {}
+        extra = dict(extra or {})
+        out = extra.pop("out", None)
         if ExtraItems.MODEL_TYPE in extra:
             stored = super().get_weights(extra)
             stored.weights = {k: v for k, v in stored.weights.items() if k in self.keys}
@@ -210,7 +212,8 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         else:
             counts = {"num_samples": self.num_samples, "num_steps": self.monitor.iterations, "round": self.round}
             counts["num_batches"] = len(self.trainer.data_loader)
-            weights = {k: self.tensors[k].detach().clone() for k in self.shared}
+            weights = {k: torch.empty_like(t) for k, t in self.reference.items()} if out is None else out
+            copy_weights(self.reference, weights, self.shared)
             message = weights_message(weights, **counts, loss=self.loss)
             message.statistics |= self._training_metrics()
         for handler in self.handlers:

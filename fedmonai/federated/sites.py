@@ -11,12 +11,13 @@ from typing import Any
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.federated.best import BestRounds
 from fedmonai.federated.examination import Examination, Examined, examine, final_test, validation
 from fedmonai.federated.guard import Guard
 from fedmonai.federated.run_folder import load_checked, save_atomic
 from fedmonai.federated.site import SiteAlgo
+from fedmonai.federated.update_buffers import UpdateBuffers
 
 __all__ = ["Sites"]
 
@@ -93,6 +94,7 @@ class Sites:
         }
         self._resident: OrderedDict[str, SiteAlgo] = OrderedDict()
         self._dirty: set[str] = set()
+        self._updates = UpdateBuffers()
         #: the round of every site's newest state file
         self.state_rounds: dict[str, int] = {}
         #: what there is to say about sites and stands in no answer; whoever writes it down empties the list
@@ -152,7 +154,7 @@ class Sites:
         try:
             site.initialize()
         except Exception as error:
-            cause = _config_error(error)
+            cause = mistake_behind(error)
             if cause is None:
                 raise
             raise ConfigError(f"site '{name}': {cause}") from error
@@ -199,11 +201,15 @@ class Sites:
         return not self.open(self.names[0]).private
 
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
-        """Name the round that states written from now on belong to, and what each participant is going to be sent."""
+        """Name the round that states written from now on belong to, and what each participant is going to be sent.
+
+        The updates of the round before are given up: their memory is used again.
+        """
         self._round = round_number
+        self._updates.end_round()
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
-        """A site's turn: what it sends back.
+        """A site's turn: what it sends back. Its tensors are lent until the next round begins.
 
         Raises:
             Exception: whatever stopped the turn.
@@ -211,7 +217,8 @@ class Sites:
         site = self.open(name)
         site.train(message)
         self.changed(name)
-        return site.get_weights()
+        # an observer sends no weights
+        return site.get_weights({} if site.observing else {"out": self._updates.take(site.reference)})
 
     def validate(
         self, messages: Mapping[str, ExchangeObject], number: int, best: BestRounds, key_metric: str
@@ -289,12 +296,3 @@ def _checked_name(name: str) -> str:
             f"sites: '{text}' cannot be a site name; it becomes a folder, so use letters, digits, '_', '-', '.'."
         )
     return text
-
-
-def _config_error(error: BaseException | None) -> ConfigError | None:
-    """The user's mistake behind an exception that MONAI's config parser has wrapped, if there is one."""
-    while error is not None:
-        if isinstance(error, ConfigError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None

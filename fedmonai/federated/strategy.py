@@ -69,7 +69,11 @@ class Strategy(ABC):
 
     @abstractmethod
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
-        """Turn checked updates into the new global weights, in place. Updates of observers hold no weights."""
+        """Turn checked updates into the new global weights, in place. Updates of observers hold no weights.
+
+        The weights of an update are lent: in process their memory is written over in the next round, so what is kept
+        longer has to be copied. Attachments are the strategy's own.
+        """
 
     def forget(self, sites: Collection[str]) -> None:  # noqa: B027 (most strategies keep nothing of single sites)
         """Drop what is kept of sites that are no longer in the federation."""

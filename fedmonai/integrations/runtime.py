@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.federated import Federation, RemoteSites, Sites, SiteService, Transport
 from fedmonai.integrations.deployment import Deployment, unpacked_bundle
 

@@ -12,8 +12,8 @@ import yaml
 from monai.bundle import ConfigParser
 
 from fedmonai.bundle import check_config, live_config, record_config
-from fedmonai.bundle.live_config import _one_line_for_mistakes, mistake_behind
-from fedmonai.errors import ConfigError, FederationError
+from fedmonai.bundle.live_config import _one_line_for_mistakes
+from fedmonai.errors import ConfigError, FederationError, mistake_behind
 
 COMPONENTS = {
     "check": {"_target_": "fedmonai.bundle.check_config", "bundle_root": "@bundle_root"},

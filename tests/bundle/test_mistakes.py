@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 
 FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
 

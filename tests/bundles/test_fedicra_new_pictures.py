@@ -16,8 +16,7 @@ from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow, ckpt_export, load, onnx_export, verify_net_in_out
 from PIL import Image
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.networks import ChannelSelectionUNet
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fedicra"

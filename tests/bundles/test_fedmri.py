@@ -16,8 +16,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from tiny_sites import MR, write_kspace, write_mr_site
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fedmri"
 DUAL = "configs/network/dual_domain.yaml"

@@ -19,9 +19,8 @@ from monai.bundle import ConfigWorkflow
 from tiny_sites import TINY_SITES, write_prostate_site
 
 from fedmonai.bundle import leave_one_out
-from fedmonai.bundle.live_config import mistake_behind
 from fedmonai.data import case_files
-from fedmonai.errors import ConfigError, FederationError
+from fedmonai.errors import ConfigError, FederationError, mistake_behind
 from fedmonai.report import write_outside_report
 
 ROOT = Path(__file__).parents[2]

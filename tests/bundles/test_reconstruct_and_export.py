@@ -23,8 +23,7 @@ from monai.bundle import (
     verify_net_in_out,
 )
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 
 ROOT = Path(__file__).parents[2] / "bundles"
 READER = "fedmonai.data.ReconstructionFolder"

@@ -17,8 +17,7 @@ from matplotlib.image import imread
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, onnx_export, verify_net_in_out
 from pydicom.uid import MRImageStorage, generate_uid
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.networks import SegmentationUNet, build_routed_network
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "iop_fl"

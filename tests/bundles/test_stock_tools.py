@@ -16,8 +16,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from tiny_sites import TINY_SITES
 
 from fedmonai.bundle import DATA_IDS, check_config, config_files
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, mistake_behind
 
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))

@@ -15,8 +15,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedmonai.bundle.live_config import mistake_behind
-from fedmonai.errors import ConfigError, FederationError
+from fedmonai.errors import ConfigError, FederationError, mistake_behind
 from fedmonai.federated import Federation, RefusedMessage, SiteAlgo, Sites, TargetLatents, WeightedMean, attach
 from fedmonai.report import write_report
 
