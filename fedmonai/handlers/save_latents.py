@@ -51,7 +51,11 @@ class SaveLatents:
         try:
             module = engine.network.get_submodule(self.layer)
         except AttributeError as error:
-            raise ConfigError(f"save_latents: {type(engine.network).__name__} has no part '{self.layer}'.") from error
+            parts = ", ".join(name for name, _ in engine.network.named_modules() if name.endswith("bottleneck"))
+            raise ConfigError(
+                f"latent_layer is '{self.layer}', which {type(engine.network).__name__} does not have; name the module "
+                f"whose output save_latents keeps{f' ({parts})' if parts else ''}, or set save_latents to false."
+            ) from error
         self._hook = module.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:

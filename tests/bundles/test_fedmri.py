@@ -165,10 +165,12 @@ def test_sites_of_different_size_and_pooled_patterns(tmp_path: Path) -> None:
 
 
 def test_dual_domain_state_resumes_to_the_bit(site: Path, tmp_path: Path) -> None:
-    ids: dict[str, Any] = {"local::overlay": DUAL, "negatives": "self", "val_interval": 1}
+    ids: dict[str, Any] = {"local::overlay": DUAL, "local::save_latents": True, "negatives": "self", "val_interval": 1}
     federation(site, tmp_path / "whole", **ids).run()
     federation(site, tmp_path / "cut", **ids, num_rounds=1).run()
     federation(site, tmp_path / "cut", **ids, resume=True).run()
     for name in ("A.pt", "model_final.pt"):
         one, two = (torch.load(tmp_path / run / "models" / name, weights_only=True) for run in ("whole", "cut"))
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    with np.load(tmp_path / "whole" / "sites" / "A" / "latents.npz") as stored:
+        assert stored["latents"].ndim == 2 and len(stored["latents"]) > 0

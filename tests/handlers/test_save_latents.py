@@ -65,5 +65,5 @@ def test_the_network_is_let_go_of_after_a_failure(network: ReconstructionUNet, t
 
 
 def test_a_missing_layer_is_named(network: ReconstructionUNet, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no part 'middle'"):
+    with pytest.raises(ConfigError, match=r"latent_layer is 'middle'.*encoder\.bottleneck"):
         evaluator(network, SaveLatents(str(tmp_path), layer="middle"), "test").run()
