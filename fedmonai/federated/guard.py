@@ -27,9 +27,10 @@ class Guard:
     such update spoils the model of every site.
 
     Args:
-        max_abs: largest absolute value a weight may have; ``None`` switches this bound off (non-finite values are
-            refused all the same).
-        max_norm: largest Euclidean norm of the difference to the reference weights; ``None`` for no bound.
+        max_abs: largest absolute value a weight or an integer buffer may have; ``None`` switches this bound off
+            (non-finite values are refused all the same).
+        max_norm: largest Euclidean norm of the difference to the reference weights; ``None`` for no bound. Integer
+            buffers (batch counters) do not count.
 
     Raises:
         ConfigError: when a bound is not positive.
@@ -67,8 +68,7 @@ class Guard:
         if not isinstance(weights, Mapping):
             raise RefusedMessage(f"the weights are {type(weights).__name__}, not tensors by name")
         self.check_structure(weights, reference)
-        floats = [k for k, t in weights.items() if t.is_floating_point() or t.is_complex()]
-        self._check_values({k: weights[k] for k in floats}, {k: reference[k] for k in floats})
+        self._check_values(dict(weights), reference)
 
     @staticmethod
     def check_structure(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
@@ -91,7 +91,9 @@ class Guard:
                     raise RefusedMessage(f"attachment '{name}': '{key}' is not a float tensor")
             self._check_values(dict(tensors), None, prefix=f"attachment '{name}': ")
 
-    def _check_values(self, tensors: dict[str, Tensor], reference: dict[str, Tensor] | None, prefix: str = "") -> None:
+    def _check_values(
+        self, tensors: dict[str, Tensor], reference: Mapping[str, Tensor] | None, prefix: str = ""
+    ) -> None:
         filled = {k: t for k, t in tensors.items() if t.numel()}
         if not filled:
             return
@@ -107,7 +109,8 @@ class Guard:
             if self.max_abs is not None and peak > self.max_abs:
                 raise RefusedMessage(f"{prefix}'{key}' reaches {peak:.3g}, more than max_abs = {self.max_abs:.3g}")
         if self.max_norm is not None and reference is not None:
-            norm = math.sqrt(sum(float((t - reference[k]).abs().double().square().sum()) for k, t in filled.items()))
+            moved = (t - reference[k] for k, t in filled.items() if t.is_floating_point() or t.is_complex())
+            norm = math.sqrt(sum(float(difference.abs().double().square().sum()) for difference in moved))
             if norm > self.max_norm:
                 raise RefusedMessage(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
 

@@ -97,6 +97,15 @@ def test_complex_values_are_checked_like_real_ones() -> None:
         Guard().check_weights({"k": torch.tensor([1.0, 1e9j, 0.0])}, reference)
 
 
+@pytest.mark.parametrize("count", [2**40, -(2**63)])
+def test_integer_buffers_have_the_same_bound(count: int) -> None:
+    """A mean takes the batch counter of one site: a hostile one must not set it to whatever it likes."""
+    reference = {"n": torch.tensor(7), "w": torch.zeros(2)}
+    Guard(max_norm=1.0).check_weights({"n": torch.tensor(70_000), "w": torch.zeros(2)}, reference)
+    with pytest.raises(RefusedMessage, match=r"'n' reaches .* more than max_abs"):
+        Guard().check_weights({"n": torch.tensor(count), "w": torch.zeros(2)}, reference)
+
+
 def test_bounds_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="max_abs is 0"):
         Guard(max_abs=0)
