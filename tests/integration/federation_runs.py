@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,12 @@ def run(words: list[str], environment: dict[str, str], good: bool = True) -> str
     return text
 
 
-def in_process(bundle: str, ids: dict[str, Any], out: Path) -> Path:
+def in_process(bundle: str, ids: dict[str, Any], out: Path, federation: str | Sequence[str] = ()) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        federation_config(describe(BUNDLES / bundle, ids=ids), BUNDLES / bundle, out).get_parsed_content("run")
+        described = describe(BUNDLES / bundle, federation, ids=ids)
+        federation_config(described, BUNDLES / bundle, out).get_parsed_content("run")
     finally:
         torch.set_num_threads(threads)
     return out

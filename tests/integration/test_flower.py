@@ -12,6 +12,7 @@ import pytest
 from federation_runs import (
     BUNDLES,
     NAMES,
+    TINY_SITES,
     assert_same_run,
     become_flower_task,
     command,
@@ -30,7 +31,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("env", "bundle"), [("sim", "fl_mr"), ("tls", "fl_mrcm")])
+@pytest.mark.parametrize(("env", "bundle"), [*(("sim", name) for name in sorted(TINY_SITES)), ("tls", "fl_mrcm")])
 def test_flower_run_is_the_run_in_process_to_the_bit(env: str, bundle: str, tmp_path: Path) -> None:
     """``fl_mrcm`` sends attachments both ways; over TLS every node runs in processes of its own."""
     ids = overrides(bundle, tmp_path / "data")
@@ -78,7 +79,7 @@ class Memory:
         return self.pull_messages(self.push_messages(messages))
 
 
-@pytest.mark.parametrize("bundle", ["fl_mr", "fl_mrcm"])
+@pytest.mark.parametrize("bundle", sorted(TINY_SITES))
 def test_apps_without_processes(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.app import Context, RecordDict
 

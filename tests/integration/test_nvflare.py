@@ -55,6 +55,20 @@ def test_simulation_is_the_run_in_process_to_the_bit(bundle: str, tmp_path: Path
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_simulation_with_privacy_is_the_run_in_process(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Clipped and noised at the sites of a deployment as in process; only with a seed can that be compared."""
+    ids = {**overrides("fl_mr", tmp_path / "data"), "exchange_filters::0::seed": 5}
+    options = {"federation": "private", "env": "sim", "name": "try", "output_dir": str(tmp_path / "nv")}
+    run(command("nvflare", "fl_mr", ids, **options), environment)
+    here = in_process("fl_mr", ids, tmp_path / "here", "private")
+    assert_same_run(here, tmp_path / "nv" / "try" / "server")
+    first, second = rounds(tmp_path / "nv" / "try" / "server")
+    for name in NAMES:
+        assert 0 < first["privacy"][name]["epsilon"] < second["privacy"][name]["epsilon"]
+        ledgers = [root / "sites" / name / "privacy.json" for root in (here, tmp_path / "nv" / "try" / name)]
+        assert ledgers[0].read_text() == ledgers[1].read_text()
+
+
 def test_client_api_of_a_byoc_job_and_resume(tmp_path: Path, environment: dict[str, str]) -> None:
     """The other route: the job's own script."""
     ids = overrides("fl_mr", tmp_path / "data", num_rounds=1)
@@ -143,3 +157,28 @@ def test_network_with_certificates_survives_a_killed_client(tmp_path: Path, envi
         assert (kits / name / "startup" / "rootCA.pem").is_file()
     described = json.loads((kits / "site-a" / "startup" / "fed_client.json").read_text())
     assert described["client"]["connection_security"] == "mtls", described
+
+
+def test_submitted_to_a_running_network(tmp_path: Path, environment: dict[str, str], monkeypatch: Any) -> None:
+    """What a hospital does: kits, a local settings file per site, a server that runs, a job from the admin's kit."""
+    from fedmonai.integrations.nvflare.network import network_here
+
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("NVFLARE_POC_WORKSPACE", raising=False)  # set by the network, and gone with the test
+    ids = overrides("fl_mr", tmp_path / "data")
+    submitted = {**ids, "sites": {name: {"dataset_dir": "/each/site/knows"} for name in NAMES}}
+    with network_here(tmp_path / "network", NAMES) as (kits, admin):
+        for name in NAMES:
+            settings = {"ids": {"dataset_dir": ids["sites"][name]["dataset_dir"]}}
+            (kits / name / "local" / "fedmonai.yaml").write_text(json.dumps(settings))
+        options = {"env": "prod", "startup_kit": str(kits / admin), "username": admin, "name": "live"}
+        text = run(command("nvflare", "fl_mr", submitted, **options), environment)
+        assert "submitted as job " in text
+        server = kits / "server" / "fedmonai" / "live"
+        deadline = time.monotonic() + 600
+        while not (server / "report.md").is_file() and time.monotonic() < deadline:
+            time.sleep(1)
+        time.sleep(5)  # the report is rewritten at the end of the run
+    assert_same_run(in_process("fl_mr", ids, tmp_path / "here"), server)
+    assert (kits / "site-a" / "fedmonai" / "live" / "sites" / "site-a" / "cases.csv").is_file()

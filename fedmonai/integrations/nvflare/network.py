@@ -8,7 +8,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nvflare.tool.poc import poc_commands as poc
 
 from fedmonai.errors import ConfigError, FederationError
 
-__all__ = ["allow_fedmonai", "check_participants", "reason_in", "submit", "try_out"]
+__all__ = ["allow_fedmonai", "check_participants", "network_here", "reason_in", "submit", "try_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,30 @@ def try_out(job: FedJob, folder: Path, names: Sequence[str], byoc: bool) -> None
     Raises:
         FederationError: when the participants do not connect, or the job does not complete.
     """
+    with network_here(folder, names, byoc) as (kits, username):
+        session = _session(str(kits / username), username, START_TIME)
+        try:
+            identity = _submitted(session, job)
+            status = _finished(session, identity)
+            result = Path(session.download_job_result(identity, str(folder / "result")))
+        finally:
+            session.close()
+    if status != "FINISHED:COMPLETED":
+        raise FederationError(
+            f"the job ended as {status}: {reason_in(result / 'workspace' / 'log.txt')} (logs and kits are in {folder})"
+        )
+
+
+@contextmanager
+def network_here(folder: Path, names: Sequence[str], byoc: bool = False) -> Iterator[tuple[Path, str]]:
+    """A running network on this machine: provisioned certificates, a server and one process per site, all connected.
+
+    Yields:
+        the folder that holds everybody's startup kit, and the name of the admin.
+
+    Raises:
+        FederationError: when the participants do not connect.
+    """
     # PocEnv takes its folder from nowhere else
     os.environ["NVFLARE_POC_WORKSPACE"] = str(folder)
     network = PocEnv(clients=list(names), num_clients=len(names))
@@ -94,17 +119,11 @@ def try_out(job: FedJob, folder: Path, names: Sequence[str], byoc: bool) -> None
         session = _session(str(kits / network.username), network.username, START_TIME)
         try:
             _await_sites(session, names)
-            identity = _submitted(session, job)
-            status = _finished(session, identity)
-            result = Path(session.download_job_result(identity, str(folder / "result")))
         finally:
             session.close()
+        yield kits, network.username
     finally:
         network.stop()
-    if status != "FINISHED:COMPLETED":
-        raise FederationError(
-            f"the job ended as {status}: {reason_in(result / 'workspace' / 'log.txt')} (logs and kits are in {folder})"
-        )
 
 
 def reason_in(log: Path) -> str:
