@@ -12,11 +12,13 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 BUNDLE := bundles/fl_mr
 DEMO := $(abspath runs/demo)
+# the range of requires-python in pyproject.toml
+IN_RANGE := import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")
 
 .PHONY: demo test integration integration-flower clean
 
 .venv/package: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version)'
+	@$(PYTHON) -c '$(IN_RANGE)'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --editable .
 	@touch $@
@@ -42,6 +44,7 @@ integration: .venv/deployment
 	$(BIN)/python -m pytest -m integration
 
 .venv-flower/deployment: pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(IN_RANGE)'
 	$(PYTHON) -m venv .venv-flower
 	.venv-flower/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,flower]'
 	@touch $@

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
+from tqdm import tqdm
 
+from fedmonai.bundle.split_check import changed_files, compare_splits
 from fedmonai.errors import ConfigError, mistake_behind
 
 __all__ = ["Finding", "check_site", "format_findings"]
@@ -31,6 +33,7 @@ def check_site(
 ) -> list[Finding]:
     """Build one site of a federation exactly as the federation would, read every split, and run one training batch.
 
+    The splits may share no name, image data or subject, and the files must be those of their manifest, if there is one.
     Nothing is trained or written.
 
     Args:
@@ -48,9 +51,10 @@ def check_site(
         findings.append(Finding("configuration", "known ids, components built"))
     except Exception as error:  # whatever it is, it belongs in the table
         return [Finding("configuration", _text(error), good=False)]
-    for split, loader in _loaders(member):
+    loaders = _loaders(member)
+    for split, loader in loaders:
         findings.append(_check_split(split, loader, member.evaluator))
-    findings += _check_subjects(_loaders(member))
+    findings += _check_files(member, loaders)
     findings.append(_check_training_batch(member))
     return findings
 
@@ -99,7 +103,7 @@ def _check_split(split: str, loader: Any, engine: Any) -> Finding:
     count = f"{len(volumes)} volumes, " if volumes is not None else ""
     low, high, shapes, bad = float("inf"), -float("inf"), set(), 0
     try:
-        for batch in loader:
+        for batch in tqdm(loader, desc=f"read {split}", unit="batch", leave=False, disable=None):
             image, _ = engine.prepare_batch(batch, "cpu")[:2]
             shapes.add(tuple(image.shape[1:]))
             bad += int((~torch.isfinite(image)).sum())
@@ -110,22 +114,20 @@ def _check_split(split: str, loader: Any, engine: Any) -> Finding:
     return Finding(f"split {split}", f"{text}, {bad} non-finite values" if bad else text, good=not bad)
 
 
-def _check_subjects(loaders: list[tuple[str, Any]]) -> list[Finding]:
-    names: dict[str, set[str]] = {}
-    for split, loader in loaders:
-        volumes = getattr(getattr(loader, "dataset", None), "data", None) or []
-        names[split] = {v["volume"] for v in volumes if isinstance(v, dict) and "volume" in v}
-    splits = [s for s in names if names[s]]
-    shared = [
-        (a, b, sorted(names[a] & names[b]))
-        for i, a in enumerate(splits)
-        for b in splits[i + 1 :]
-        if names[a] & names[b]
-    ]
-    if shared:
-        first, second, both = shared[0]
-        return [Finding("splits", f"'{both[0]}' is in {first} and in {second}", good=False)]
-    return [Finding("splits", "no volume in two splits")] if splits else []
+def _check_files(member: Any, loaders: list[tuple[str, Any]]) -> list[Finding]:
+    """Rows on overlap of the splits and on the manifest; none for data that tell nothing of themselves."""
+    datasets = {split: loader.dataset for split, loader in loaders if not isinstance(loader, Exception)}
+    looks = {
+        "splits": lambda: compare_splits(datasets),
+        "manifest": lambda: changed_files(member.train_workflow.parser),
+    }
+    findings = []
+    for what, look in looks.items():
+        try:
+            findings.append(Finding(what, look()))
+        except Exception as error:
+            findings.append(Finding(what, _text(error), good=False))
+    return [f for f in findings if f.found]
 
 
 def _check_training_batch(member: Any) -> Finding:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from fedmonai.data.case_files import CaseVolume, read_case_file, volume_shape
 from fedmonai.data.memory_limits import available_memory, refuse_if_larger
+from fedmonai.data.origin import Origin, case_origin
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import (
     NORMALIZATIONS,
@@ -122,6 +123,10 @@ class CaseSliceDataset(Dataset):
         if spacing is not None:
             item["spacing"] = spacing.clone()
         return item if self.transform is None else self.transform(item)
+
+    def origins(self) -> Iterator[Origin]:
+        """Content and subject of every volume, read from its file: how splits are compared."""
+        return (case_origin(entry) for entry in self.cases)
 
     def _kept_slices(self, number: int) -> list[int]:
         _, label, _ = self._case(number) if self._keep_all else (None, self._read_label(number), None)

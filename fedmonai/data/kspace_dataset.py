@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import monai.data
 import torch
 
 from fedmonai.data.kspace_file import KspaceHeader, open_volume, read_header
+from fedmonai.data.origin import Origin, kspace_origin
 from fedmonai.data.slice_cache import DiskCache, MemoryCache, NoCache, SliceCache, VolumeSlices
 from fedmonai.data.slice_reader import SliceForm, read_mask
 from fedmonai.errors import ConfigError
@@ -79,6 +80,10 @@ class KspaceDataset(monai.data.Dataset):
     def __len__(self) -> int:
         """Number of slices (not of volumes, which is ``len(dataset.data)``)."""
         return len(self.slices)
+
+    def origins(self) -> Iterator[Origin]:
+        """Content and subject of every volume, read from its file: how splits are compared."""
+        return (kspace_origin(entry) for entry in self.data)
 
     def _transform(self, index: int) -> Any:
         position, number = self.slices[index]

@@ -17,6 +17,7 @@ import numpy as np
 from fedmonai.errors import ConfigError
 
 TARGET_KEYS = ("reconstruction_esc", "reconstruction_rss")  # single-coil, multi-coil
+BLOCK = "slice_block"  # attribute of volumes that are a block of slices: [first, last)
 
 # Far above any scanner (fastMRI: 16 x 20 x 640 x 372); they stop a damaged or hostile header from asking for terabytes.
 MAX_SLICES = 8192

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedmonai.data.memory_limits import available_memory, refuse_if_larger
+from fedmonai.data.origin import Origin, weak_origin
 from fedmonai.data.weak_sources import (
     count_slices,
     min_max_normalize,
@@ -122,6 +123,10 @@ class WeakSliceDataset(Dataset):
         plain = copy.copy(self)
         plain.transform = None
         return plain
+
+    def origins(self) -> Iterator[Origin]:
+        """Content and subject of every volume, read from its file: how splits are compared."""
+        return (weak_origin(entry) for entry in self.files)
 
     def _index(self) -> list[tuple[int, int, int]]:
         """(file, slice, slices of the file) of every item; settings that can never work are found here."""

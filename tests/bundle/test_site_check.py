@@ -15,6 +15,7 @@ import pytest
 
 from fedmonai.bundle.__main__ import check
 from fedmonai.bundle.site_check import Finding, check_site, format_findings
+from fedmonai.data import write_manifest
 
 FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
 Look = Callable[..., Any]
@@ -108,6 +109,64 @@ def test_volume_in_two_splits(make_site: Look, bad_text: Look) -> None:
     root = make_site()
     shutil.copy(root / "train" / "A_train.h5", root / "test" / "A_train.h5")
     assert bad_text(root, "splits") == "'A_train' is in train and in test"
+
+
+def test_same_data_under_another_name_is_exit_code_1(
+    make_site: Look, bad_text: Look, tiny: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    root = make_site()
+    shutil.copy(root / "train" / "A_train.h5", root / "test" / "other.h5")
+    text = bad_text(root, "splits")
+    assert text.startswith("'A_train' in train and 'other' in test hold the same image data")
+    with pytest.raises(SystemExit) as caught:
+        check("A", str(FL_MR), sites={"A": {"dataset_dir": str(root)}}, output_dir=str(root.parent / "out"), **tiny)
+    assert caught.value.code == 1 and "FAIL  splits" in capsys.readouterr().out
+
+
+def name_subjects(root: Path, **attributes: Any) -> None:
+    for split, subject in (("train", "s1"), ("val", "s2"), ("test", "s1")):
+        with h5py.File(root / split / f"A_{split}.h5", "r+") as stream:
+            stream.attrs["patient_id"] = subject
+            stream.attrs.update(attributes)
+
+
+def test_subject_in_two_splits(make_site: Look, bad_text: Look) -> None:
+    root = make_site()
+    name_subjects(root)
+    assert "'A_train' in train and 'A_test' in test are of one subject (s1)" in bad_text(root, "splits")
+
+
+def test_blocks_of_slices_of_one_subject_are_no_overlap(make_site: Look, findings_of: Look) -> None:
+    root = make_site()
+    name_subjects(root, slice_block=[0, 4])
+    found = findings_of(root)["splits"]
+    assert (found.good, found.found) == (
+        True,
+        "no image data or subject in two splits (3 volumes, 3 of them name their subject)",
+    )
+
+
+def test_pooled_folders_number_their_subjects_by_themselves(make_site: Look, findings_of: Look, tmp_path: Path) -> None:
+    roots = [make_site("A"), make_site("other")]
+    for root, split in zip(roots, ("train", "test"), strict=True):
+        with h5py.File(root / split / f"{root.name}_{split}.h5", "r+") as stream:
+            stream.attrs["patient_id"] = "1"
+    found = findings_of(tmp_path, sites={"A": {"dataset_dir": [str(root) for root in roots]}})["splits"]
+    assert found.good and "(6 volumes, 2 of them" in found.found
+
+
+def test_files_that_differ_from_the_manifest_are_named(make_site: Look, bad_text: Look, findings_of: Look) -> None:
+    root = make_site()
+    splits = {split: [{"kspace": f"{split}/A_{split}.h5", "subject": split}] for split in ("train", "val", "test")}
+    write_manifest(root, splits)
+    found = findings_of(root)["manifest"]
+    assert (found.good, found.found) == (True, f"3 files as in {root / 'manifest.json'}")
+    with h5py.File(root / "val" / "A_val.h5", "r+") as stream:
+        stream["kspace"][0, 0, 0] = 0.5
+    assert bad_text(root, "manifest") == "val/A_val.h5 has changed since the manifest was written."
+    write_manifest(root, splits)
+    (root / "test" / "A_test.h5").rename(root / "test" / "renamed.h5")
+    assert "'test/A_test.h5' is not a file" in bad_text(root, "manifest")
 
 
 def test_data_of_another_kind_are_named(make_site: Look, bad_text: Look) -> None:

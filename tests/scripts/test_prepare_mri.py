@@ -58,6 +58,17 @@ def test_damage_is_exit_code_1(arrays, tmp_path, monkeypatch, capsys):
     assert "failed: s1.npy -> damaged .npy file" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--check", "--output"])
+def test_nothing_found_is_exit_code_1(tmp_path, monkeypatch, capsys, option):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "readme.txt").write_text("no images")
+    value = () if option == "--check" else (tmp_path / "out",)
+    assert _run(monkeypatch, "--input", tmp_path / "in", option, *value) == 1
+    out = capsys.readouterr().out
+    assert "summary: no volumes found" in out and f"HDF5 file in {tmp_path / 'in'}" in out
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_option_is_one_line(arrays, monkeypatch):
     message = _run(monkeypatch, "--input", arrays, "--check", "--split", "3")
     assert message.startswith("split: '3' is not understood") and "\n" not in message

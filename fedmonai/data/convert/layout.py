@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmonai.data.kspace_file import damage_named, open_volume
+from fedmonai.data.kspace_file import BLOCK, damage_named, open_volume
 from fedmonai.data.manifest import MANIFEST_NAME, file_digest, kspace_digest, read_manifest, write_manifest
 from fedmonai.data.volume_list import SECTIONS
 from fedmonai.errors import ConfigError
 
 SOURCE = "source_sha256"  # attribute: digest of the input files and the settings a volume was made from
-BLOCK = "slice_block"  # attribute of volumes that are a block of slices: [first, last)
 
 
 @dataclass(frozen=True)

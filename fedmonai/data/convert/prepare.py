@@ -12,13 +12,14 @@ from typing import Any
 from tqdm import tqdm
 
 from fedmonai.data.convert.checks import describe, sampling_note, size_note
-from fedmonai.data.convert.layout import BLOCK, SOURCE, Written, read_layout, update_manifest
+from fedmonai.data.convert.layout import SOURCE, Written, read_layout, update_manifest
 from fedmonai.data.convert.open_source import open_source
 from fedmonai.data.convert.plan import Part, SplitPlan
 from fedmonai.data.convert.scan import Naming, find_sources
 from fedmonai.data.convert.summary import Summary
 from fedmonai.data.convert.volume import InputError, Source, Volume
 from fedmonai.data.convert.writer import write_volume
+from fedmonai.data.kspace_file import BLOCK
 from fedmonai.data.manifest import file_digest
 from fedmonai.errors import ConfigError
 
@@ -72,7 +73,7 @@ def prepare_mri(
         check: report shapes, spacing, intensities, gaps, duplicates and the planned split; write nothing.
 
     Returns:
-        The summary; its ``exit_code`` is 1 if an input was unknown or damaged.
+        The summary; its ``exit_code`` is 1 if an input was unknown or damaged, or if there was none.
 
     Raises:
         ConfigError: a wrong option, an existing output, an overlap of splits, an output that cannot be written.
@@ -141,6 +142,8 @@ class _Conversion:
             except InputError as error:
                 self.summary.add("failed", source.label, str(error), source.notes)
         self._finish()
+        if not self.summary.outcomes:
+            self.summary.hints.append(f"input: no DICOM, NIfTI, .npy, .mat or HDF5 file in {source_root}.")
         return self.summary
 
     def _assign(self, sources: Sequence[Source], earlier: Sequence[Written]) -> dict[str, str] | None:

@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Outcomes of all inputs; ``str(summary)`` is the report, ``exit_code`` is 1 if any input failed."""
+    """Outcomes of all inputs; ``str(summary)`` is the report, ``exit_code`` is 1 if any failed or there is none."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -43,8 +43,8 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 if every input was understood, else 1."""
-        return int(self.count("failed") > 0)
+        """0 if there was an input and every one was understood, else 1."""
+        return int(not self.outcomes or self.count("failed") > 0)
 
     def __str__(self) -> str:
         lines = []
