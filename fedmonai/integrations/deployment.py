@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fedmonai.bundle import config_files, lint_bundle
 from fedmonai.errors import ConfigError
+from fedmonai.integrations.job_ids import file_ids, id_problems
 
 __all__ = [
     "Deployment",
     "bundle_digest",
     "describe",
+    "named_files",
     "overlay_files",
     "packed",
+    "refuse_other_files",
     "stage",
     "unpack_files",
     "unpacked_bundle",
@@ -53,21 +57,50 @@ class Deployment:
     reply_timeout: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if not self.run or self.run != Path(self.run).name or self.run.startswith("."):
             raise ConfigError(f"'{self.run}' cannot be the name of a run; it becomes a folder. Give --name.")
         for file in self.files:
             if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
                 raise ConfigError(f"config file '{file}' lies outside of the bundle; a job takes files of the bundle.")
-        for key, problem in _not_plain(self.ids):
+        for key, problem in id_problems(self.ids):
+            raise ConfigError(f"override '{key}' is {problem}")
+
+    def _check_kinds(self) -> None:
+        timeout: Any = self.reply_timeout
+        wrong = [name for name in ("run", "digest") if not isinstance(getattr(self, name), str)]
+        if not all(isinstance(file, str) for file in self.files):
+            wrong.append("files")
+        if not isinstance(self.ids, Mapping) or not all(isinstance(key, str) for key in self.ids):
+            wrong.append("ids")
+        if not isinstance(self.isolate, bool):
+            wrong.append("isolate")
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
+            wrong.append("reply_timeout")
+        if wrong:
             raise ConfigError(
-                f"override '{key}' is {problem}; a job takes plain values only, because its overrides are not "
-                "linted. Put it in a config file of the bundle and name that file in --federation."
+                f"{wrong[0]} of a job is '{str(getattr(self, wrong[0]))[:100]}'; give run and digest as text, files as "
+                "a list, ids with values, isolate as a switch, reply_timeout in seconds, 0 or more."
             )
 
     @classmethod
     def read(cls, folder: str | Path) -> Deployment:
-        """Read what :func:`stage` has written."""
-        content = json.loads(Path(folder, DESCRIPTION).read_text(encoding="utf-8"))
+        """Read what :func:`stage` has written.
+
+        Raises:
+            ConfigError: when it cannot be read, or is no description of a job.
+        """
+        path = Path(folder, DESCRIPTION)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"the job's {DESCRIPTION} cannot be read ({reason}).") from error
+        known = set(cls.__dataclass_fields__)
+        if not isinstance(content, dict) or not {"run", "files"} <= set(content) <= known:
+            raise ConfigError(f"the job's {DESCRIPTION} does not describe a job: it sets {', '.join(sorted(known))}.")
+        if not isinstance(content["files"], list):
+            raise ConfigError(f"the job's {DESCRIPTION}: files is '{content['files']}'; give a list of config files.")
         return cls(**{**content, "files": tuple(content["files"])})
 
 
@@ -90,7 +123,9 @@ def describe(
     for file in files:
         if not (root / file).is_file():
             raise ConfigError(f"config file '{file}' is not in the bundle folder '{root}'.")
-    return Deployment(run=run or root.name, files=files, digest=bundle_digest(root), **options)
+    deployment = Deployment(run=run or root.name, files=files, digest=bundle_digest(root), **options)
+    refuse_other_files(root, named_files(deployment))
+    return deployment
 
 
 def overlay_files(bundle: Path, names: str | Sequence[str]) -> list[str]:
@@ -130,9 +165,15 @@ def unpack_files(text: str, folder: str | Path) -> None:
     """Write what :func:`packed` has read.
 
     Raises:
-        ConfigError: on a name that leads out of ``folder``.
+        ConfigError: when it is something else, or holds a name that leads out of ``folder``.
     """
-    for name, content in json.loads(text).items():
+    try:
+        files = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the job's files cannot be read ({str(error).splitlines()[0]}).") from error
+    if not isinstance(files, dict) or not all(name and isinstance(content, str) for name, content in files.items()):
+        raise ConfigError("the job's files cannot be read: they are no texts by name.")
+    for name, content in files.items():
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts:
             raise ConfigError(f"the job holds a file '{name}', which lies outside of its folder.")
@@ -184,17 +225,34 @@ def _copy_parts(source: Path, target: Path) -> None:
             shutil.copyfile(source / part, target / part)
 
 
-def _not_plain(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            where = f"{key}::{name}" if key else str(name)
-            if str(name).startswith("_"):
-                yield where, "a component"
-            yield from _not_plain(inner, where)
-    elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from _not_plain(inner, f"{key}::{number}")
-    elif isinstance(value, str) and value.startswith(("$", "@", "%")):
-        yield key, f"'{value}', an expression or a reference"
-    elif not isinstance(value, (str, int, float, bool, type(None))):
-        yield key, f"a {type(value).__name__}"
+def refuse_other_files(bundle: Path, files: Iterable[tuple[str, str]]) -> None:
+    """Refuse a config file that is none of the bundle's: what is elsewhere, in its docs for example, no lint has seen.
+
+    Args:
+        bundle: folder of the bundle.
+        files: pairs of who names a file, and the file.
+
+    Raises:
+        ConfigError: for the first one.
+    """
+    linted = {path.resolve() for path in config_files(bundle)}
+    for who, file in files:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or Path(bundle, file).resolve() not in linted:
+            raise ConfigError(
+                f"config file '{file}' ({who}) is none of the configs of the bundle '{bundle}'; a job uses files of "
+                "its folder 'configs' only, by their paths in the bundle."
+            )
+
+
+def named_files(deployment: Deployment) -> Iterator[tuple[str, str]]:
+    """The config files that a job names, each with who names it."""
+    yield from (("a file of the job", file) for file in deployment.files)
+    yield from ((f"override '{key}'", file) for key, file in file_ids(deployment.ids))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found

@@ -3,81 +3,39 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from monai.bundle import ConfigParser
 
 from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.federated import Federation, RemoteSites, Sites, SiteService, Transport
-from fedmonai.integrations.deployment import Deployment, unpacked_bundle
+from fedmonai.federated import Federation, RemoteSites, SiteService, Transport
+from fedmonai.integrations.deployment import Deployment, named_files, refuse_other_files, unpacked_bundle
+from fedmonai.integrations.site_decisions import decide
+from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings
 
-__all__ = ["STATE_ROOT", "SiteSettings", "federation_config", "run_server", "site_service"]
-
-#: where runs on one machine (simulation, trial) keep their state; every participant has a folder of its own in it
-STATE_ROOT = "FEDMONAI_STATE_ROOT"
-SETTINGS = "fedmonai.yaml"
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SiteSettings:
-    """What a site (or the server) decides for itself, in ``fedmonai.yaml``; a job cannot change any of it.
-
-    Args:
-        ids: ids of the bundle's ``train.json``, such as ``dataset_dir``; they win over everything in the job.
-        overlay: config file(s) of the bundle, such as ``configs/data/ixi.yaml``.
-        bundle: folder of this machine's own copy of the bundle; the job's configs are then not used.
-        state_dir: where private state, cases and personal models are kept.
-        exchange_filters: components as in ``federated.yaml``, applied to every update after those of the job.
-    """
-
-    ids: Mapping[str, Any] = field(default_factory=dict)
-    overlay: str | list[str] | None = None
-    bundle: str | None = None
-    state_dir: str | None = None
-    exchange_filters: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: str | Path) -> SiteSettings:
-        """Read the file; without one a machine decides nothing for itself.
-
-        Raises:
-            ConfigError: when it cannot be read or sets something else.
-        """
-        if not Path(path).is_file():
-            return cls()
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: no readable YAML ({str(error).splitlines()[0]}).") from error
-        fields = ", ".join(cls.__dataclass_fields__)
-        if not isinstance(content, dict) or set(content) - set(cls.__dataclass_fields__):
-            unknown = sorted(set(content) - set(cls.__dataclass_fields__)) if isinstance(content, dict) else [content]
-            raise ConfigError(f"{path}: '{unknown[0]}' is unknown here; it may set {fields} (data paths under ids).")
-        return cls(**content)
-
-    def state(self, root: str | Path, run: str, name: str) -> Path:
-        """Folder of a run's state: of the settings, of the environment (runs on one machine), else under ``root``."""
-        if self.state_dir:
-            return Path(self.state_dir, run)
-        if os.environ.get(STATE_ROOT):
-            return Path(os.environ[STATE_ROOT], name)
-        return Path(root, "fedmonai", run)
+__all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings", "federation_config", "run_server", "site_service"]
 
 
 def federation_config(deployment: Deployment, bundle: Path, output_dir: Path) -> ConfigParser:
-    """The federation's config: the job's files and overrides, with this machine's folders."""
+    """The federation's config: the job's files and overrides, with this machine's folders.
+
+    Raises:
+        ConfigError: on a file that is no config of the bundle, an override without a place, or no sites.
+    """
+    refuse_other_files(bundle, named_files(deployment))
     parser = ConfigParser()
     parser.read_config([str(bundle / file) for file in deployment.files])
-    parser.update(dict(deployment.ids))
+    for key, value in deployment.ids.items():
+        try:
+            parser[key] = value
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(f"override '{key}' has no place in the configs {', '.join(deployment.files)}.") from error
+    sites: Any = parser.get("sites")
+    if not isinstance(sites, Mapping) or not all(isinstance(spec, (Mapping, type(None))) for spec in sites.values()):
+        raise ConfigError(f"sites of the job is '{str(sites)[:100]}'; give ids with their values by site.")
     parser["bundle_root"], parser["output_dir"] = str(bundle), str(output_dir)
     return parser
 
@@ -98,15 +56,14 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     sites = parser["sites"]
     if name not in sites:
         raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sorted(sites))}.")
-    own = {**(sites[name] or {}), **settings.ids}
-    if settings.overlay:
-        own["overlay"] = [*_as_list(own.get("overlay")), *_as_list(settings.overlay)]
-    parser["sites"] = {name: own}
-    parser["exchange_filters"] = [*(parser["exchange_filters"] or []), *settings.exchange_filters]
+    parser["sites"] = {name: sites[name]}  # nothing of other sites is built here
     parser["train_sites"] = parser["test_sites"] = None
-    parser.get_parsed_content("check")
-    built: Sites = parser.get_parsed_content("federation::sites")
-    return SiteService(built, name)
+    try:
+        parser.get_parsed_content("check")
+        built: Any = parser.get_parsed_content("federation::sites")
+    except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
+        raise (mistake_behind(error) or error) from error
+    return SiteService(decide(built, name, settings, bundle, state), name)
 
 
 def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, transport: Transport) -> Path:
@@ -132,10 +89,6 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
         raise (mistake_behind(error) or error) from error
     return output
-
-
-def _as_list(files: str | list[str] | None) -> list[str]:
-    return [] if files is None else [files] if isinstance(files, str) else list(files)
 
 
 def valid_name(name: str) -> bool:

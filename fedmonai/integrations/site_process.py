@@ -64,17 +64,22 @@ class LocalSite:
         name: the site.
         settings: file of what the site decides for itself.
         root: where its state goes if neither that file nor the environment says so.
+        required: whether somebody named that file, so that it must be there.
     """
 
-    def __init__(self, folder: str | Path, name: str, settings: str | Path, root: str | Path) -> None:
+    def __init__(
+        self, folder: str | Path, name: str, settings: str | Path, root: str | Path, required: bool = False
+    ) -> None:
         self.folder, self.name, self.settings, self.root = folder, name, settings, root
+        self.required = required
         self._service: SiteService | None = None
 
     def answer(self, request: Request) -> Reply:
         """The site's answer; a site that cannot be built says so to the server instead of vanishing."""
         try:
             if self._service is None:
-                self._service = site_service(self.folder, self.name, SiteSettings.read(self.settings), self.root)
+                settings = SiteSettings.read(self.settings, self.required)
+                self._service = site_service(self.folder, self.name, settings, self.root)
             return self._service.answer(request)
         except Exception as error:  # whatever it is, the server gets to know the reason
             logger.exception("site '%s' cannot answer", self.name)
@@ -90,7 +95,7 @@ class LocalSite:
 class SiteProcess:
     """A site in a process of its own, started with the first request and again whenever it has died.
 
-    It takes the arguments of :class:`LocalSite`.
+    It takes the arguments of :class:`LocalSite` but the last.
     """
 
     def __init__(self, folder: str | Path, name: str, settings: str | Path, root: str | Path) -> None:
@@ -167,4 +172,5 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(levelname)s - %(message)s")
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints belongs to the log, not between the frames
-    serve(LocalSite(*sys.argv[1:5]), sys.stdin.buffer, frames)
+    folder, name, settings, root = sys.argv[1:5]
+    serve(LocalSite(folder, name, settings, root), sys.stdin.buffer, frames)

@@ -22,20 +22,6 @@ from fedmonai.integrations.runtime import STATE_ROOT, SiteSettings, run_server, 
 from fedmonai.integrations.site_process import SiteProcess, site_end
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
-TINY = {
-    "local::channels": 2,
-    "local::generated_size": 32,
-    "local::device": "cpu",
-    "local::generated_subjects": [1, 1, 1],
-}
-TINY |= {"num_rounds": 1, "sites": {"a": {"site": "B"}, "b": {"site": "H"}}}
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    folder = tmp_path / "job"
-    stage(describe(BUNDLE, run="try", ids={**TINY, "local::generated_dir": str(tmp_path / "data")}), BUNDLE, folder)
-    return folder
 
 
 def test_description_survives_the_way(tmp_path: Path) -> None:
@@ -139,17 +125,6 @@ def test_settings_of_a_site_win_over_the_job(job: Path, tmp_path: Path) -> None:
     assert service.sites.names == ["a"]  # nothing of other sites is built here
     assert service.folder.path == tmp_path / "state" / "try" / "sites" / "a"
     service.close()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("dataset_dir: /data\n", "'dataset_dir' is unknown here"), ("[1", "no readable YAML")]
-)
-def test_mistakes_in_settings(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "fedmonai.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        SiteSettings.read(path)
-    assert SiteSettings.read(tmp_path / "none.yaml") == SiteSettings()
 
 
 def test_stranger_is_no_site(job: Path, tmp_path: Path) -> None:

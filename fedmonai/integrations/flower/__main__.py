@@ -42,7 +42,7 @@ def main(
         if env not in ENVIRONMENTS:
             raise ConfigError(f"env is '{env}'; choose one of {', '.join(ENVIRONMENTS)}.")
         overlays = [federation] if isinstance(federation, str) else list(federation)
-        deployment = describe(bundle, overlays, name, ids=ids, reply_timeout=float(reply_timeout))
+        deployment = describe(bundle, overlays, name, ids=ids, reply_timeout=reply_timeout)
         folder = Path(output_dir).resolve()
         if env == "export":
             print(f"the app is in {write_app(deployment, bundle, folder / deployment.run)}")

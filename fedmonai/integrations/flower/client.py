@@ -17,6 +17,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.integrations.deployment import unpack_files
 from fedmonai.integrations.flower.exchange import reply_content, request_from
 from fedmonai.integrations.site_process import LocalSite
+from fedmonai.integrations.site_settings import SETTINGS
 
 __all__ = ["client_app", "site_of"]
 
@@ -40,7 +41,7 @@ def client_app(job: str | Path) -> ClientApp:
         settings = str(context.node_config.get("settings", ""))
         with tempfile.TemporaryDirectory() as folder:
             unpack_files(Path(job).read_text(encoding="utf-8"), folder)
-            site = LocalSite(folder, request.site, settings or "fedmonai.yaml", Path.cwd())
+            site = LocalSite(folder, request.site, settings or SETTINGS, Path.cwd(), required=bool(settings))
             try:
                 return Message(reply_content(site.answer(request)), reply_to=message)
             finally:

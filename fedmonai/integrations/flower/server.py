@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedmonai.federated import Reply, Request, SiteFailure
 from fedmonai.integrations.deployment import BUNDLE, Deployment, unpack_files
 from fedmonai.integrations.flower.exchange import reply_from, request_content
-from fedmonai.integrations.runtime import SiteSettings, federation_config, run_server
+from fedmonai.integrations.runtime import SETTINGS, SiteSettings, federation_config, run_server
 
 __all__ = ["GridTransport", "server_app"]
 
@@ -33,7 +33,8 @@ def server_app(job: str | Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        settings = SiteSettings.read(str(context.run_config.get("settings", "")) or "fedmonai.yaml")
+        named = str(context.run_config.get("settings", ""))
+        settings = SiteSettings.read(named or SETTINGS, required=bool(named))
         with tempfile.TemporaryDirectory() as folder:
             unpack_files(Path(job).read_text(encoding="utf-8"), folder)
             deployment = Deployment.read(folder)

@@ -52,7 +52,7 @@ def main(
         options |= {"startup_kit": startup_kit, "username": username, "output_dir": output_dir}
         overlays = [federation] if isinstance(federation, str) else list(federation)
         described: dict[str, Any] = {"run": name, "ids": ids, "isolate": env != "sim" if isolate is None else isolate}
-        described |= {"reply_timeout": float(reply_timeout)}
+        described |= {"reply_timeout": reply_timeout}
         print(deploy(bundle, overlays, env, described, **options))
     except (ConfigError, FederationError) as error:
         sys.exit(f"error: {error}")

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a job can make a site do: run what was linted, where the site wants it, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated import KeepSharedKeys, SiteService
+from fedmonai.integrations.deployment import Deployment, describe
+from fedmonai.integrations.runtime import SiteSettings, federation_config, run_server, site_service
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
+FILTER = {"_target_": "fedmonai.federated.KeepSharedKeys", "shared_keys": ["decoder"]}
+SITES: dict[str, Any] = {"a": {"site": "B"}, "b": {"site": "H"}}
+
+
+@pytest.fixture
+def witness(job: Path, tmp_path: Path) -> Path:
+    """A file that exists once the unlinted config in the job's docs was evaluated."""
+    path = tmp_path / "was_here"
+    evil = job / "bundle" / "docs" / "evil.yaml"
+    evil.write_text(f"lr: \"$__import__('pathlib').Path('{path}').touch() or 0.1\"\n")
+    return path
+
+
+def served(job: Path, tmp_path: Path, settings: SiteSettings | None = None) -> SiteService:
+    service = site_service(job, "a", settings or SiteSettings(), tmp_path / "root")
+    try:
+        service.sites.open("a")
+    except BaseException:
+        service.close()
+        raise
+    service.close()
+    return service
+
+
+def ways(job: Path, own: Path | None) -> list[dict[str, Any]]:
+    evil = job / "bundle" / "docs" / "evil.yaml"
+    files = [str(evil), os.path.relpath(evil, own)] if own else ["docs/evil.yaml", "configs/../docs/evil.yaml"]
+    return [ids for file in files for ids in ways_to_name(file)]
+
+
+def ways_to_name(file: str) -> list[dict[str, Any]]:
+    return [
+        {"local::overlay": file},
+        {"local#overlay": file},
+        {"local": {"overlay": [file]}},
+        {"sites::a::overlay": file},
+        {"sites": {**SITES, "a": {"site": "B", "overlay": [file]}}},
+        {"federation::sites::base": ["configs/train.json", file]},
+        {"federation": {"sites": {"base": file}}},
+    ]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the job's bundle", "own bundle"])
+@pytest.mark.parametrize("way", range(14))
+def test_overrides_name_no_unlinted_file(
+    way: int, own: bool, altered: Callable[..., Path], witness: Path, tmp_path: Path
+) -> None:
+    bundle = BUNDLE if own else None
+    job = altered()
+    job = altered(ways(job, bundle)[way])
+    with pytest.raises(ConfigError, match=r"none of the configs of the bundle|every machine decides for itself"):
+        served(job, tmp_path, SiteSettings(bundle=str(BUNDLE) if own else None))
+    assert not witness.exists()
+    with pytest.raises(ConfigError, match=r"none of the configs of the bundle|every machine decides for itself"):
+        run_server(job, SiteSettings(), tmp_path / "root", None)  # type: ignore[arg-type]
+    assert not witness.exists()
+
+
+def test_files_of_a_job_are_configs(altered: Callable[..., Path], witness: Path, tmp_path: Path) -> None:
+    job = altered(files=["configs/federated.yaml", "docs/evil.yaml"])
+    with pytest.raises(ConfigError, match=r"'docs/evil.yaml' \(a file of the job\) is none of the configs"):
+        served(job, tmp_path)
+    with pytest.raises(ConfigError, match=r"'docs/README.md' .* is none of the configs"):
+        describe(BUNDLE, "docs/README.md")
+    with pytest.raises(ConfigError, match="override 'local::overlay'"):
+        describe(BUNDLE, ids={"local::overlay": "configs/nowhere.yaml"})
+    assert describe(BUNDLE, ids={"local::overlay": "configs/data/ixi.yaml"}).ids
+
+
+def test_a_bundle_whose_own_config_names_a_file_elsewhere(
+    job: Path, altered: Callable[..., Path], witness: Path, tmp_path: Path
+) -> None:
+    """The lint looks at overlays that are written down; a reference could lead to another file."""
+    own = tmp_path / "own"
+    shutil.copytree(job / "bundle", own)
+    with open(own / "configs" / "demo.yaml", "a") as stream:
+        stream.write(f"local::overlay: '{job}/bundle/docs/evil.yaml'\n")
+    job = altered(files=["configs/federated.yaml", "configs/demo.yaml"])
+    shutil.copyfile(own / "configs" / "demo.yaml", job / "bundle" / "configs" / "demo.yaml")
+    job = altered()
+    with pytest.raises(ConfigError, match=r"evil.yaml' \(site 'a'\) is none of the configs"):
+        served(job, tmp_path, SiteSettings(bundle=str(own)))
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "named"),
+    [
+        ({"strategy::_target_": "os.system"}, "strategy::_target_"),
+        ({"local::lr": {}, "local::lr::_target_": "os.system"}, "local::lr::_target_"),
+        ({"sites": {"a": {"optimizer::_target_": "os.system"}}}, "sites::a::optimizer::_target_"),
+        ({"sites": {"a": {"optimizer#_target_": "os.system"}}}, "sites::a::optimizer::_target_"),
+        ({"local::train::preprocessing::transforms::0::reader": "os.system"}, "local::train::preprocessing.*::reader"),
+        ({"local": {"train::dataset::download": True}}, "local::train::dataset::download"),
+        ({"local::tracking": "docs/evil.yaml"}, "local::tracking"),
+        ({"sites": {"a": {"init_id": "x"}}}, "sites::a::init_id"),
+        ({"": {}}, "::"),
+        ({"federation": {}}, "federation"),
+        ({"federation::sites::exchange_filters": []}, "federation::sites::exchange_filters"),
+        ({"federation#sites#sites": SITES}, "federation::sites::sites"),
+        ({"federation::sites::output_dir": "/elsewhere"}, "federation::sites::output_dir"),
+        ({"federation::output_dir": "/elsewhere"}, "federation::output_dir"),
+        ({"output_dir": "/elsewhere"}, "output_dir"),
+        ({"bundle_root": "/elsewhere"}, "bundle_root"),
+        ({"local::output_dir": "/elsewhere"}, "local::output_dir"),
+        ({"local": {"bundle_root": "/elsewhere"}}, "local::bundle_root"),
+        ({"sites": {"a": {"standalone": True}}}, "sites::a::standalone"),
+        ({"check": None}, "check"),
+        ({"sites": [1]}, "sites"),
+        ({"sites": {"a": 5}}, "sites::a"),
+        ({"local": 5}, "local"),
+    ],
+)
+def test_overrides_that_no_job_may_have(
+    ids: dict[str, Any], named: str, altered: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"override '{named}' is "):
+        describe(BUNDLE, ids=ids)
+    with pytest.raises(ConfigError, match=f"override '{named}' is "):
+        served(altered(ids), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["sites::a::optimizer::lr", "num_round::x", "handlers::99::persist"])
+def test_override_without_a_place(key: str, tmp_path: Path) -> None:
+    deployment = describe(BUNDLE, ids={"sites": SITES, key: 1})
+    with pytest.raises(ConfigError, match=f"override '{key}' has no place in the configs configs/federated.yaml"):
+        federation_config(deployment, BUNDLE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "named"),
+    [
+        ({"sites": {"a": {"optimizer::lr": 0.9}}}, "optimizer::lr"),
+        ({"sites": {"a": {"optimizer#lr": 0.9}}}, "optimizer::lr"),
+        ({"sites": {"a": {"optimizer": {"lr": 0.9}}}}, "optimizer"),
+        ({"local": {"optimizer::lr": 0.9}}, "optimizer::lr"),
+        ({"local": {"train::dataset::cache_dir": "/elsewhere/cache"}}, "train::dataset::cache_dir"),
+        ({"local": {"lr::0": 0.9}}, "lr::0"),
+    ],
+)
+def test_no_id_gets_around_a_site(
+    ids: dict[str, Any], named: str, altered: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"the job sets '{named}', which follows from '(lr|output_dir)'"):
+        served(altered(ids), tmp_path, SiteSettings(ids={"lr": 0.25}))
+
+
+def test_what_a_site_decides_holds(altered: Callable[..., Path], tmp_path: Path) -> None:
+    """Equal ids, whatever their order and spelling; the site's filter comes last; nothing is written elsewhere."""
+    ids = {"local::lr": 0.9, "sites": {"a": {"site": "B", "lr": 0.8, "train#dataloader#num_workers": 3}}}
+    ids["exchange_filters"] = []
+    settings = SiteSettings(
+        ids={"lr": 0.25, "train::dataloader::num_workers": 0},
+        exchange_filters=[FILTER],
+        state_dir=str(tmp_path / "state"),
+        bundle=str(BUNDLE),
+        overlay="configs/data/ixi.yaml",
+    )
+    service = served(altered(ids), tmp_path, settings)
+    site = service.sites.open("a")
+    assert site.trainer.optimizer.param_groups[0]["lr"] == 0.25
+    assert site.trainer.data_loader.num_workers == 0
+    assert [type(one) for one in site.exchange_filters] == [KeepSharedKeys]
+    assert site.config_train_filename == ["configs/train.json", "configs/data/ixi.yaml"]
+    assert service.sites.output_dir == tmp_path / "state" / "try"
+    assert service.sites.names == ["a"]
+    assert not (tmp_path / "root").exists()
+
+
+def test_filters_of_the_job_come_before_those_of_the_site(altered: Callable[..., Path], tmp_path: Path) -> None:
+    private = ["configs/federated.yaml", "configs/federation/private.yaml"]
+    job = altered({"exchange_filters::0::seed": 5}, files=private)
+    own = {"_target_": "fedmonai.federated.GaussianPrivacy", "output_dir": "@output_dir"}
+    settings = SiteSettings(exchange_filters=[own], state_dir=str(tmp_path / "state"))
+    theirs, ours = served(job, tmp_path, settings).sites.common["exchange_filters"]
+    assert (theirs.seed, ours.seed) == (5, None)
+    assert ours.output_dir == tmp_path / "state" / "try"
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ([{"_target_": "fedmonai.federated.NoSuch"}], "exchange_filters of this site's fedmonai.yaml: "),
+        ([{"_target_": "torch.nn.L1Loss", "reduction": "@strategy"}], "exchange_filters of this site's fedmonai.yaml"),
+        ([{"_target_": "torch.zeros", "size": [1]}], "Tensor is no filter"),
+    ],
+)
+def test_filters_that_cannot_be_built(filters: list[dict], message: str, job: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        served(job, tmp_path, SiteSettings(exchange_filters=filters))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[1]", "does not describe a job"),
+        ('{"run": "a"}', "does not describe a job"),
+        ('{"run": "a", "files": [], "more": 1}', "does not describe a job"),
+        ('{"run": "a", "files": [], "run": "b"}', "there twice"),
+        ('{"run": "a", "files": "configs/federated.yaml"}', "files is 'configs/federated.yaml'; give a list"),
+        ('{"run": "a", "files": [5]}', "files of a job is"),
+        ('{"run": "a", "files": [], "ids": [1]}', r"ids of a job is '\[1\]'"),
+        ('{"run": "a", "files": [], "isolate": "no"}', "isolate of a job is 'no'"),
+        ('{"run": "a", "files": [], "reply_timeout": "x"}', "reply_timeout of a job is 'x'"),
+        ('{"run": "a", "files": [], "reply_timeout": NaN}', "reply_timeout of a job is 'nan'"),
+        ('{"run": 5, "files": []}', "run of a job is '5'"),
+        ("[" * 100000, "cannot be read"),
+    ],
+)
+def test_descriptions_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "fedmonai.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Deployment.read(tmp_path)
