@@ -13,6 +13,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow, ReferenceResolver, load
 
 from fedmonai.bundle.known_ids import bundle_ids, refuse_unknown
+from fedmonai.bundle.number_ranges import refuse_bad_numbers, refuse_unread_ids
 from fedmonai.bundle.value_kinds import refuse_wrong_kinds
 from fedmonai.errors import ConfigError, mistake_behind
 
@@ -20,7 +21,7 @@ __all__ = ["check_config", "live_config"]
 
 
 def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
-    """Refuse ids that the bundle does not know and texts for switches and numbers; let mistakes end in one line.
+    """Refuse ids that nothing reads and values of a wrong kind or out of range; let mistakes end in one line.
 
     MONAI accepts ``--epohcs 3`` and trains with the default. As a component named in ``initialize`` this check sees the
     config that is really used, whether it comes from the command line, an args file, ``ConfigWorkflow`` or
@@ -33,8 +34,9 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
         the live config.
 
     Raises:
-        ConfigError: on an unknown id, naming the nearest known one, on a text where the bundle has a switch or a
-            number, or when ``bundle_root`` is no bundle.
+        ConfigError: on an unknown id, naming the nearest known one; on a text where the bundle has a switch or a
+            number; on a number out of range (a batch of 0); on an id that a federation decides itself (a site's
+            epochs); when ``bundle_root`` is no bundle.
     """
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
@@ -47,6 +49,8 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
     config = live_config()
     refuse_unknown(config, bundle_ids(bundle_root))
     refuse_wrong_kinds(config, bundle_root)
+    refuse_bad_numbers(config)
+    refuse_unread_ids(config)
     return config
 
 

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from fedmonai.bundle.known_ids import config_files
 from fedmonai.errors import ConfigError
 
-__all__ = ["refuse_wrong_kinds", "switch_and_number_ids"]
+__all__ = ["refuse_wrong_kinds", "site_sections", "switch_and_number_ids"]
 
 SEP = ReferenceResolver.sep
 #: what a kind of value is called, and how it is given on the command line
@@ -44,12 +44,17 @@ def refuse_wrong_kinds(config: Mapping[str, Any], bundle_root: str | Path, site_
     """
     files = config_files(bundle_root)
     of_sites = switch_and_number_ids([path for path in files if path.name == site_config])
-    sections = {f"sites{SEP}{name}": ids for name, ids in _mapping(config.get("sites")).items()}
-    sections["local"] = config.get("local")
-    for prefix, ids in sections.items():
-        _check(_mapping(ids), of_sites, prefix + SEP)
+    for prefix, ids in site_sections(config).items():
+        _check(ids, of_sites, prefix)
     own = {key: value for key, value in config.items() if key not in ("local", "sites")}
     _check(own, switch_and_number_ids(files), "")
+
+
+def site_sections(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What a config sets at sites: the ids of ``local`` and of each entry of ``sites``, under their prefix."""
+    sections = {f"sites{SEP}{name}": ids for name, ids in _mapping(config.get("sites")).items()}
+    sections["local"] = config.get("local")
+    return {prefix + SEP: _mapping(ids) for prefix, ids in sections.items()}
 
 
 def _check(config: Mapping[str, Any], kinds: Mapping[str, type], prefix: str) -> None:

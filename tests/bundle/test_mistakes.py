@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
+from fedmonai.bundle.site_check import check_site
 from fedmonai.errors import ConfigError, mistake_behind
 
 FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
@@ -53,6 +54,14 @@ MISTAKES: list[tuple[str, Callable[[Path], None], dict[str, Any], tuple[str, ...
     ("acceleration", leave, {"local::accelerations": [0.5]}, ("site 'A'", "acceleration", "0.5", "1")),
     ("center fraction 0", leave, {"local::center_fractions": [0.0]}, ("site 'A'", "center_fraction", "(0, 1]")),
     ("center fraction 1.5", leave, {"local::center_fractions": [1.5]}, ("site 'A'", "1.5", "(0, 1]")),
+    ("batch of 0", leave, {"local::batch_size": 0}, ("config id 'local::batch_size' is 0", "of at least 1")),
+    ("batch of 0 at a site", leave, {"sites::B::batch_size": 0}, ("'sites::B::batch_size' is 0", "of at least 1")),
+    ("rate below 0", leave, {"local::lr": -1}, ("config id 'local::lr' is -1", "above 0")),
+    ("workers below 0", leave, {"local::num_workers": -1}, ("config id 'local::num_workers' is -1", "at least 0")),
+    ("half a round", leave, {"num_rounds": 2.5}, ("config id 'num_rounds' is 2.5", "whole number")),
+    ("half an epoch", leave, {"local_epochs": 1.5}, ("config id 'local_epochs' is 1.5", "whole number")),
+    ("no step", leave, {"local_steps": 0}, ("config id 'local_steps' is 0", "at least 1, or null")),
+    ("epochs of sites", leave, {"local::epochs": 3}, ("'local::epochs' (value 3) has no effect", "set local_epochs")),
     ("unknown site", leave, {"train_sites": ["A", "Z"]}, ("train_sites names 'Z'", "are A, B")),
     ("missing overlay", leave, {"sites::B::overlay": "configs/x.yaml"}, ("site 'B'", "'configs/x.yaml' is not in")),
 ]
@@ -82,6 +91,14 @@ def test_one_clear_error(
     assert not (tmp_path / "run" / "rounds.jsonl").exists()
 
 
+def test_number_in_an_overlay_of_a_site(make_site: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path) -> None:
+    overlay = tmp_path / "low.yaml"
+    overlay.write_text("lr: 0")
+    sites = {"A": {"dataset_dir": str(make_site("A")), "overlay": str(overlay)}}
+    found = check_site(FL_MR, "A", sites=sites, output_dir=str(tmp_path / "run"), **tiny)
+    assert [(f.good, f.found) for f in found] == [(False, "site 'A': config id 'lr' is 0; give a number above 0.")]
+
+
 COMMANDS = [
     (
         "configs/federated.yaml",
@@ -94,11 +111,14 @@ COMMANDS = [
         "site 'B': dataset_dir: /no/such is not a folder",
     ),
     ("configs/train.json", ["--dataset_dir", "/no/such"], "dataset_dir: /no/such is not"),
+    ("configs/train.json", ["--epochs", "0"], "config id 'epochs' is 0; give a whole number of at least 1."),
     ("configs/inference.json", ["--ckpt_path", "/no/such.pt"], "ckpt_path: there is no file '/no/such.pt'"),
 ]
 
 
-@pytest.mark.parametrize(("config", "overrides", "text"), COMMANDS, ids=["id", "site", "training", "inference"])
+@pytest.mark.parametrize(
+    ("config", "overrides", "text"), COMMANDS, ids=["id", "site", "training", "number", "inference"]
+)
 def test_command_line_ends_in_one_line(config: str, overrides: list[str], text: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config, *overrides]
     done = subprocess.run(

@@ -9,26 +9,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
+BUNDLES = Path(__file__).parents[2] / "bundles"
 ROUNDS = 4
-# private decoders and optimizers that keep their state: all that a resumed run can lose is in the run
-IDS: dict[str, Any] = {"num_rounds": ROUNDS, "local_steps": 12, "local_keys": r"['decoder\.up']", "device": "cpu"}
+IDS: dict[str, Any] = {"num_rounds": ROUNDS, "local_steps": 12, "device": "cpu"}
+# optimizers that keep their state, and what stays at a site: all that a resumed run can lose is in the run
 IDS |= {"local::channels": 4, "local::batch_size": 2, "local::resolution": 32, "local::reset_optimizer": False}
 IDS |= {"local::generated_size": 32, "local::generated_subjects": "[2,1,1]", "local::generated_slices": 4}
+OWN: dict[str, dict[str, Any]] = {
+    "fl_mr": {"local_keys": r"['decoder\.up']"},  # private decoders
+    "fl_mrcm": {"share_features": True},  # discriminators and their optimizers, and the target's latents of the round
+    "fedmri": {},  # private decoders, and the encoders of the round before
+}
+#: what a run leaves of models: a whole network, or what is shared and each site's best
+WHOLE = ["initial.pt", "model.pt", "model_final.pt"]
+PRIVATE = ["B.pt", "F.pt", "H.pt", "I.pt", "initial.pt", "model_final.pt", "shared.pt"]
 
 
-def start(data: Path, out: Path, workers: int = 0, *further: str) -> subprocess.Popen[str]:
-    ids = {**IDS, "local::generated_dir": data, "local::num_workers": workers, "output_dir": out}
+def start(bundle: str, data: Path, out: Path, workers: int = 0, *further: str) -> subprocess.Popen[str]:
+    ids = {**IDS, **OWN[bundle], "local::generated_dir": data, "local::num_workers": workers, "output_dir": out}
     overrides = [text for key, value in ids.items() for text in (f"--{key}", str(value))]
     return subprocess.Popen(
         [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/federated.yaml", *overrides, *further],
-        cwd=BUNDLE,
+        cwd=BUNDLES / bundle,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -74,38 +83,40 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(data, out))
-    return out
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The uninterrupted run of a bundle, made once: whole("fl_mr")."""
+    runs: dict[str, Path] = {}
+
+    def run(bundle: str) -> Path:
+        if bundle not in runs:
+            out = tmp_path_factory.mktemp(bundle) / "run"
+            finish(start(bundle, data, out))
+            runs[bundle] = out
+        return runs[bundle]
+
+    return run
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("bundle", "workers", "left"),
+    [("fl_mr", 0, PRIVATE), ("fl_mr", 2, PRIVATE), ("fl_mrcm", 0, WHOLE), ("fedmri", 0, PRIVATE)],
+)
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(
-    data: Path, whole: Path, tmp_path: Path, workers: int
+    data: Path, whole: Callable[[str], Path], tmp_path: Path, bundle: str, workers: int, left: list[str]
 ) -> None:
-    out = tmp_path / "run"
-    kill_in_round(start(data, out, workers), out, 2, delay=0.1)
-    kill_in_round(start(data, out, workers, "--resume", "True"), out, 3, delay=0.4)
-    finish(start(data, out, workers, "--resume", "True"))
-    models = sorted(path.relative_to(whole) for path in whole.rglob("models/*.pt"))
-    assert [path.name for path in models] == [
-        "B.pt",
-        "F.pt",
-        "H.pt",
-        "I.pt",
-        "initial.pt",
-        "model_final.pt",
-        "shared.pt",
-    ]
+    expected_run, out = whole(bundle), tmp_path / "run"
+    kill_in_round(start(bundle, data, out, workers), out, 2, delay=0.1)
+    kill_in_round(start(bundle, data, out, workers, "--resume", "True"), out, 3, delay=0.4)
+    finish(start(bundle, data, out, workers, "--resume", "True"))
+    models = sorted(path.relative_to(expected_run) for path in expected_run.rglob("models/*.pt"))
+    assert [path.name for path in models] == left
     for path in models:
-        expected, found = weights(whole / path), weights(out / path)
+        expected, found = weights(expected_run / path), weights(out / path)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected), path
     for name in ("metrics.csv", "cases.csv"):
-        assert (whole / name).read_text() == (out / name).read_text()
-    runs = [json.loads((folder / "run.json").read_text()) for folder in (whole, out)]
+        assert (expected_run / name).read_text() == (out / name).read_text()
+    runs = [json.loads((folder / "run.json").read_text()) for folder in (expected_run, out)]
     assert runs[0]["best_round"] == runs[1]["best_round"]
     assert runs[0]["best_round_per_site"] == runs[1]["best_round_per_site"]

@@ -21,8 +21,13 @@ SMALL = {
     },
     "fedmri": {"generated_size": 32},
     "fl_mr": {"generated_size": 32},
+    "fl_mrcm": {"generated_size": 32},
     "iop_fl": {"generated_size": 32, "generated_cases": 3, "generated_slices": 4, "num_pool": 2},
 }
+
+
+def test_every_bundle_is_in_the_table() -> None:
+    assert sorted(SMALL) == sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/multi_gpu_train.json"))
 
 
 @pytest.mark.integration
