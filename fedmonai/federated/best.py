@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fedmonai.errors import ConfigError
@@ -29,6 +30,27 @@ class BestRounds:
             raise ConfigError(f"key_metric_mode is '{mode}'; choose max or min.")
         self.mode = mode
         self.records: dict[str, tuple[float, int]] = {}
+        #: the sites' values in the round with the best mean
+        self.values: dict[str, float] = {}
+
+    def update_mean(self, values: Mapping[str, float], round_number: int) -> bool:
+        """Note the sites' values of a round; return whether their mean is the best so far.
+
+        Rounds are compared over the sites that both have: a round that lacks a weak site is not better for it.
+        """
+        common = sorted(self.values.keys() & values.keys())
+        if self.values and not common:
+            return False
+        mean = sum(values.values()) / len(values)
+        if common:
+            here, best = (sum(known[name] for name in common) for known in (values, self.values))
+            if math.isnan(mean) or not (here > best if self.mode == "max" else here < best):
+                return False
+            self.records.pop(MEAN, None)
+        if not self.update(mean, round_number):
+            return False
+        self.values = dict(values)
+        return True
 
     def update(self, value: float, round_number: int, site: str = MEAN) -> bool:
         """Note a value; return whether it is the best so far.
@@ -54,8 +76,10 @@ class BestRounds:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only."""
-        return {site: [value, number] for site, (value, number) in self.records.items()}
+        records = {site: [value, number] for site, (value, number) in self.records.items()}
+        return {"records": records, "values": dict(self.values)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state written by :meth:`state_dict`."""
-        self.records = {site: (value, number) for site, (value, number) in state.items()}
+        self.records = {site: (value, number) for site, (value, number) in state["records"].items()}
+        self.values = dict(state["values"])

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from fedmonai.errors import ConfigError
 from fedmonai.federated.best import BestRounds
 from fedmonai.federated.examination import Examination, write_examination
 from fedmonai.federated.run_folder import RunFolder, load_checked, save_atomic
@@ -44,6 +45,9 @@ class Evaluations:
         Returns:
             ``{metric: {site: value}}`` of the model that counts (a site's own where it has one), and notes on sites
             that could not be evaluated.
+
+        Raises:
+            ConfigError: when the sites report metrics, but not the one that rounds are chosen by.
         """
         found: dict[str, dict[str, dict[str, float]]] = {}
         notes = []
@@ -60,7 +64,12 @@ class Evaluations:
         counted = found.get("personal") or found.get("global") or {}
         chosen = found.get("global") or counted
         values = chosen.get(self.key_metric, {})
-        if values and self.best.update(sum(values.values()) / len(values), number):
+        if chosen and not values:
+            raise ConfigError(
+                f"key_metric is '{self.key_metric}', which no site reports; choose one of {', '.join(sorted(chosen))} "
+                "and continue with --resume True."
+            )
+        if values and self.best.update_mean(values, number):
             weights = {k: t.clone() for k, t in self.strategy.global_weights.items()}
             save_atomic(weights, self.folder.model(self._global_name()))
         return counted, notes
@@ -76,6 +85,12 @@ class Evaluations:
         for result in self.sites.test(chosen, initial, self.best):
             write_examination(self.folder, result)
             notes += self._failure("test", result)
+            if self.best.round() and self.best.round(result.site) is None and _has_personal(result):
+                notes.append(
+                    f"site '{result.site}' has no model of its own that was validated: its 'personal' rows are the "
+                    "shared weights with its private tensors as they are, untrained if it took part in no round"
+                )
+                logger.warning(notes[-1])
         return notes
 
     def _global_name(self) -> str:
@@ -95,3 +110,7 @@ class Evaluations:
         note = f"{what} at site '{result.site}' failed: {result.error}"
         logger.warning(note)
         return [note]
+
+
+def _has_personal(result: Examination) -> bool:
+    return any(one.model == "personal" and one.round for one in result.found)

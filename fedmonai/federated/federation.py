@@ -145,7 +145,8 @@ class Federation(Workflow):
         own = self.strategy.participants(round_number, self.train_sites, self.seed)
         if own is not None:
             return sorted(own)
-        count = max(self.min_sites, math.ceil(self.fraction * len(self.train_sites)))
+        # rounded first: 0.28 of 25 sites is 7 and not, for the last bit of the product, 8
+        count = max(self.min_sites, math.ceil(round(self.fraction * len(self.train_sites), 9)))
         chosen = random.Random(derive_seed(self.seed, "participants", round_number)).sample(self.train_sites, count)
         return sorted(chosen)
 
@@ -184,6 +185,7 @@ class Federation(Workflow):
             self._updates[name] = update  # last: what fails above is in no average
             loss = float((update.statistics or {}).get("loss", math.nan))
         except Exception as error:  # whatever a site's own code raises, the round goes on without it
+            self.sites.undo(name)
             self.record.fail(name, error)
             logger.warning("round %d: site '%s' is left out: %s", number, name, self.record.failed[name])
         self.record.seconds_per_site[name] = time.perf_counter() - started

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 
 import torch
@@ -14,6 +15,14 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.message import attachments_of
 
 __all__ = ["Guard", "RefusedMessage"]
+
+#: what every update counts; a strategy may weight by each of them
+COUNTS = ("num_samples", "num_steps", "num_batches")
+#: far above any data set, far below what no longer fits into a table
+MOST = 10**12
+#: what a protected update says of the noise in it, all or nothing
+PRIVACY = {f"privacy_{name}" for name in ("epsilon", "delta", "noise_multiplier", "clip_norm", "seeded")}
+_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
 class RefusedMessage(ValueError):  # noqa: N818 (what it is, is a message)
@@ -59,7 +68,7 @@ class Guard:
         if not isinstance(message, ExchangeObject):
             raise RefusedMessage(f"the update is {type(message).__name__}, not a message")
         self.check_weights(message.weights, {} if observer else reference)
-        self._check_statistics(message.statistics or {}, round_number, () if observer else ("num_samples", "num_steps"))
+        self._check_statistics(message.statistics or {}, round_number, () if observer else COUNTS)
         self.check_attachments(message, attachments)
 
     def check_weights(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
@@ -116,15 +125,32 @@ class Guard:
 
     @staticmethod
     def _check_statistics(statistics: Mapping[str, object], round_number: int, counts: Collection[str]) -> None:
+        for name, value in statistics.items():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise RefusedMessage(f"a statistic has the name {str(name)[:50]!r}, which is none")
+            plain = isinstance(value, (int, float)) and not (isinstance(value, int) and abs(value) > MOST)
+            if not plain and name not in ("loss", "round", *counts):
+                raise RefusedMessage(f"{name} is {_short(value)}, not a number of at most {MOST:.0e}")
+        if (given := PRIVACY & statistics.keys()) and given != PRIVACY:
+            raise RefusedMessage(f"the statistics name {min(given)}, but not {min(PRIVACY - given)}")
         loss = statistics.get("loss")
         if counts and (isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss)):
-            raise RefusedMessage(f"the training loss is {loss!r}, not a finite number")
+            raise RefusedMessage(f"the training loss is {_short(loss)}, not a finite number")
         for name in counts:
             count = statistics.get(name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise RefusedMessage(f"{name} is {count!r}, not a positive whole number")
-        if statistics.get("round") != round_number:
-            raise RefusedMessage(f"the update belongs to round {statistics.get('round')!r}, not to {round_number}")
+            if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
+                raise RefusedMessage(f"{name} is {_short(count)}, not a positive whole number of at most {MOST:.0e}")
+        if isinstance(statistics.get("round"), bool) or statistics.get("round") != round_number:
+            raise RefusedMessage(
+                f"the update belongs to round {_short(statistics.get('round'))}, not to {round_number}"
+            )
+
+
+def _short(value: object) -> str:
+    """A value in a message; the text of a number with thousands of digits is an error by itself."""
+    if isinstance(value, int) and abs(value) > MOST:
+        return f"a whole number beyond {MOST:.0e}"
+    return repr(value)[:50]
 
 
 def _key_difference(missing: list[str], unknown: list[str]) -> str:

@@ -55,6 +55,7 @@ class RemoteSites(Sites):
         self._joined: dict[str, Reply] | None = None
         self._kept: list[Mapping[str, int]] = []
         self._silent: set[str] = set()
+        self._before: dict[str, int] = {}
 
     def _ask(self, kind: str, name: str, number: int, message: ExchangeObject | None = None, **facts: Any) -> None:
         state_round = self.state_rounds.get(name, 0)
@@ -123,6 +124,7 @@ class RemoteSites(Sites):
         """Send every participant its own message."""
         super().begin_round(round_number, messages)
         self._silent = set()
+        self._before = {name: self.state_rounds.get(name, 0) for name in messages}
         for name, message in messages.items():
             self._ask("train", name, round_number, message)
 
@@ -171,6 +173,10 @@ class RemoteSites(Sites):
                 yield Examination(name, [Examined(**one) for one in facts["found"]], facts.get("ended"))
             except (SiteFailure, KeyError, TypeError) as error:
                 yield Examination(name, [], reason_of(error))
+
+    def undo(self, name: str) -> None:
+        """Have the site go back to its state before this round, with the next request."""
+        self.state_rounds[name] = self._before[name]
 
     def changed(self, name: str) -> None:
         """Sites write their state themselves, before they answer."""

@@ -35,6 +35,8 @@ class _SortedCoordinates(Strategy):
             return
         for key, target in self.global_weights.items():
             tensors = [w[key] for w in weights]
+            if target.is_complex():  # real and imaginary parts are coordinates
+                target, tensors = torch.view_as_real(target), [torch.view_as_real(t.contiguous()) for t in tensors]
             if target.is_floating_point():
                 self._combine_(target, tensors)
             else:

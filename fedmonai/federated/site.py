@@ -199,14 +199,14 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         With ``out`` in ``extra`` (tensors by shared key) the shared values are written there instead of to fresh ones.
         A handler with a method ``contribute(engine) -> {name: {key: tensor}}`` adds attachments, one with a property
         ``training_metrics`` (``{name: number}``) adds statistics ``train_<name>``. A request for a stored
-        model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the shared keys.
+        model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the shared keys and filtered.
         """
         extra = dict(extra or {})
         out = extra.pop("out", None)
         if ExtraItems.MODEL_TYPE in extra:
-            stored = super().get_weights(extra)
-            stored.weights = {k: v for k, v in stored.weights.items() if k in self.keys}
-            return stored
+            message = super().get_weights(extra)  # with the post_weight_filters
+            message.weights = {k: v for k, v in message.weights.items() if k in self.keys}
+            return self._filtered(message, self.exchange_filters, extra)
         if self.observing:
             message = ExchangeObject(statistics={"round": self.round, "observe": 1})
         else:
@@ -219,7 +219,10 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         for handler in self.handlers:
             if hasattr(handler, "contribute"):
                 message.update(handler.contribute(self.trainer))
-        for apply in [*(self.post_weight_filters or []), *self.exchange_filters]:
+        return self._filtered(message, [*(self.post_weight_filters or []), *self.exchange_filters], extra)
+
+    def _filtered(self, message: ExchangeObject, filters: Sequence[Any], extra: dict) -> ExchangeObject:
+        for apply in filters:
             message = apply(message, {"site": self.site, "round": self.round, "received": self.received, **extra})
         return message
 

@@ -17,6 +17,7 @@ from fedmonai.federated.examination import Examination, Examined, examine, final
 from fedmonai.federated.guard import Guard
 from fedmonai.federated.run_folder import load_checked, save_atomic
 from fedmonai.federated.site import SiteAlgo
+from fedmonai.federated.site_arguments import as_list, checked_name, site_arguments
 from fedmonai.federated.update_buffers import UpdateBuffers
 
 __all__ = ["Sites"]
@@ -75,10 +76,10 @@ class Sites:
             )
         if resident_sites is not None and resident_sites < 1:
             raise ConfigError(f"resident_sites is {resident_sites}; give 1 or more, or null for all.")
-        self.specs = {_checked_name(name): dict(spec or {}) for name, spec in sites.items()}
+        self.specs = {checked_name(name): dict(spec or {}) for name, spec in sites.items()}
         self.local = dict(local or {})
         self.bundle_root = str(bundle_root)
-        self.base = _as_list(base)
+        self.base = as_list(base)
         self.output_dir = Path(output_dir)
         self.resident_sites = resident_sites or len(self.specs)
         self.common: dict[str, Any] = {
@@ -113,31 +114,9 @@ class Sites:
 
     def arguments(self, name: str) -> dict[str, Any]:
         """Keyword arguments of :class:`SiteAlgo` for one site; a deployed client is built from the same ones."""
-        spec = dict(self.specs[name])
-        local = dict(self.local)
-        files = [*self.base, *_as_list(local.pop("overlay", None)), *_as_list(spec.pop("overlay", None))]
-        ids = {**local, **spec}
-        for key, value in ids.items():
-            if hasattr(value, "__dict__") and not isinstance(value, type):
-                raise ConfigError(
-                    f"site '{name}': id '{key}' is a component ({type(value).__name__}); sites may not share one "
-                    "object. Put it in a file and name the file as overlay."
-                )
-        for file in files:
-            if not (Path(self.bundle_root) / file).is_file():
-                raise ConfigError(
-                    f"site '{name}': config file '{file}' is not in the bundle folder '{self.bundle_root}'."
-                )
-        own: dict[str, Any] = {"bundle_root": self.bundle_root, "site": name}
-        own |= {"output_dir": str(self.output_dir / "sites" / name), "standalone": False}
-        own["seed"] = self.common["seed"]
-        return {
-            **self.common,
-            "bundle_root": self.bundle_root,
-            "site": name,
-            "config_train_filename": files,
-            "train_kwargs": {**own, **ids},
-        }
+        return site_arguments(
+            name, self.specs[name], self.local, self.base, Path(self.bundle_root), self.output_dir, self.common
+        )
 
     def open(self, name: str) -> SiteAlgo:
         """The site, built or fetched from its folder if it is not in memory.
@@ -181,6 +160,15 @@ class Sites:
     def changed(self, name: str) -> None:
         """Note that the site's state is newer than its file."""
         self._dirty.add(name)
+
+    def undo(self, name: str) -> None:
+        """Take back a turn whose update is not used: what the site has learned from it is gone at both ends.
+
+        A turn that failed by itself has left nothing; of a refused one the private part goes back to its file.
+        """
+        if name in self._dirty:
+            self._dirty.discard(name)
+            self._resident.pop(name, None)
 
     def save(self, round_number: int) -> None:
         """Write the state of every changed site as of ``round_number``."""
@@ -281,18 +269,3 @@ class Sites:
             for path in (self.output_dir / "sites" / name).glob("round_*.pt"):
                 if path not in wanted:
                     path.unlink()
-
-
-def _as_list(files: str | Sequence[str] | None) -> list[str]:
-    if files is None:
-        return []
-    return [files] if isinstance(files, str) else list(files)
-
-
-def _checked_name(name: str) -> str:
-    text = str(name)
-    if not text or text != Path(text).name or text.startswith("."):
-        raise ConfigError(
-            f"sites: '{text}' cannot be a site name; it becomes a folder, so use letters, digits, '_', '-', '.'."
-        )
-    return text

@@ -123,6 +123,8 @@ class WeightedMean(Strategy):
         shares = self.shares({name: updates[name].statistics or {} for name in names})
         for key, target in self.global_weights.items():
             tensors = [(updates[name].weights or {})[key] for name in names]
+            if target.is_complex():
+                target, tensors = torch.view_as_real(target), [torch.view_as_real(t.contiguous()) for t in tensors]
             if target.is_floating_point():
                 weighted_mean_(target, tensors, [shares[name] for name in names])
             else:

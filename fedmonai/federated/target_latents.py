@@ -99,9 +99,12 @@ class TargetLatents(WeightedMean):
         return {NAME: self._round} if self._round else {}
 
     def state_dict(self) -> dict[str, Any]:
-        own = {} if self.bank is None else {"bank": self.bank, "bank_round": self.bank_round}
-        return {**super().state_dict(), **own}
+        own = {"bank": self.bank, "bank_round": self.bank_round, "target_site": self.target_site}
+        return {**super().state_dict(), **({} if self.bank is None else own)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; its bank counts only if vectors still travel, and only of the same target site."""
         super().load_state_dict(state)
-        self.bank, self.bank_round = state.get("bank"), int(state.get("bank_round", 0))
+        self.bank, self.bank_round = None, 0
+        if self.attachments_down and state.get("target_site") == self.target_site:
+            self.bank, self.bank_round = state["bank"], int(state["bank_round"])

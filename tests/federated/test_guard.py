@@ -18,7 +18,7 @@ REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 
 def good(**changes: object) -> object:
     weights = {"a": torch.ones(2, 3), "b": torch.ones(4)}
-    statistics: dict = {"num_samples": 3, "num_steps": 2, "round": 5, "loss": 0.5}
+    statistics: dict = {"num_samples": 3, "num_steps": 2, "num_batches": 2, "round": 5, "loss": 0.5}
     for key, value in changes.items():
         (weights if key in weights else statistics)[key] = value
     return weights_message(weights, **statistics)
@@ -56,6 +56,14 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("not a tensor", lambda: good(a=[1.0])),
     ("num_samples is 0", lambda: good(num_samples=0)),
     ("num_steps is -1", lambda: good(num_steps=-1)),
+    ("num_batches is -5", lambda: good(num_batches=-5)),
+    ("num_batches is '1e3', not a positive", lambda: good(num_batches="1e3")),
+    ("num_samples is a whole number beyond 1e", lambda: good(num_samples=10**5000)),
+    ("train_psnr is 'x', not a number", lambda: good(train_psnr="x")),
+    ("train_psnr is None, not a number", lambda: good(train_psnr=None)),
+    ("has the name 'two.*lines', which is none", lambda: good(**{"two\nlines": 1})),
+    ("name privacy_epsilon, but not privacy_clip_norm", lambda: good(privacy_epsilon=1.0)),
+    ("belongs to round True, not", lambda: good(round=True)),
     ("num_samples is 2.5", lambda: good(num_samples=2.5)),
     ("num_samples is True", lambda: good(num_samples=True)),
     ("round 4, not to 5", lambda: good(round=4)),

@@ -13,7 +13,10 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import FederationError
-from fedmonai.federated import Federation, Sites
+from fedmonai.federated import Federation, Sites, WeightedMean
+
+#: the last layer of the tiny network
+PRIVATE = (r"output",)
 
 
 def first(update: ExchangeObject) -> str:
@@ -166,3 +169,28 @@ def test_a_site_counts_once_however_often_it_is_named(
     engine.run()
     assert [r["completed"] for r in rounds_of(tmp_path)] == [["A", "B"]] * 3
     assert engine.sites.open("B").trainer.state.iteration == 6
+
+
+@pytest.mark.parametrize("in_memory", [None, 1], ids=["all in memory", "one at a time"])
+def test_a_refused_turn_is_undone_at_its_site(in_memory: int | None, tmp_path: Path, tiny_federation: Callable) -> None:
+    """Private weights and a persistent optimizer go back to where they were, as after a turn that failed by itself."""
+
+    class Failing(Sites):
+        """Site B's own training fails in round 2."""
+
+        def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
+            if name == "B" and self._round == 2:
+                raise RuntimeError("no turn")
+            return super().train(name, message)
+
+    options = {"site_options": {"local_keys": PRIVATE, "resident_sites": in_memory}}
+    for folder, kind in (("failed", Failing), ("refused", hostile_sites(SPOILT["NaN"][0], {2}))):
+        tiny_federation(tmp_path / folder, kind=kind, strategy=WeightedMean(local_keys=PRIVATE), **options).run()
+    one, two = (
+        torch.load(tmp_path / run / "sites" / "B" / "round_0003.pt", weights_only=True) for run in ("failed", "refused")
+    )
+    assert one["private"] and one["iteration"] == two["iteration"]
+    assert all(torch.equal(one["private"][key], two["private"][key]) for key in one["private"])
+    assert all(bool(tensor.isfinite().all()) for tensor in two["private"].values())
+    finals = [final(tmp_path / run) for run in ("failed", "refused")]
+    assert all(torch.equal(finals[0][key], finals[1][key]) for key in finals[0])

@@ -98,7 +98,7 @@ def test_shares_sum_to_one(updates: dict[str, ExchangeObject]) -> None:
 def test_guard_lets_good_values_pass_and_finds_a_bad_one_anywhere(values: list, place: int, bad: float) -> None:
     reference = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
     weights = {"a": torch.tensor(values).reshape(2, 3), "b": torch.zeros(4)}
-    statistics = {"num_samples": 1, "num_steps": 1, "round": 1, "loss": 0.0}
+    statistics = {"num_samples": 1, "num_steps": 1, "num_batches": 1, "round": 1, "loss": 0.0}
     Guard().check_update(weights_message(weights, **statistics), reference, 1)
     weights["a"].view(-1)[place] = bad
     with pytest.raises(RefusedMessage, match="'a'"):

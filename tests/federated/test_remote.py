@@ -270,6 +270,30 @@ def test_hostile_update_is_refused_over_the_wire(data: Path, tmp_path: Path) -> 
     assert all(torch.isfinite(t).all() for t in final(tmp_path / "server").values())
 
 
+def test_a_refused_turn_is_undone_at_its_site(data: Path, tmp_path: Path) -> None:
+    engine, wire = remote(data, tmp_path, PRIVATE, {"reset_optimizer": False})
+    answer = wire.services["B"].answer
+
+    def poisoned(request: Request) -> Reply:
+        reply = answer(request)
+        if (request.kind, request.round) == ("train", 2) and reply.message is not None:
+            next(iter(reply.message.weights.values())).fill_(float("nan"))
+        return reply
+
+    wire.services["B"].answer = poisoned  # type: ignore[method-assign]
+    engine.run()
+    close(wire)
+    assert [line["completed"] for line in lines(tmp_path / "server")] == [["A", "B"], ["A"], ["A", "B"]]
+    assert [r.facts["state_round"] for r in wire.sent if r.kind == "validate" and r.site == "B"] == [1, 1, 3]
+    lost, other = remote(data, tmp_path / "lost", PRIVATE, {"reset_optimizer": False})
+    other.lose = {("train", 2, "B")}
+    lost.run()
+    close(other)
+    states = [personal_state(root / "B", "B") for root in (tmp_path, tmp_path / "lost")]
+    assert states[0] and same(*states)
+    assert same(final(tmp_path / "server"), final(tmp_path / "lost" / "server"))
+
+
 def test_too_few_answers_stop_the_run(data: Path, tmp_path: Path) -> None:
     engine, wire = remote(data, tmp_path, min_sites=2)
     wire.lose = {("train", 2, "B")}

@@ -16,7 +16,16 @@ from monai.bundle import ConfigWorkflow
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
-from fedmonai.federated import Federation, RefusedMessage, SiteAlgo, Sites, TargetLatents, WeightedMean, attach
+from fedmonai.federated import (
+    Federation,
+    RefusedMessage,
+    SiteAlgo,
+    Sites,
+    TargetLatents,
+    WeightedMean,
+    attach,
+    attachments_of,
+)
 from fedmonai.report import write_report
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -175,6 +184,17 @@ def test_resumed_equals_uninterrupted_to_the_bit(data: Path, tmp_path: Path, opt
     ]
     name = next(name for name in states[0] if name.endswith("FeatureAlignment"))
     assert same(states[0][name]["discriminator"], states[1][name]["discriminator"])
+
+
+@pytest.mark.parametrize("change", [{"alignment": "none", "share_features": False}, {"target_site": "B"}])
+def test_a_resumed_run_forgets_a_bank_that_may_not_travel(data: Path, tmp_path: Path, change: dict, wire: list) -> None:
+    """Whoever takes the opt-in back, or names another target, sends nothing of the old bank from then on."""
+    federation(data, tmp_path, num_rounds=2).run()
+    wire.clear()
+    federation(data, tmp_path, resume=True, num_rounds=3, **change).run()
+    assert rounds(tmp_path)[2]["failed"] == {}
+    assert [message for way, _, message in wire if way == "down"]
+    assert not any(attachments_of(message) for way, _, message in wire if way == "down")
 
 
 @pytest.mark.parametrize("mode", ["features", "inputs"])

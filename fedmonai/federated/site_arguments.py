@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a federation's description of a site to the arguments that build it, in process and deployed alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["as_list", "checked_name", "site_arguments"]
+
+
+def site_arguments(
+    name: str,
+    spec: Mapping[str, Any],
+    local: Mapping[str, Any],
+    base: Sequence[str],
+    bundle_root: Path,
+    output_dir: Path,
+    common: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Keyword arguments of :class:`~fedmonai.federated.site.SiteAlgo`.
+
+    Args:
+        name: the site.
+        spec: its own ids of the bundle's ``train.json``, and ``overlay``: config file(s) of the bundle.
+        local: the same for all sites; what a site sets itself wins.
+        base: config files of every site.
+        bundle_root: folder of the bundle.
+        output_dir: folder of the run.
+        common: further arguments, the same for all sites.
+
+    Raises:
+        ConfigError: when a file is not in the bundle, or an id is a component: sites may not share one object.
+    """
+    rest, own = dict(local), dict(spec)
+    files = [*base, *as_list(rest.pop("overlay", None)), *as_list(own.pop("overlay", None))]
+    ids = {**rest, **own}
+    for key, value in ids.items():
+        if hasattr(value, "__dict__") and not isinstance(value, type):
+            raise ConfigError(
+                f"site '{name}': id '{key}' is a component ({type(value).__name__}); sites may not share one "
+                "object. Put it in a file and name the file as overlay."
+            )
+    for file in files:
+        if not (bundle_root / file).is_file():
+            raise ConfigError(f"site '{name}': config file '{file}' is not in the bundle folder '{bundle_root}'.")
+    given: dict[str, Any] = {"bundle_root": str(bundle_root), "site": name}
+    given |= {"output_dir": str(output_dir / "sites" / name), "standalone": False, "seed": common["seed"]}
+    return {
+        **common,
+        "bundle_root": str(bundle_root),
+        "site": name,
+        "config_train_filename": files,
+        "train_kwargs": {**given, **ids},
+    }
+
+
+def as_list(files: str | Sequence[str] | None) -> list[str]:
+    """Config files as a list: one, several or none."""
+    if files is None:
+        return []
+    return [files] if isinstance(files, str) else list(files)
+
+
+def checked_name(name: str) -> str:
+    """A site's name as text; it becomes a folder.
+
+    Raises:
+        ConfigError: when it cannot be one.
+    """
+    text = str(name)
+    if not text or text != Path(text).name or text.startswith("."):
+        raise ConfigError(
+            f"sites: '{text}' cannot be a site name; it becomes a folder, so use letters, digits, '_', '-', '.'."
+        )
+    return text
