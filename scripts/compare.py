@@ -15,11 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fedmonai.bundle import PlannedRun, execute, planned_runs, read_plan
+from fedmonai.bundle import PlannedRun, check_runs, execute, planned_runs, read_plan
 from fedmonai.data.command_line import run_command
-from fedmonai.errors import FederationError
+from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated import write_cross_site
-from fedmonai.report import ComparedRun, write_comparison
+from fedmonai.report import ComparedRun, check_projection, write_comparison
 
 
 def compare(
@@ -29,8 +29,8 @@ def compare(
     seeds: int | Sequence[int] | None = None,
     bundles: str = "bundles",
     latents: str = "pca",
-) -> tuple[str, list[str]]:
-    """Run a plan, and compare what is there.
+) -> tuple[str | None, list[str]]:
+    """Run a plan, and compare what is there. Every run is checked before the first one starts.
 
     Args:
         plan: YAML file with seeds, ids for all runs, and methods; scripts/plans has examples.
@@ -40,23 +40,34 @@ def compare(
         bundles: folder of the bundles.
         latents: pca, tsne or none: how bottleneck features come to two dimensions (needs the extra 'compare').
     """
-    names = [methods] if isinstance(methods, str) else methods
-    numbers = [seeds] if isinstance(seeds, int) else seeds
-    chosen = read_plan(plan, names, numbers)
-    runs = list(planned_runs(chosen, output_dir))
-    finished, failed = [], []
-    for run in tqdm(runs, desc="Runs", unit="run"):
-        print(f"\n{run.method.name}, seed {run.seed}: {run.folder}", flush=True)
-        try:
-            _run(run, bundles)
-            finished.append(ComparedRun(run.method.name, run.seed, run.folder))
-        except FederationError as error:  # the other methods can still be compared
-            failed.append(f"{run.method.name}, seed {run.seed}: {error}")
-    return write_comparison(finished, chosen.reference, output_dir, latents), failed
+    check_projection(latents)
+    chosen = read_plan(str(plan), _as_list(methods), _as_list(seeds))
+    runs = list(planned_runs(chosen, str(output_dir)))
+    check_runs(runs, bundles)
+    finished: list[ComparedRun] = []
+    failed: list[str] = []
+    try:
+        for run in tqdm(runs, desc="Runs", unit="run"):
+            print(f"\n{run.method.name}, seed {run.seed}: {run.folder}", flush=True)
+            try:
+                _run(run, bundles)
+                finished.append(ComparedRun(run.method.name, run.seed, run.folder))
+            except (ConfigError, FederationError) as error:  # the other methods can still be compared
+                failed.append(f"{run.method.name}, seed {run.seed}: {' '.join(str(error).split())}")
+    finally:  # whatever ends this, nobody has to search for the reasons
+        for line in failed:
+            print(f"error: {line}", file=sys.stderr)
+    if all(run.method != chosen.reference for run in finished):
+        return None, [*failed, f"no run of the reference method '{chosen.reference}' has finished"]
+    return write_comparison(finished, chosen.reference, str(output_dir), latents), failed
+
+
+def _as_list(values: Any) -> list[Any] | None:
+    return None if values is None else list(values) if isinstance(values, (list, tuple)) else [values]
 
 
 def _run(run: PlannedRun, bundles: str) -> None:
-    federation: Any = execute(run, bundles).get_parsed_content("federation")
+    federation = execute(run, bundles)
     path = run.folder / "cross_site.csv"
     try:
         if not path.exists():
@@ -65,12 +76,13 @@ def _run(run: PlannedRun, bundles: str) -> None:
         federation.run_state.folder.close()
 
 
-def report(result: tuple[str, list[str]]) -> int:
-    """Say where the comparison is and what failed; the exit code."""
+def report(result: tuple[str | None, list[str]]) -> int:
+    """Say where the comparison is, or that there is none; the exit code."""
     path, failed = result
-    print(f"comparison: {path}")
-    for line in failed:
-        print(f"error: {line}", file=sys.stderr)
+    if path is None:
+        print(f"error: no comparison: {failed[-1]}.", file=sys.stderr)
+    else:
+        print(f"comparison: {path}")
     return 1 if failed else 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from fedmonai.bundle.overrides import apply_overrides
 from fedmonai.errors import ConfigError
 
 __all__ = ["leave_one_out"]
@@ -49,7 +50,7 @@ def leave_one_out(
     files = [str(root / name) for name in ([config_file] if isinstance(config_file, str) else config_file)]
     parser = ConfigParser()
     parser.read_config(files)
-    parser.update({"bundle_root": str(root), **ids})
+    apply_overrides(parser, {"bundle_root": str(root), **ids})
     specs: dict[str, dict[str, Any]] = {name: spec or {} for name, spec in parser.get_parsed_content("sites").items()}
     chosen = sorted(specs) if outside_sites is None else _as_list(outside_sites)
     unknown = [name for name in chosen if name not in specs]
@@ -82,7 +83,8 @@ def leave_one_out(
 
 
 def _run(files: list[str], ids: Mapping[str, Any]) -> None:
-    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **ids)
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False)
+    apply_overrides(workflow.parser, ids)
     workflow.initialize()
     workflow.run()
     workflow.finalize()

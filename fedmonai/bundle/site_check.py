@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 from tqdm import tqdm
 
+from fedmonai.bundle.overrides import apply_overrides
 from fedmonai.bundle.split_check import changed_files, compare_splits
 from fedmonai.errors import ConfigError, mistake_behind
 
@@ -75,7 +76,7 @@ def _build(bundle: Path, site: str, config_file: Sequence[str] | str, ids: dict[
     parser = ConfigParser()
     parser.read_config([str(bundle / f) for f in files])
     parser["bundle_root"] = str(bundle)
-    parser.update(ids)
+    apply_overrides(parser, ids)
     parser.get_parsed_content("check")
     sites = parser.get_parsed_content("federation::sites")
     if site not in sites.names:

@@ -10,6 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from fedmonai.bundle import apply_overrides
 from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.federated import Federation, RemoteSites, SiteService, Transport
 from fedmonai.integrations.deployment import Deployment, named_files, refuse_other_files, unpacked_bundle
@@ -28,11 +29,7 @@ def federation_config(deployment: Deployment, bundle: Path, output_dir: Path) ->
     refuse_other_files(bundle, named_files(deployment))
     parser = ConfigParser()
     parser.read_config([str(bundle / file) for file in deployment.files])
-    for key, value in deployment.ids.items():
-        try:
-            parser[key] = value
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise ConfigError(f"override '{key}' has no place in the configs {', '.join(deployment.files)}.") from error
+    apply_overrides(parser, deployment.ids)
     sites: Any = parser.get("sites")
     if not isinstance(sites, Mapping) or not all(isinstance(spec, (Mapping, type(None))) for spec in sites.values()):
         raise ConfigError(f"sites of the job is '{str(sites)[:100]}'; give ids with their values by site.")

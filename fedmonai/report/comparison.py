@@ -15,6 +15,7 @@ from fedmonai.report.write import UNITS, markdown_table
 __all__ = ["write_comparison"]
 
 SCORE_COLUMNS = ("mean", "sd_over_seeds", "sd_over_volumes", "seeds", "volumes", "difference", "pairs", "p")
+LOWER_IS_BETTER = ("nmse", "hd95", "assd")
 COLUMNS = ("method", "site", "metric", *SCORE_COLUMNS)
 
 
@@ -38,8 +39,10 @@ def write_comparison(
     latents = draw_latents(comparison, folder / "latents.png", projection)
     figures += [latents] if latents else []
     _write_csv(comparison, folder / "comparison.csv")
-    parts = [_heading(comparison), *(_scores(comparison, metric) for metric in comparison.metrics)]
-    parts += [_differences(comparison, comparison.metrics[0]), _costs(comparison), _matrices(comparison)]
+    parts = [_heading(comparison)]
+    for metric in comparison.metrics:
+        parts += [_scores(comparison, metric), _differences(comparison, metric)]
+    parts += [_costs(comparison), _matrices(comparison)]
     parts += [f"![{path.stem}]({path.name})" for path in figures]
     path = folder / "comparison.md"
     _replace(path, "\n\n".join(part for part in parts if part) + "\n")
@@ -64,11 +67,25 @@ def _heading(comparison: Comparison) -> str:
         "# Comparison",
         "",
         f"Seeds {', '.join(map(str, wanted))}. A cell is the mean over seeds of the mean over test volumes, ± the "
-        "standard deviation over seeds. Every model is that of its best validated round; a site that has its own model "
-        "is tested with that.",
+        "standard deviation over seeds, and in brackets the standard deviation over test volumes of their means over "
+        "seeds (in the last column over the volumes of all sites). Every model is that of its best validated round; a "
+        "site that has its own model is tested with that.",
+        *_about_differences(comparison),
         *(f"Note: {note}." for note in missing),
     ]
     return "\n".join(lines)
+
+
+def _about_differences(comparison: Comparison) -> list[str]:
+    if len(comparison.methods) < 2:
+        return []
+    lower = [_label(metric)[0].partition(" ")[0] for metric in comparison.metrics if metric in LOWER_IS_BETTER]
+    return [
+        "",
+        f"Differences to {comparison.reference} are paired by test volume after the mean over the seeds of both; p of "
+        "Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests."
+        + (f" Lower is better for {', '.join(lower)}: there a negative difference is a gain." if lower else ""),
+    ]
 
 
 def _scores(comparison: Comparison, metric: str) -> str:
@@ -87,8 +104,10 @@ def _scores(comparison: Comparison, metric: str) -> str:
 def _score_text(score: Score | None, digits: int, spread: bool = True) -> str:
     if score is None:
         return "-"
-    mean = f"{score.mean:.{digits}f}"
-    return f"{mean} ± {score.over_seeds:.{digits}f}" if spread and score.seeds > 1 else mean
+    text = f"{score.mean:.{digits}f}"
+    if spread and score.seeds > 1:
+        text += f" ± {score.over_seeds:.{digits}f}"
+    return f"{text} ({score.over_volumes:.{digits}f})" if score.volumes > 1 else text
 
 
 def _differences(comparison: Comparison, metric: str) -> str:
@@ -100,11 +119,7 @@ def _differences(comparison: Comparison, metric: str) -> str:
     for method in others:
         found = [comparison.difference(method, metric, site) for site in [*comparison.sites, None]]
         rows.append([method, *(_difference_text(one, digits) for one in found)])
-    return (
-        f"## {label}, difference to {comparison.reference}\n\nPaired by test volume after the mean over the seeds of "
-        "both; p of Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests.\n\n"
-        f"{markdown_table(rows)}"
-    )
+    return f"## {label}, difference to {comparison.reference}\n\n{markdown_table(rows)}"
 
 
 def _difference_text(difference: Difference | None, digits: int) -> str:

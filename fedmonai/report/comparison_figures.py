@@ -13,7 +13,7 @@ from fedmonai.report.compared import ComparedRun, Comparison
 from fedmonai.report.figures import COLORS, new_figure, save_figure
 from fedmonai.report.write import UNITS
 
-__all__ = ["PROJECTIONS", "draw_latents", "draw_scores", "project"]
+__all__ = ["PROJECTIONS", "check_projection", "draw_latents", "draw_scores", "project"]
 
 PROJECTIONS = ("pca", "tsne", "none")
 
@@ -43,6 +43,16 @@ def draw_scores(comparison: Comparison, path: Path) -> Path:
     return save_figure(figure, path)
 
 
+def check_projection(projection: str) -> None:
+    """Refuse what is no projection; for callers that would otherwise hear of it after hours.
+
+    Raises:
+        ConfigError: on an unknown projection.
+    """
+    if projection not in PROJECTIONS:
+        raise ConfigError(f"latents is '{projection}'; choose one of {', '.join(PROJECTIONS)}.")
+
+
 def draw_latents(comparison: Comparison, path: Path, projection: str = "pca") -> Path | None:
     """One panel per method, first seed: a point per test slice, its color the site; ``None`` without saved latents.
 
@@ -52,8 +62,7 @@ def draw_latents(comparison: Comparison, path: Path, projection: str = "pca") ->
     Raises:
         ConfigError: on an unknown projection, or without scikit-learn.
     """
-    if projection not in PROJECTIONS:
-        raise ConfigError(f"latents is '{projection}'; choose one of {', '.join(PROJECTIONS)}.")
+    check_projection(projection)
     found = {method: _latents(comparison, method) for method in comparison.methods}
     found = {method: latents for method, latents in found.items() if len(latents) > 1}
     if projection == "none" or not found:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedmonai.bundle import execute, planned_runs, read_plan
+from fedmonai.bundle import check_runs, execute, planned_runs, read_plan
 from fedmonai.errors import ConfigError
 
 PLANS = sorted((Path(__file__).parents[2] / "scripts" / "plans").glob("*.yaml"))
@@ -60,7 +60,7 @@ def test_a_choice_of_methods_keeps_the_reference(tmp_path: Path) -> None:
 
 
 def test_plans_of_the_project_name_what_exists() -> None:
-    assert len(PLANS) == 2
+    assert len(PLANS) == 3
     for path in PLANS:
         for method in read_plan(path).methods:
             for file in ("configs/federated.yaml", *method.overlays):
@@ -72,15 +72,55 @@ def test_plans_of_the_project_name_what_exists() -> None:
     [
         ({"methods": {}}, "has no methods"),
         ({"methods": {"x": {}}}, "names no bundle"),
-        ({"methods": {"x": {"bundle": "fl_mr", "overlay": "y"}}}, "'overlay' is unknown; known are bundle, ids"),
-        ({"ids": {"data_list": None}}, "id 'data_list' .* is null"),
+        ({"methods": {"x": {"bundle": "fl_mr", "overlay": "y"}}}, "method 'x': 'overlay' is unknown; .*'overlays'"),
+        ({"methods": {"X": "fl_mr"}}, "method 'X' is 'fl_mr'; give {bundle: fl_mr}"),
+        ({"methods": {"X": ["fl_mr"]}}, r"method 'X' is \['fl_mr'\]; give {bundle: fl_mr}"),
+        ({"methods": {"X": None}}, "method 'X' is None; give {bundle: fl_mr}"),
+        ({"methods": {"x": {"bundle": 3}}}, "method 'x' has the bundle 3, which is no name"),
+        ({"methods": {"x": {"bundle": "fl_mr", "ids": "abc"}}}, "method 'x', ids is 'abc'; give a mapping"),
+        ({"methods": {"x": {"bundle": "fl_mr", "overlays": 3}}}, "method 'x': overlays is 3; give a list"),
+        ({"methods": {"a b": {"bundle": "fl_mr"}, "A, b": {"bundle": "fl_mr"}}}, "would share the folder 'a_b'"),
+        ({"methods": {"+": {"bundle": "fl_mr"}}}, r"method '\+' has no letter"),
+        ({"seeds": 3}, r"seeds is 3; give a list of whole numbers"),
+        ({"seeds": []}, r"seeds is \[\]; give a list of whole numbers"),
+        ({"seeds": ["a"]}, "seeds: 'a' is no seed; give whole numbers, 0 or more"),
+        ({"seeds": [True]}, "seeds: True is no seed"),
+        ({"seeds": [-1]}, "seeds: -1 is no seed"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is there twice"),
+        ({"ids": [1]}, r"ids is \[1\]; give a mapping"),
+        ({"ids": {1: 2}}, "ids: 1 is no id"),
+        ({"ids": {"seed": 3}}, "'seed' cannot be set in a plan; list the seeds under 'seeds'"),
+        ({"ids": {"output_dir": "x"}}, "'output_dir' cannot be .*--output_dir"),
+        (
+            {"methods": {"x": {"bundle": "fl_mr", "ids": {"resume": False}}}},
+            "'resume' cannot be .* continues by itself",
+        ),
+        ({"ids": {"data_list": None}}, "ids: id 'data_list' is null"),
         ({"reference": "y"}, "reference 'y' is none of"),
-        ({"seed": 3}, "'seed' is unknown"),
+        ({"seed": 3}, "'seed' is unknown; did you mean 'seeds'"),
+        ({"metods": {}}, "'metods' is unknown; did you mean 'methods'"),
     ],
 )
 def test_mistakes_in_a_plan_are_named(tmp_path: Path, change: dict, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text) as caught:
         read_plan(write(tmp_path, {**PLAN, **change}))
+    assert "plan.yaml'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_single_overlay_may_be_a_text(tmp_path: Path) -> None:
+    path = write(tmp_path, {"methods": {"x": {"bundle": "fl_mr", "overlays": "configs/demo.yaml"}}})
+    assert read_plan(path).methods[0].overlays == ("configs/demo.yaml",)
+
+
+def test_wanted_methods_in_one_text(tmp_path: Path) -> None:
+    """A name may hold commas itself, and fire makes a list of some texts with commas."""
+    path = write(tmp_path, {**PLAN, "methods": {**PLAN["methods"], "local": {"bundle": "fl_mr"}}})
+    for wanted in (["FL-MR,FedProx, strong"], ["FL-MR", "FedProx,strong"], ["FL-MR", "FedProx", "strong"]):
+        assert [method.name for method in read_plan(path, wanted).methods] == ["FL-MR", "FedProx, strong"]
+    with pytest.raises(ConfigError, match=r"--methods: 'locl' is not in .*did you mean 'local'"):
+        read_plan(path, ["FL-MR,locl"])
+    with pytest.raises(ConfigError, match="--seeds: 'a' is no seed"):
+        read_plan(path, seeds=["a"])  # type: ignore[list-item]
 
 
 def test_unreadable_plans_and_unknown_methods(tmp_path: Path) -> None:
@@ -88,19 +128,43 @@ def test_unreadable_plans_and_unknown_methods(tmp_path: Path) -> None:
         read_plan(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_plan(write(tmp_path, "a: [1"))
-    with pytest.raises(ConfigError, match=r"methods: 'z' is not in .*FL-MR, FedProx, strong"):
+    with pytest.raises(ConfigError, match=r"methods: 'z' is not in .*FL-MR; FedProx, strong"):
         read_plan(write(tmp_path, PLAN), ["z"])
 
 
 def test_a_missing_overlay_and_a_changed_plan_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, {"methods": {"x": {"bundle": "fl_mr", "overlays": ["configs/none.yaml"]}}})
-    with pytest.raises(ConfigError, match=r"method 'x': there is no file .*none\.yaml"):
+    with pytest.raises(ConfigError, match=r"no overlay '.*none\.yaml'; did you mean 'configs/"):
         execute(next(planned_runs(read_plan(path), tmp_path)), BUNDLES)
     run = next(planned_runs(read_plan(write(tmp_path, PLAN)), tmp_path))
     run.folder.mkdir(parents=True)
     (run.folder / "planned.json").write_text("{}\n")
-    with pytest.raises(ConfigError, match="holds a run of another plan"):
-        execute(run, BUNDLES)
+    (run.folder / "federation.pt").write_bytes(b"")
+    for refuse in (lambda: execute(run, BUNDLES), lambda: check_runs([run], BUNDLES)):
+        with pytest.raises(ConfigError, match="holds a run of another plan"):
+            refuse()
+
+
+def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
+    run = next(planned_runs(read_plan(write(tmp_path, {"methods": {"x": {"bundle": "fl_m"}}})), tmp_path))
+    with pytest.raises(ConfigError, match=r"method 'x' .*bundle 'fl_m' is not in .*did you mean 'fl_mr'"):
+        check_runs([run], BUNDLES)
+    with pytest.raises(ConfigError, match="give their folder as --bundles"):
+        check_runs([run], tmp_path)
+
+
+def test_misspelt_nested_ids_and_other_values_that_cannot_be(tmp_path: Path) -> None:
+    for ids, text in (
+        ({"sites::Q::sample_rate": 0.5}, "id 'sites::Q::sample_rate': there is no 'sites::Q'; the nearest key"),
+        ({"num_rounds": [1]}, "method 'x' cannot start: TypeError: '<' not supported"),
+        ({"min_sites": 9}, "min_sites is 9"),
+    ):
+        run = next(
+            planned_runs(read_plan(write(tmp_path, {"methods": {"x": {"bundle": "fl_mr", "ids": ids}}})), tmp_path)
+        )
+        with pytest.raises(ConfigError) as caught:
+            check_runs([run], BUNDLES)
+        assert text in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_mistake_of_the_config_comes_out_unwrapped(tmp_path: Path) -> None:

@@ -139,10 +139,17 @@ def test_overrides_that_no_job_may_have(
         served(altered(ids), tmp_path)
 
 
-@pytest.mark.parametrize("key", ["sites::a::optimizer::lr", "num_round::x", "handlers::99::persist"])
-def test_override_without_a_place(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("sites::a::optimizer::lr", "there is no 'sites::a::optimizer'; the nearest key of 'sites::a' is 'site'"),
+        ("num_round::x", "there is no 'num_round'; the nearest key of the config is 'num_rounds'"),
+        ("handlers::99::persist", "'handlers' is a list; '99' is none of its places"),
+    ],
+)
+def test_override_without_a_place(key: str, named: str, tmp_path: Path) -> None:
     deployment = describe(BUNDLE, ids={"sites": SITES, key: 1})
-    with pytest.raises(ConfigError, match=f"override '{key}' has no place in the configs configs/federated.yaml"):
+    with pytest.raises(ConfigError, match=f"id '{key}': {named}"):
         federation_config(deployment, BUNDLE, tmp_path)
 
 

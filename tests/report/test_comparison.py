@@ -21,7 +21,10 @@ VOLUMES = 6
 def make_run(
     folder: Path, method: str, seed: int, values: dict[str, list[float]], model: str = "global"
 ) -> ComparedRun:
-    """A run with a final test: PSNR of every volume by site; zero-filled is 10 everywhere, before training 5."""
+    """A run with a final test: PSNR of every volume by site, zero-filled 10 everywhere, before training 5.
+
+    NMSE is 0.1 - PSNR / 1000.
+    """
     folder.mkdir(parents=True)
     run = {"method": method, "num_rounds": 2, "sites": list(values), "train_sites": list(values), "seed": seed}
     (folder / "run.json").write_text(json.dumps({**run, "test_sites": list(values)}))
@@ -42,8 +45,10 @@ def make_run(
             (0, model, [5.0] * VOLUMES),
             (2, model, numbers),
         ):
-            metrics.append(f"{number},{site},{name},test,psnr,{sum(found) / len(found)}")
-            cases += [f"{number},{site},{name},test,v{i},psnr,{value}" for i, value in enumerate(found)]
+            for metric, share in (("psnr", 1.0), ("nmse", -0.001)):
+                shown = [share * value + (0.1 if metric == "nmse" else 0) for value in found]
+                metrics.append(f"{number},{site},{name},test,{metric},{sum(shown) / len(shown)}")
+                cases += [f"{number},{site},{name},test,v{i},{metric},{value}" for i, value in enumerate(shown)]
     (folder / "metrics.csv").write_text("\n".join(["round,site,model,split,metric,value", *metrics]) + "\n")
     (folder / "cases.csv").write_text("\n".join(["round,site,model,split,case,metric,value", *cases]) + "\n")
     generator = np.random.RandomState(seed)
@@ -106,9 +111,12 @@ def test_costs(runs: list[ComparedRun]) -> None:
 
 def test_written_tables_and_figures(runs: list[ComparedRun], tmp_path: Path) -> None:
     text = Path(write_comparison(runs, "plain", tmp_path / "out")).read_text()
-    assert "| zero-filled | 10.00 | 10.00 | 10.00 |" in text
-    assert "| plain | 23.50 ± 1.41 | 30.00 ± 0.00 | 26.75 ± 0.71 |" in text
+    assert "| zero-filled | 10.00 (0.00) | 10.00 (0.00) | 10.00 (0.00) |" in text
+    # volumes over seeds: 21 ... 26 at A, variance 3.5; with six times 30 at B: variance (17.5 + 12 * 3.25 ** 2) / 11
+    assert "| plain | 23.50 ± 1.41 (1.87) | 30.00 ± 0.00 (0.00) | 26.75 ± 0.71 (3.62) |" in text
     assert "| better | +3.50 (p 0.0312) | +0.00 (p 1) |" in text
+    assert "## NMSE, difference to plain" in text and "| better | -0.0035 (p 0.0312) | " in text
+    assert "Lower is better for NMSE" in text
     assert "| better | 0.002 | 0.001 | 3.50 |" in text
     assert "### better" in text and "| A | 27.00 | 21.50 |" in text and "### plain" not in text
     assert {p.name for p in (tmp_path / "out").iterdir()} == {

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids put into a config: what MONAI allows, and one line for what it answers with a bare KeyError."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser
+
+from fedmonai.bundle import apply_overrides, leave_one_out
+from fedmonai.bundle.site_check import check_site
+from fedmonai.errors import ConfigError
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+CONFIG: dict[str, Any] = {
+    "num_rounds": 3,
+    "local": {},
+    "sites": {"B": {}, "F": {"lr": 1}},
+    "handlers": [{"persist": True}],
+    "network_def": {"channels": 2},
+}
+
+
+def parser() -> ConfigParser:
+    return ConfigParser({key: dict(value) if isinstance(value, dict) else value for key, value in CONFIG.items()})
+
+
+def test_existing_and_new_keys_as_monai_does() -> None:
+    ids = {"num_rounds": 5, "local::lr": 0.1, "sites::B::new": 2, "sites#F#lr": 3, "handlers::0::persist": False}
+    ids |= {"fresh": {"a": 1}, "fresh::a": 2}
+    ours, theirs = parser(), parser()
+    apply_overrides(ours, ids)
+    theirs.update(ids)
+    assert ours.config == theirs.config
+    assert ours["local::lr"] == 0.1 and ours["sites::F::lr"] == 3 and ours["fresh::a"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("sits::B::lr", "there is no 'sits'; the nearest key of the config is 'sites' of num_rounds, local, sites"),
+        ("sites::Q::lr", "there is no 'sites::Q'; the nearest key of 'sites' is "),
+        ("sites::f::lr", "there is no 'sites::f'; the nearest key of 'sites' is 'F' of B, F."),
+        ("network_df::channels", "there is no 'network_df'; the nearest key of the config is 'network_def'"),
+        ("local::network_def::channels", "there is no 'local::network_def'; 'local' is empty"),
+        ("num_rounds::x", "'num_rounds' holds 3, which has no keys"),
+        ("handlers::1::persist", "'handlers' is a list; '1' is none of its places 0 to 0"),
+        ("handlers::x", "'handlers' is a list; 'x' is none"),
+        ("local::", "has an empty level"),
+        ("", "has an empty level"),
+    ],
+)
+def test_a_level_that_is_not_there(name: str, text: str) -> None:
+    before = parser()
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(before, {name: 1})
+    assert str(caught.value).startswith(f"id '{name}'") and text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert before.config == parser().config
+
+
+def test_every_way_into_a_federation_says_so(tmp_path: Path) -> None:
+    (finding,) = check_site(BUNDLES / "fl_mr", "B", **{"sites::Q::sample_rate": 0.5})
+    assert not finding.good and "id 'sites::Q::sample_rate': there is no 'sites::Q'" in finding.found
+    with pytest.raises(ConfigError, match=r"id 'sits::B::lr': there is no 'sits'; .* is 'sites'"):
+        leave_one_out(str(tmp_path / "out"), str(BUNDLES / "iop_fl"), **{"sits::B::lr": 1})
+    assert not (tmp_path / "out").exists()
