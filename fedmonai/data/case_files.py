@@ -15,6 +15,7 @@ import numpy as np
 from nibabel import orientations
 from PIL import Image, UnidentifiedImageError
 
+from fedmonai.data import memory_limits
 from fedmonai.errors import ConfigError
 
 __all__ = ["CaseVolume", "read_case_file", "turn_to", "volume_shape"]
@@ -77,6 +78,9 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
     image = _open_nifti(path)
     shape = _header_shape(image, path)
     affine = _affine(image, path)
+    needed = math.prod(shape) * np.dtype(np.float64).itemsize  # scaled values are double
+    if needed > memory_limits.HEADROOM * memory_limits.available_memory():
+        raise ConfigError(f"{path} has shape {shape} and needs {needed:,} bytes, more than the memory that is free.")
     try:
         values = np.asanyarray(image.dataobj).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
