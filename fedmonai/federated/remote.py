@@ -12,8 +12,10 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.answers import checked_answer, dtype_named
 from fedmonai.federated.best import BestRounds
 from fedmonai.federated.examination import Examination, Examined
+from fedmonai.federated.guard import Guard, RefusedMessage
 from fedmonai.federated.message import SharedKeys, weights_message
 from fedmonai.federated.records import SiteFailure, reason_of
 from fedmonai.federated.sites import Sites
@@ -25,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
-    """What a runtime has to offer. A request goes to its site and to no other one."""
+    """What a runtime has to offer. A request goes to its site and to no other one.
+
+    What it has to say about its connections it may put into a list ``notes``; it is written down and taken out.
+    """
 
     def send(self, request: Request) -> None:
         """Send, without waiting; a request to the same site that was not answered is given up."""
@@ -53,6 +58,7 @@ class RemoteSites(Sites):
         super().__init__(*arguments, **options)
         self._keys = SharedKeys(self.common["shared_keys"], self.common["local_keys"])
         self._joined: dict[str, Reply] | None = None
+        self._requests: dict[str, Request] = {}
         self._kept: list[Mapping[str, int]] = []
         self._silent: set[str] = set()
         self._before: dict[str, int] = {}
@@ -62,7 +68,12 @@ class RemoteSites(Sites):
         facts["state_round"] = state_round
         if self._kept:
             facts["kept"] = sorted({state_round, *(commit[name] for commit in self._kept if name in commit)})
-        self.transport.send(Request(kind, name, number, message, facts))
+        request = Request(kind, name, number, message, facts)
+        self._requests[name] = Request(kind, name, number, None, facts)  # what its answer is held against
+        self.transport.send(request)
+        told: list[str] = getattr(self.transport, "notes", [])
+        self._note(*told)
+        told.clear()
 
     def _answer(self, name: str) -> Reply:
         try:
@@ -70,14 +81,18 @@ class RemoteSites(Sites):
         except SiteFailure:
             self._silent.add(name)  # it is not asked again in this round
             raise
+        reply, left_out = checked_answer(reply, self._requests[name])
         if "state_round" in reply.facts:
-            self.state_rounds[name] = int(reply.facts["state_round"])
-        for note in reply.facts.get("notes", ()):
-            self.notes.append(f"site '{name}': {note}")
-            logger.warning(self.notes[-1])
+            self.state_rounds[name] = reply.facts["state_round"]
+        self._note(*(f"site '{name}': {note}" for note in [*reply.facts["notes"], *left_out]))
         if reply.error is not None:
             raise SiteFailure(reply.error)
         return reply
+
+    def _note(self, *notes: str) -> None:
+        for note in notes:
+            self.notes.append(note)
+            logger.warning(note)
 
     def _join(self) -> dict[str, Reply]:
         """Let every site build itself; a mistake at one of them ends the run before the first round."""
@@ -90,8 +105,7 @@ class RemoteSites(Sites):
             except SiteFailure as error:
                 if name not in self._silent:
                     raise ConfigError(f"site '{name}' cannot take part: {error}") from error
-                self.notes.append(f"site '{name}' did not join: {error}")
-                logger.warning(self.notes[-1])
+                self._note(f"site '{name}' did not join: {error}")
         if not joined:
             raise ConfigError(f"none of the sites {', '.join(self.names)} answers: {'; '.join(self.notes)}")
         return joined
@@ -103,16 +117,28 @@ class RemoteSites(Sites):
         if name not in self._joined:
             return None
         described = self._joined[name].facts["structure"]
-        return {key: torch.empty(shape, dtype=_dtype(kind), device="meta") for key, (shape, kind) in described.items()}
+        return {
+            key: torch.empty(shape, dtype=dtype_named(kind), device="meta") for key, (shape, kind) in described.items()
+        }
 
     def initial_weights(self, name: str) -> dict[str, Tensor]:
         """The shared weights that a site starts from: all sites draw them from the federation's base seed.
 
         Private tensors are there by name only, without elements: their values do not travel.
+
+        Raises:
+            ConfigError: when the site does not send them.
         """
         self._ask("join", name, 0, with_weights=True)
-        reply = self._answer(name)
+        try:
+            reply = self._answer(name)
+        except SiteFailure as error:
+            raise ConfigError(f"site '{name}' does not send the weights to start from: {error}") from error
         shared = dict((reply.message.weights if reply.message is not None else None) or {})
+        try:
+            Guard.check_structure(shared, self.structure(name) or {})
+        except RefusedMessage as error:
+            raise ConfigError(f"site '{name}' sends other weights than it describes: {error}") from error
         return {**{key: torch.empty(0) for key in reply.facts["private"]}, **shared}
 
     def shares_all(self) -> bool:
@@ -170,8 +196,8 @@ class RemoteSites(Sites):
                 continue
             try:
                 facts = self._answer(name).facts
-                yield Examination(name, [Examined(**one) for one in facts["found"]], facts.get("ended"))
-            except (SiteFailure, KeyError, TypeError) as error:
+                yield Examination(name, [Examined(**one) for one in facts["found"]], facts["ended"])
+            except SiteFailure as error:
                 yield Examination(name, [], reason_of(error))
 
     def undo(self, name: str) -> None:
@@ -202,10 +228,3 @@ class RemoteSites(Sites):
 
 def _record(best: BestRounds, name: str) -> list[Any] | None:
     return list(best.records[name]) if name in best.records else None
-
-
-def _dtype(name: str) -> torch.dtype:
-    kind = getattr(torch, str(name), None)
-    if not isinstance(kind, torch.dtype):
-        raise ConfigError(f"a site describes a tensor of type '{name}', which torch does not have.")
-    return kind
