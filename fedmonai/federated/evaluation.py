@@ -47,7 +47,7 @@ class Evaluations:
             that could not be evaluated.
 
         Raises:
-            ConfigError: when the sites report metrics, but not the one that rounds are chosen by.
+            ConfigError: when the sites report metrics, but never the one that rounds are chosen by.
         """
         found: dict[str, dict[str, dict[str, float]]] = {}
         notes = []
@@ -64,7 +64,7 @@ class Evaluations:
         counted = found.get("personal") or found.get("global") or {}
         chosen = found.get("global") or counted
         values = chosen.get(self.key_metric, {})
-        if chosen and not values:
+        if chosen and not values and self.best.round() is None:  # later it is a bad answer, no wrong name
             raise ConfigError(
                 f"key_metric is '{self.key_metric}', which no site reports; choose one of {', '.join(sorted(chosen))} "
                 "and continue with --resume True."

@@ -33,7 +33,7 @@ def site_arguments(
         common: further arguments, the same for all sites.
 
     Raises:
-        ConfigError: when a file is not in the bundle, or an id is a component: sites may not share one object.
+        ConfigError: when a file is not in the bundle or lies outside of its folder, or an id is a component: sites may not share one object.
     """
     rest, own = dict(local), dict(spec)
     files = [*base, *as_list(rest.pop("overlay", None)), *as_list(own.pop("overlay", None))]
@@ -45,8 +45,14 @@ def site_arguments(
                 "object. Put it in a file and name the file as overlay."
             )
     for file in files:
-        if not (bundle_root / file).is_file():
+        path = bundle_root / file
+        if not path.is_file():
             raise ConfigError(f"site '{name}': config file '{file}' is not in the bundle folder '{bundle_root}'.")
+        if not path.resolve().is_relative_to(bundle_root.resolve()):
+            raise ConfigError(
+                f"site '{name}': config file '{file}' lies outside of the bundle folder '{bundle_root}', where no check "
+                "of the bundle looks; copy it into the folder's configs."
+            )
     given: dict[str, Any] = {"bundle_root": str(bundle_root), "site": name}
     given |= {"output_dir": str(output_dir / "sites" / name), "standalone": False, "seed": common["seed"]}
     return {
