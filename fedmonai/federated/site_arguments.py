@@ -33,7 +33,8 @@ def site_arguments(
         common: further arguments, the same for all sites.
 
     Raises:
-        ConfigError: when a file is not in the bundle or lies outside of its folder, or an id is a component: sites may not share one object.
+        ConfigError: when a file is not in the bundle or lies outside of its folder, or an id is a component: sites may
+            not share one object.
     """
     rest, own = dict(local), dict(spec)
     files = [*base, *as_list(rest.pop("overlay", None)), *as_list(own.pop("overlay", None))]

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files build a site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated import Sites
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
+
+
+@pytest.mark.parametrize("how", ["base", "local", "site"])
+@pytest.mark.parametrize("absolute", [False, True], ids=["relative", "absolute"])
+def test_files_outside_of_the_bundle_are_refused(how: str, absolute: bool, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.symlink_to(BUNDLE)  # the folder itself may be reached through a link
+    (tmp_path / "other.yaml").write_text("lr: 0.5\n")
+    file = str(tmp_path / "other.yaml") if absolute else "../" * len(BUNDLE.resolve().parts) + str(tmp_path)[1:]
+    file = file if absolute else f"{file}/other.yaml"
+    inside = "configs/data/ixi.yaml"
+    options: dict[str, Any] = {
+        "base": {"base": ["configs/train.json", file]},
+        "local": {"local": {"overlay": [inside, file]}},
+        "site": {"sites": {"A": {"overlay": file}}},
+    }[how]
+    sites = Sites(**{"bundle_root": str(bundle), "sites": {"A": {"overlay": inside}}, "output_dir": "x", **options})
+    with pytest.raises(ConfigError, match=r"site 'A': config file '.*other.yaml' lies outside of the bundle folder"):
+        sites.arguments("A")
+    good = Sites(str(bundle), {"A": {"overlay": inside}}, "x").arguments("A")
+    assert good["config_train_filename"] == ["configs/train.json", inside]
