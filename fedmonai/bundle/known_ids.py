@@ -35,8 +35,9 @@ OPEN_SECTIONS = {"owners", "sites", "targets"}
 
 def config_files(bundle_root: str | Path) -> list[Path]:
     """All config files of a bundle but its metadata."""
-    found = (p for p in Path(bundle_root, "configs").rglob("*") if p.suffix in (".json", ".yaml", ".yml"))
-    return sorted(p for p in found if p.name != "metadata.json")
+    folder = Path(bundle_root, "configs")
+    found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
+    return sorted(p for p in found if p != folder / "metadata.json")
 
 
 def bundle_ids(bundle_root: str | Path) -> set[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ from monai.bundle.utils import merge_kv
 
 from fedmonai.bundle import lint_files
 from fedmonai.bundle.known_ids import config_files, unknown_ids
-from fedmonai.bundle.lint_config import config_problems, load_strictly, walk
+from fedmonai.bundle.lint_config import config_problems
+from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
+from fedmonai.bundle.lint_reading import load_strictly, walk
 from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
 from fedmonai.errors import ConfigError
 
@@ -84,6 +85,10 @@ def lint_bundle(bundle: str | Path) -> LintReport:
     if not (root / "configs").is_dir():
         raise ConfigError(f"'{bundle}' is no bundle: it has no folder 'configs'.")
     report = LintReport()
+    for found in lint_files.special_files(root):
+        report.add(*found)
+    if report.findings:
+        return report  # reading on could wait for ever, or read the files of somebody else
     for found in lint_files.file_problems(root):
         report.add(*found)
     if lint_files.holds_code(root) and any(Path(entry or ".").resolve() == root.resolve() for entry in sys.path):
@@ -99,10 +104,17 @@ def lint_bundle(bundle: str | Path) -> LintReport:
     for path, content in contents.items():
         # the check of ids looks into components, which imports them: not before all of them are known to be allowed
         if not suspect & {path, _base_of(root, path, content)}:
-            for config_id, problem in _id_problems(root, path, content, contents):
-                report.add(_name(root, path), config_id, problem)
+            _lint_together(root, path, contents, report)
     _lint_others(root, report)
     return report
+
+
+def _lint_together(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], report: LintReport) -> None:
+    try:
+        for config_id, problem in _id_problems(root, path, contents[path], contents):
+            report.add(_name(root, path), config_id, problem)
+    except Exception as error:  # MONAI's parser fails in many ways; what cannot be checked is not clean
+        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {str(error)[:120]})")
 
 
 def _contents(root: Path, report: LintReport) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -150,11 +162,10 @@ def _id_problems(
     if base is not None and base not in contents:
         yield "", f"is laid over {base.name}, which is missing or unreadable"
         return
-    layers = [content] if base is None else [contents[base], content]
-    try:
-        merged = _merged(layers)
-    except Exception as error:  # MONAI's parser fails in many ways on a broken id
-        yield "", f"cannot be laid over its base ({type(error).__name__}: {error})"
+    merged = _merged([content] if base is None else [contents[base], content])
+    problems = list(config_problems(merged))
+    yield from problems
+    if problems:
         return
     ids = {config_id for config_id, _ in walk(merged)}
     for config_id, value in walk(content):
@@ -165,9 +176,10 @@ def _id_problems(
         if path.parent.name == "data":  # what stands under an id of data (classes by name, ...) is the data's own
             known |= {config_id for config_id, _ in walk(content) if config_id.split(SEP)[0] in known & DATA_IDS}
         yield from ((unknown, "is unknown: nothing reads it") for unknown in unknown_ids(merged, known))
-    yield from _whitelist_problems(path, content)
-    yield from _file_problems(root, content, contents)
-    yield from _site_problems(root, content, contents)
+    yield from data_problems(path, content)
+    yield from file_problems(root, content, contents)
+    own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
+    yield from site_problems(content, own)
 
 
 def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -179,57 +191,7 @@ def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _dangling(value: str, ids: set[str]) -> Iterator[str]:
-    if value.startswith(("$", "@")):
-        for found in ReferenceResolver.id_matcher.findall(value):
-            name = found[1:].replace("#", SEP)
-            if name not in ids:
-                yield name
-    elif value.startswith("%") and not re.search(r"\.(json|ya?ml)", value) and value[1:].replace("#", SEP) not in ids:
+    references = ReferenceResolver.match_refs_pattern(value) if value.startswith(("$", "@")) else {}
+    yield from (name for name in references if name not in ids)
+    if value.startswith("%") and value[1:] not in ids:
         yield value
-
-
-def _whitelist_problems(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if path.parent.name == "data":
-        for key in content:
-            if key not in DATA_IDS:
-                yield key, "is no id of data; an overlay in configs/data says how data are read, not how to train"
-
-
-def _file_problems(
-    root: Path, content: Mapping[str, Any], contents: Mapping[Path, dict[str, Any]]
-) -> Iterator[tuple[str, str]]:
-    """What names a config must name one that was checked: of this bundle, and no result of a run."""
-    if content.get("bundle_root", ".") != ".":
-        yield "bundle_root", f"is {content['bundle_root']!r}; a bundle says '.', whoever runs it elsewhere overrides it"
-    for config_id, value in walk(content):
-        if config_id.rpartition(SEP)[2] in ("base", "overlay"):
-            for file in value if isinstance(value, list) else [value]:
-                if root / str(file) not in contents:
-                    yield config_id, f"'{file}' is no config file of this bundle"
-
-
-def _site_problems(
-    root: Path, content: Mapping[str, Any], contents: Mapping[Path, dict[str, Any]]
-) -> Iterator[tuple[str, str]]:
-    """Ids given to sites (``local``, ``sites``) must be ids of the sites' own config, overlays files of the bundle."""
-    own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
-    for config_id, name, _ in _site_ids(content):
-        if name != "overlay" and name not in own:
-            yield config_id, "is unknown at a site: its train.json has no such id"
-
-
-def _site_ids(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """(id, id at the site, value) of what ``local`` and ``sites`` set, whether nested or written with ``::``."""
-    for key, value in content.items():
-        section, *rest = key.split(SEP)
-        depth = {"local": 0, "sites": 1}.get(section)
-        if depth is None:
-            continue
-        if len(rest) > depth:
-            yield key, SEP.join(rest[depth:]), value
-            continue
-        specs = [(key, value)]
-        if len(rest) < depth:
-            specs = [(f"{key}{SEP}{name}", spec) for name, spec in (value or {}).items()]
-        for prefix, spec in specs:
-            yield from ((f"{prefix}{SEP}{name}", name, inner) for name, inner in (spec or {}).items())

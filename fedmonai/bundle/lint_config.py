@@ -5,85 +5,30 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
 from monai.bundle import ReferenceResolver
 
+from fedmonai.bundle.lint_allowed import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
 from fedmonai.bundle.lint_expression import expression_problems
-from fedmonai.bundle.lint_names import (
-    LOCATING_ARGUMENTS,
-    RISKY_ARGUMENTS,
-    NameProblem,
-    find_component,
-    find_name,
-    signature_of,
-)
+from fedmonai.bundle.lint_names import NameProblem, find_component, find_name, signature_of, uncheckable_arguments
+from fedmonai.bundle.lint_reading import COMPONENT_KEYS, shape_problems, walk
 
-__all__ = ["config_problems", "load_strictly", "walk"]
+__all__ = ["config_problems"]
 
 SEP = ReferenceResolver.sep
-#: keys of a component that MONAI reads itself
-COMPONENT_KEYS = {"_target_", "_disabled_", "_requires_", "_mode_", "_desc_"}
 ROOTS = {"fedmonai", "ignite", "monai", "torch"}
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice: readers see the first, machines take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        _refuse_twice(keys)
-        return super().construct_mapping(node, deep)
-
-
-def _refuse_twice(keys: list[Any]) -> None:
-    twice = [key for index, key in enumerate(keys) if key in keys[:index]]
-    if twice:
-        raise ValueError(f"the key '{twice[0]}' stands twice")
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_twice([key for key, _ in pairs])
-    return dict(pairs)
-
-
-def load_strictly(path: Path) -> dict[str, Any]:
-    """Content of a JSON or YAML file as plain values.
-
-    Raises:
-        ValueError: when it cannot be read, is no mapping, or a key stands twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            content = json.loads(text, object_pairs_hook=_pairs)
-        else:
-            content = _StrictLoader(text).get_single_data()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, TypeError) as error:
-        raise ValueError(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:150]})") from error
-    if not isinstance(content, dict):
-        raise ValueError("holds no mapping of ids")
-    return content
-
-
-def walk(value: Any, config_id: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (id, value) of a config, sections included."""
-    yield config_id, value
-    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from walk(inner, f"{config_id}{SEP}{key}" if config_id else str(key))
+_ID = re.compile(r"[A-Za-z0-9_]+(::[A-Za-z0-9_]+)*")
 
 
 def config_problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(id, problem) of everything in a config that can be judged by itself; nothing is evaluated."""
+    yield from shape_problems(config)
     for config_id, value in walk(config):
         key = config_id.rpartition(SEP)[2]
         if key == "_desc_":
@@ -105,12 +50,14 @@ def _value_problems(key: str, value: Any) -> Iterator[str]:
         return
     if key == "_mode_" and value not in ("default", "callable"):
         yield f"is {value!r}; only default and callable are allowed"
-    if key in RISKY_ARGUMENTS and value not in RISKY_ARGUMENTS[key]:
+    if key in RISKY_ARGUMENTS and not any(value is harmless for harmless in RISKY_ARGUMENTS[key]):
         yield f"{key}: {value!r} is not allowed"
     if key in LOCATING_ARGUMENTS:
         for name in value if isinstance(value, list) else [value]:
-            if isinstance(name, str) and "." in name and not name.startswith(("@", "$")):
-                yield f"{key}: '{name}' would be looked up in any package; give the short name of a MONAI class"
+            if name is not None and not (isinstance(name, str) and re.fullmatch(LOCATING_ARGUMENTS[key], name)):
+                yield f"{key}: {name!r:.80} would be looked up in any package; give the short name of a MONAI class"
+    if key == "bundle_root" and value not in (".", "@bundle_root"):
+        yield f"is {value!r:.80}; a bundle says '.', whoever runs it elsewhere overrides it"
     if isinstance(value, str):
         yield from _text_problems(value)
     elif isinstance(value, Mapping) and "_target_" in value:
@@ -120,8 +67,8 @@ def _value_problems(key: str, value: Any) -> Iterator[str]:
 def _text_problems(value: str) -> Iterator[str]:
     if value.startswith("$"):
         yield from expression_problems(value)
-    elif value.startswith("%"):
-        yield from _macro_problems(value)
+    elif value.startswith(("@", "%")):
+        yield from _reference_problems(value)
     elif value.startswith(("/", "~", "\\\\")) or _DRIVE.match(value):
         yield f"'{value}' is an absolute path"
     elif "://" in value:
@@ -156,14 +103,14 @@ def _is_installed(package: str) -> bool:
     return spec is not None and spec.has_location
 
 
-def _macro_problems(value: str) -> Iterator[str]:
-    file, _, _ = value[1:].partition(SEP)
-    if Path(file).suffix not in (".json", ".yaml", ".yml"):
-        return
-    if file.startswith(("/", "~")) or ".." in file.split("/"):
-        yield f"'{value}' copies from outside the bundle"
-    elif not file.startswith("configs/"):
-        yield f"'{value}' copies from a file that is no config"
+def _reference_problems(value: str) -> Iterator[str]:
+    """A reference or macro is one whole id of the same config.
+
+    MONAI would look for the file of a macro (``%file.json::id``) in the folder in which the process happens to run.
+    """
+    if not _ID.fullmatch(value[1:]):
+        hint = " copies from a file, which nobody has checked;" if value.startswith("%") else " is no reference;"
+        yield f"{value!a}{hint} write {value[0]} and the whole id of something in this config"
 
 
 def _component_problems(component: Mapping[str, Any]) -> Iterator[str]:
@@ -176,6 +123,8 @@ def _component_problems(component: Mapping[str, Any]) -> Iterator[str]:
     for key in component:
         if not takes_any and key not in COMPONENT_KEYS and key not in parameters:
             yield f"{component['_target_']} takes no argument '{key}'"
+    if component.get("_mode_") == "callable" and (risky := uncheckable_arguments(found)):
+        yield f"{component['_target_']} takes '{risky[0]}'; whoever gets it with _mode_ callable could set that"
     for name, harmless in RISKY_ARGUMENTS.items():
         default = parameters[name].default if name in parameters else inspect.Parameter.empty
         if name not in component and default is not inspect.Parameter.empty and default not in harmless:

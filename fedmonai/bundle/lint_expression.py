@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 from monai.bundle import ReferenceResolver
 
+from fedmonai.bundle.lint_allowed import ATTRIBUTES, CALLABLE, METHODS
 from fedmonai.bundle.lint_names import NameProblem, find_name, uncheckable_arguments
 
-__all__ = ["expression_problems"]
+__all__ = ["composed", "expression_problems"]
 
 ROOTS = {"fedmonai", "ignite", "monai", "torch"}
 IMPORTS = {"fedmonai", "monai", "os", "torch"}
@@ -20,16 +21,8 @@ OS_NAMES = {"os.cpu_count"}
 OS_NAMES |= {f"os.path.{name}" for name in ("basename", "dirname", "exists", "isdir", "isfile", "join")}
 #: what torchrun tells a process; any other variable may be a secret or a path
 VARIABLES = {"LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE"}
-#: names that lead from an object to modules, frames, code or other programs
-FORBIDDEN = set(
-    """
-    builtins codecs compile cr_code cr_frame ctypes dump dumps eval exec execv f_back f_builtins f_globals f_locals
-    fork format format_map func_globals gi_code gi_frame globals hub importlib load load_library load_url loads memmap
-    mro open os pickle popen remove rename rmdir rmtree run_path save shutil socket spawn subprocess sys system tb_frame
-    to_pickle tofile unlink urlopen write_bytes write_text
-    """.split()  # noqa: SIM905 (a list of this length is easier to read as text)
-)
-_REFERENCE = "reference"  # stands for every @id
+#: how MONAI writes ``@id`` into the text that Python evaluates: ``__local_refs['id']``
+_REFERENCES = ReferenceResolver._vars
 _PLAIN: tuple[type, ...] = (
     ast.Expression,
     ast.Load,
@@ -50,15 +43,17 @@ MAX_EXPONENT = 16
 def expression_problems(text: str) -> list[str]:
     """What is wrong with an expression (with its ``$``), by the grammar of a bundle's configs.
 
-    Allowed: references ``@id``, attributes and method calls on them, arithmetic, comparison, choice, lists, and calls
-    of names of torch, monai, ignite and fedmonai, of a few of os, and of a few builtins. No lambda, comprehension,
-    formatted string, private name, import beyond os, torch, monai and fedmonai.
+    Allowed: references ``@id``, listed attributes and methods of them, arithmetic, comparison, choice, lists, names of
+    torch, monai, ignite and fedmonai, calls of listed ones, a few names of os, and a few builtins. No lambda,
+    comprehension, formatted string, private name, import beyond os, torch, monai and fedmonai.
     """
-    source = text[1:].strip()
-    if len(source) > MAX_LENGTH:
-        return [f"the expression has {len(source)} characters; {MAX_LENGTH} are the limit"]
+    if len(text) > MAX_LENGTH:
+        return [f"the expression has {len(text)} characters; {MAX_LENGTH} are the limit"]
+    problems = list(_writing_problems(text))
+    if problems:
+        return problems
     try:
-        module = ast.parse(ReferenceResolver.id_matcher.sub(f" {_REFERENCE} ", source).strip())
+        module = ast.parse(_as_evaluated(text))
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return [f"not a Python expression ({error})"]
     if len(module.body) != 1:
@@ -69,6 +64,38 @@ def expression_problems(text: str) -> list[str]:
     if not isinstance(statement, ast.Expr):
         return [f"a statement ({type(statement).__name__.lower()}), not an expression"]
     return list(dict.fromkeys([*_problems(statement.value), *_absolute_paths(statement.value)]))
+
+
+def composed(text: str) -> bool:
+    """Whether an expression without problems is more than references, written values, and sums of them."""
+    tree = ast.parse(_as_evaluated(text), mode="eval").body
+    return not _is_sum(tree)
+
+
+def _is_sum(node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Add) and _is_sum(node.left) and _is_sum(node.right)
+    return isinstance(node, ast.Constant) or _is_reference(node)
+
+
+def _writing_problems(text: str) -> Iterator[str]:
+    """What must not stand in an expression because MONAI rewrites it before Python reads it."""
+    if not text.isascii():
+        yield "an expression is written in ASCII"
+    elif "#" in text:
+        yield "'#' is not allowed; MONAI reads it as '::', Python as the beginning of a comment"
+    elif _REFERENCES in text:
+        yield f"the name '{_REFERENCES}' is not allowed here"
+    elif any(f"{sign}{ReferenceResolver.sep}" in text for sign in "@%"):
+        yield "a relative reference is not allowed; write the whole id"
+    elif any(not found.strip("@") for found in ReferenceResolver.id_matcher.findall(text)):
+        yield "'@' without an id is not allowed"
+
+
+def _as_evaluated(text: str) -> str:
+    """The text that Python gets from MONAI, which replaces references wherever they stand, in strings, too."""
+    references = ReferenceResolver.match_refs_pattern(text)
+    return ReferenceResolver.update_refs_pattern(text, references)[1:]
 
 
 def _import_problems(statement: ast.Import | ast.ImportFrom) -> list[str]:
@@ -91,29 +118,41 @@ def _problems(node: ast.expr) -> Iterator[str]:
         yield f"{type(node).__name__} is not allowed ('{ast.unparse(node)[:60]}')"
 
 
+def _is_reference(node: ast.expr) -> bool:
+    named = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == _REFERENCES
+    return named and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
+
+
 def _name(node: ast.Name) -> Iterator[str]:
-    if node.id != _REFERENCE and node.id not in BUILTINS:
+    if node.id not in BUILTINS:
         yield f"the name '{node.id}' is not allowed here"
 
 
 def _attribute(node: ast.Attribute) -> Iterator[str]:
     dotted = _dotted(node)
     if dotted is None:
-        if node.attr.startswith("_") or node.attr in FORBIDDEN:
-            yield f"the attribute '{node.attr}' is not allowed"
+        if node.attr not in ATTRIBUTES:
+            yield f"the attribute '{node.attr}' is not allowed (of references: {', '.join(sorted(ATTRIBUTES))})"
         yield from _problems(node.value)
     elif dotted.startswith("os."):
         if dotted not in OS_NAMES:
             allowed = ", ".join(sorted([*OS_NAMES, "os.environ of " + " ".join(sorted(VARIABLES))]))
             yield f"'{dotted}' is not allowed (of os: {allowed})"
     else:
-        try:
-            found = find_name(dotted)
-        except NameProblem as problem:
-            yield str(problem)
-        else:
-            if isinstance(found, types.ModuleType):  # as a value it would lead to names that nobody checks
-                yield f"'{dotted}' is a module, not a value"
+        yield from _value_problems(dotted)
+
+
+def _value_problems(dotted: str) -> Iterator[str]:
+    """A name used as a value: whoever gets it may call it with anything."""
+    try:
+        found = find_name(dotted)
+    except NameProblem as problem:
+        yield str(problem)
+        return
+    if isinstance(found, types.ModuleType):  # as a value it would lead to names that nobody checks
+        yield f"'{dotted}' is a module, not a value"
+    elif risky := uncheckable_arguments(found):
+        yield f"'{dotted}' takes '{risky[0]}'; call it as a component (_target_), whose arguments are checked"
 
 
 def _dotted(node: ast.expr) -> str | None:
@@ -127,6 +166,8 @@ def _dotted(node: ast.expr) -> str | None:
 
 
 def _subscript(node: ast.Subscript) -> Iterator[str]:
+    if _is_reference(node):
+        return
     if _dotted(node.value) == "os.environ":
         if not (isinstance(node.slice, ast.Constant) and node.slice.value in VARIABLES):
             yield f"'{ast.unparse(node)[:60]}' is not allowed; of os.environ: {', '.join(sorted(VARIABLES))}"
@@ -138,28 +179,37 @@ def _subscript(node: ast.Subscript) -> Iterator[str]:
 
 
 def _call(node: ast.Call) -> Iterator[str]:
-    if isinstance(node.func, (ast.Name, ast.Attribute)):
-        yield from _callee_problems(_dotted(node.func))
-    if not isinstance(node.func, (ast.Name, ast.Attribute)):
+    arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+    if any(keyword.arg is None for keyword in node.keywords):
+        yield "** is not allowed"
+    if _is_reference(node.func):
+        if arguments:
+            yield "a reference is called without arguments; give them to the component, where they are checked"
+    elif isinstance(node.func, ast.Name) and node.func.id in BUILTINS:
+        if node.keywords:
+            yield f"'{node.func.id}' is called without names of arguments"
+    elif isinstance(node.func, (ast.Name, ast.Attribute)):
+        yield from _callee_problems(node.func, len(arguments))
+    else:
         yield f"'{ast.unparse(node.func)[:60]}' is called; only names and methods may be"
-    yield from _problems(node.func)
-    for argument in node.args:
+    for argument in arguments:
         yield from _problems(argument)
-    for keyword in node.keywords:
-        if keyword.arg is None:
-            yield "** is not allowed"
-        yield from _problems(keyword.value)
 
 
-def _callee_problems(dotted: str | None) -> Iterator[str]:
-    if dotted is None or dotted.startswith("os."):
+def _callee_problems(callee: ast.Name | ast.Attribute, count: int) -> Iterator[str]:
+    dotted = _dotted(callee)
+    if dotted is None and isinstance(callee, ast.Attribute):
+        if callee.attr not in METHODS:
+            yield f"the method '{callee.attr}' is not allowed (of references: {', '.join(sorted(METHODS))})"
+        yield from _problems(callee.value)
         return
-    try:
-        risky = uncheckable_arguments(find_name(dotted))
-    except NameProblem:
-        return  # said by the check of the name
-    if risky:
-        yield f"'{dotted}' takes '{risky[0]}'; call it as a component (_target_), whose arguments are checked"
+    problems = list(_problems(callee))
+    yield from problems
+    if not problems and dotted is not None and not dotted.startswith("os."):
+        if dotted not in CALLABLE:
+            yield f"'{dotted}' is called; call it as a component (_target_), whose arguments are checked"
+        elif count > CALLABLE[dotted]:
+            yield f"'{dotted}' gets {count} arguments; it may get {CALLABLE[dotted]}"
 
 
 def _operation(node: ast.BinOp) -> Iterator[str]:
@@ -181,10 +231,13 @@ def _operation(node: ast.BinOp) -> Iterator[str]:
 def _constant(node: ast.Constant) -> Iterator[str]:
     if not isinstance(node.value, (str, int, float, bool, type(None))):
         yield f"the constant {node.value!r} is not allowed"
-    elif isinstance(node.value, (int, float)) and abs(node.value) > MAX_NUMBER:
-        yield f"the number {node.value:.3g} is above {MAX_NUMBER}"
-    elif isinstance(node.value, str) and ("://" in node.value or ".." in node.value.split("/")):
-        yield f"the text '{node.value}' leads out of the bundle"
+    elif isinstance(node.value, (int, float)) and not abs(node.value) <= MAX_NUMBER:
+        yield f"a number above {MAX_NUMBER} is not allowed"
+    elif isinstance(node.value, str):
+        if "://" in node.value or ".." in node.value.split("/"):
+            yield f"the text '{node.value}' leads out of the bundle"
+        if _REFERENCES in node.value or any(sign in node.value for sign in "@%$"):
+            yield "a text with @, % or $ in it is not allowed in an expression"
 
 
 def _absolute_paths(node: ast.AST, appended: bool = False) -> Iterator[str]:

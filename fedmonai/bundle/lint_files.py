@@ -12,15 +12,24 @@ from typing import Any
 import torch
 from jsonschema import Draft202012Validator
 
-from fedmonai.bundle.lint_config import load_strictly, walk
+from fedmonai.bundle.lint_reading import load_strictly, shape_problems, walk
 
-__all__ = ["file_problems", "holds_code", "logging_problems", "metadata_problems", "weight_files", "weights_problems"]
+__all__ = [
+    "file_problems",
+    "holds_code",
+    "logging_problems",
+    "metadata_problems",
+    "special_files",
+    "weight_files",
+    "weights_problems",
+]
 
 #: folders in which a run leaves its results; they are no part of the bundle
 RESULT_FOLDERS = {"data", "eval", "runs", "__pycache__"}
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/train.json", "docs/README.md", "docs/data_license.txt")
 SUFFIXES = {"", ".conf", ".jpg", ".json", ".md", ".onnx", ".png", ".pt", ".svg", ".txt", ".yaml", ".yml", ".gitignore"}
 CODE = {".bat", ".dll", ".egg", ".exe", ".pkl", ".pth", ".py", ".pyc", ".pyd", ".sh", ".so", ".whl", ".zip"}
+CONFIG_SUFFIXES = {".conf", ".json", ".yaml", ".yml"}
 MAX_CONFIG_BYTES = 1 << 20
 MAX_FILE_BYTES = 25 << 20  # the model zoo's limit for a file without an entry in large_files.yml
 
@@ -28,6 +37,7 @@ LOGGING_CLASSES = {"StreamHandler", "logging.StreamHandler", "NullHandler", "log
 LOGGING_ARGS = {"()", "(sys.stdout,)", "(sys.stderr,)"}
 LOGGING_KEYS = {"args", "class", "datefmt", "format", "formatter", "handlers", "keys", "level", "propagate", "qualname"}
 
+_NAME = re.compile(r"[A-Za-z0-9_. -]+")
 _SIDE = re.compile(r"\*|(?:(?:2\*\*p|\d{1,5}|[np])\s*[*+]?\s*){1,3}")
 _TEXT = {"type": "string", "minLength": 1}
 _TENSORS = {
@@ -67,17 +77,25 @@ def holds_code(root: Path) -> bool:
     return any(path.suffix.lower() in CODE for path in root.rglob("*"))
 
 
+def special_files(root: Path) -> Iterator[tuple[str, str, str]]:
+    """(file, id, problem) of links and of whatever else is no file or folder: reading one could lead anywhere."""
+    for path in sorted(root.rglob("*")):
+        name = ascii(path.relative_to(root).as_posix())[1:-1]
+        if path.is_symlink():
+            yield name, "", "is a link; a bundle holds files and folders only"
+        elif not path.is_file() and not path.is_dir():
+            yield name, "", "is no regular file"
+
+
 def file_problems(root: Path) -> Iterator[tuple[str, str, str]]:
-    """(file, id, problem) of missing, foreign, linked and oversized files."""
+    """(file, id, problem) of missing, foreign and oversized files."""
     for name in REQUIRED_FILES:
         if not (root / name).is_file():
             yield name, "", "is missing"
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        name = "/".join(parts)
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            yield name, "", "is a link that leads out of the bundle"
-        elif path.suffix.lower() in CODE:
+        name = ascii("/".join(parts))[1:-1]
+        if path.suffix.lower() in CODE:
             yield name, "", "is code; a bundle holds none (a file beside the configs can shadow a Python module)"
         elif parts[0] not in RESULT_FOLDERS and path.is_file():
             for problem in _ordinary_problems(path, parts):
@@ -86,8 +104,12 @@ def file_problems(root: Path) -> Iterator[tuple[str, str, str]]:
 
 def _ordinary_problems(path: Path, parts: tuple[str, ...]) -> Iterator[str]:
     size = path.stat().st_size
-    if path.suffix.lower() not in SUFFIXES:
-        yield f"is of a kind that does not belong in a bundle ('{path.suffix}')"
+    if path.suffix.lower() not in SUFFIXES or not _NAME.fullmatch(path.name):
+        yield f"is of a kind that does not belong in a bundle ({path.suffix!a})"
+    elif parts[0] == "configs" and path.suffix not in CONFIG_SUFFIXES:
+        yield f"is no config; configs end in {', '.join(sorted(CONFIG_SUFFIXES))}"
+    elif parts[0] != "configs" and path.suffix.lower() in CONFIG_SUFFIXES and path.stem != "large_files":
+        yield "looks like a config; configs lie in 'configs', where they are checked"
     if parts[0] == "configs" and size > MAX_CONFIG_BYTES:
         yield f"has {size:,} bytes; a config has at most {MAX_CONFIG_BYTES:,}"
     elif size > MAX_FILE_BYTES:
@@ -112,7 +134,7 @@ def logging_problems(path: Path) -> Iterator[tuple[str, str]]:
     """(id, problem) of a logging config: Python evaluates its ``class`` and ``args``."""
     parser = configparser.RawConfigParser()
     try:
-        parser.read_string(path.read_text(encoding="utf-8"))
+        parser.read_string(path.read_bytes().decode("ascii"))
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         yield "", f"cannot be read ({' '.join(str(error).split())[:120]})"
         return
@@ -132,8 +154,9 @@ def metadata_problems(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for error in sorted(Draft202012Validator(METADATA_SCHEMA).iter_errors(dict(metadata)), key=str):
         yield "::".join(str(part) for part in error.absolute_path), error.message[:150]
     version, changelog = metadata.get("version"), metadata.get("changelog")
-    if isinstance(changelog, Mapping) and version not in changelog:
+    if isinstance(changelog, Mapping) and isinstance(version, str) and version not in changelog:
         yield "changelog", f"says nothing about version {version}"
+    yield from shape_problems(metadata)
     for config_id, value in walk(metadata):
         if isinstance(value, Mapping) and "_target_" in value:
             yield config_id, "metadata holds a component"

@@ -160,7 +160,7 @@ BREAKS: list[tuple[Callable[[Path], None], str]] = [
     (yaml_object, "configs/demo.yaml: cannot be read (ConstructorError"),
     (dangling, "configs/train.json: lr: refers to '@learning_rate', which no config has"),
     (code_beside, "yaml.py: is code"),
-    (link_out, "docs/data: is a link that leads out"),
+    (link_out, "docs/data: is a link"),
     (big_config, "configs/evaluate.json: has 2,09"),
     (foreign_file, "configs/install.ps1: is of a kind"),
     (evil_weights, "models/model.pt: is not a file of tensors"),

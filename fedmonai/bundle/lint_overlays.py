@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what a config hands on: the files that it names, the ids that it gives to sites, the ids of data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow, ReferenceResolver
+
+from fedmonai.bundle.lint_expression import composed, expression_problems
+from fedmonai.bundle.lint_reading import walk
+from fedmonai.bundle.overlay_ids import DATA_IDS
+
+__all__ = ["data_problems", "file_problems", "site_problems"]
+
+SEP = ReferenceResolver.sep
+#: sections whose values become ids of the sites' configs, and how many levels above these ids they hold
+_SECTIONS = {"local": 0, "sites": 1}
+#: arguments of MONAI's workflow, which a site is: as ids they would name files to it, and entries to run
+_WORKFLOW = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) - {"self", "override"}
+
+
+def data_problems(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(id, problem) of what an overlay in ``configs/data`` must leave alone."""
+    if path.parent.name == "data":
+        for key in content:
+            if key not in DATA_IDS:
+                yield key, "is no id of data; an overlay in configs/data says how data are read, not how to train"
+
+
+def file_problems(root: Path, content: Mapping[str, Any], checked: Collection[Path]) -> Iterator[tuple[str, str]]:
+    """(id, problem) of files that a config names and that are not among the checked ones: results of a run, ..."""
+    if content.get("bundle_root", ".") != ".":
+        yield "bundle_root", f"is {content['bundle_root']!r}; a bundle says '.', whoever runs it elsewhere overrides it"
+    for config_id, value in walk(content):
+        if config_id.rpartition(SEP)[2] in ("base", "overlay"):
+            for file in value if isinstance(value, list) else [value]:
+                if not isinstance(file, str) or root / file not in checked:
+                    yield config_id, f"'{file}' is no config file of this bundle"
+
+
+def site_problems(content: Mapping[str, Any], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(id, problem) of ids given to sites: they must be ids of the sites' own config and values that are known now.
+
+    A site reads its values again as a config. A text that begins with ``$`` only once it is put together would be
+    evaluated there although nobody has seen it.
+    """
+    for config_id, name, value in _site_ids(content):
+        if name is None:
+            yield config_id, f"is {value!r:.60}; it holds a mapping of ids"
+        elif name.split(SEP)[0] in _WORKFLOW:
+            yield config_id, "is an argument of MONAI's workflow, not an id of a site"
+        elif name != "overlay" and name not in known:
+            yield config_id, "is unknown at a site: its train.json has no such id"
+        for inner_id, inner in walk(value, config_id):
+            if isinstance(inner, Mapping) and "_target_" in inner:
+                yield inner_id, "is a component, which sites cannot share; put it in a file and name that as overlay"
+            elif _is_expression(inner) and not expression_problems(inner) and composed(inner):
+                yield inner_id, f"'{inner}' is more than a sum of references and written values"
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("$")
+
+
+def _site_ids(content: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Any]]:
+    """(id, id at the site, value) of what ``local`` and ``sites`` set, whether nested or written with ``::``.
+
+    Where something other than a mapping stands in the place of ids, the id at the site is None.
+    """
+    for written, value in content.items():
+        key = written.removeprefix("+")
+        section, *rest = key.split(SEP)
+        if section not in _SECTIONS:
+            continue
+        depth = _SECTIONS[section]
+        if len(rest) > depth:
+            yield key, SEP.join(rest[depth:]), value
+        elif len(rest) == depth:
+            yield from _ids_of(key, value)
+        elif value is None or isinstance(value, Mapping):
+            for name, spec in (value or {}).items():
+                yield from _ids_of(f"{key}{SEP}{name}", spec)
+        else:
+            yield key, None, value
+
+
+def _ids_of(prefix: str, spec: Any) -> Iterator[tuple[str, str | None, Any]]:
+    if spec is None or isinstance(spec, Mapping):
+        yield from ((f"{prefix}{SEP}{name}", name, inner) for name, inner in (spec or {}).items())
+    else:
+        yield prefix, None, spec
