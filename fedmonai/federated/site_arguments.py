@@ -51,8 +51,8 @@ def site_arguments(
             raise ConfigError(f"site '{name}': config file '{file}' is not in the bundle folder '{bundle_root}'.")
         if not path.resolve().is_relative_to(bundle_root.resolve()):
             raise ConfigError(
-                f"site '{name}': config file '{file}' lies outside of the bundle folder '{bundle_root}', where no check "
-                "of the bundle looks; copy it into the folder's configs."
+                f"site '{name}': config file '{file}' lies outside of the bundle folder '{bundle_root}', where no "
+                "check of the bundle looks; copy it into the folder's configs."
             )
     given: dict[str, Any] = {"bundle_root": str(bundle_root), "site": name}
     given |= {"output_dir": str(output_dir / "sites" / name), "standalone": False, "seed": common["seed"]}

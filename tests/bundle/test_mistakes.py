@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,10 +93,11 @@ def test_one_clear_error(
 
 
 def test_number_in_an_overlay_of_a_site(make_site: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path) -> None:
-    overlay = tmp_path / "low.yaml"
-    overlay.write_text("lr: 0")
-    sites = {"A": {"dataset_dir": str(make_site("A")), "overlay": str(overlay)}}
-    found = check_site(FL_MR, "A", sites=sites, output_dir=str(tmp_path / "run"), **tiny)
+    bundle = tmp_path / "bundle"
+    shutil.copytree(Path(FL_MR, "configs"), bundle / "configs")
+    (bundle / "configs" / "low.yaml").write_text("lr: 0")
+    sites = {"A": {"dataset_dir": str(make_site("A")), "overlay": "configs/low.yaml"}}
+    found = check_site(bundle, "A", sites=sites, output_dir=str(tmp_path / "run"), **tiny)
     assert [(f.good, f.found) for f in found] == [(False, "site 'A': config id 'lr' is 0; give a number above 0.")]
 
 
