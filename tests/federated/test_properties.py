@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,16 @@ from hypothesis import strategies as st
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated import (
+    GaussianPrivacy,
     Guard,
     KeepSharedKeys,
+    MeanWithPrevious,
     Median,
+    OwnedMean,
     RefusedMessage,
     SharedKeys,
     Strategy,
+    TargetLatents,
     TrimmedMean,
     WeightedMean,
     attachments_of,
@@ -50,7 +55,14 @@ def rounds(draw: st.DrawFn) -> dict[str, ExchangeObject]:
 
 
 def strategies() -> list[Strategy]:
-    return [*(WeightedMean(w) for w in WeightedMean.WEIGHTINGS), Median(), TrimmedMean(0.2), TrimmedMean(0.49)]
+    others = [OwnedMean(), TargetLatents("a", alignment="none"), MeanWithPrevious("uniform", ".*", encoder_keys="w")]
+    return [
+        *(WeightedMean(w) for w in WeightedMean.WEIGHTINGS),
+        *others,
+        Median(),
+        TrimmedMean(0.2),
+        TrimmedMean(0.49),
+    ]
 
 
 @pytest.mark.parametrize("index", range(len(strategies())))
@@ -130,6 +142,25 @@ def test_guard_refuses_every_other_shape_and_type(shape: list[int], dtype: torch
     if shape != [2, 2]:
         with pytest.raises(RefusedMessage, match="has shape"):
             Guard().check_weights({"w": torch.zeros(*shape)}, reference)
+
+
+@quick
+@given(step=st.lists(st.floats(-100, 100, width=32), min_size=6, max_size=6), bound=st.floats(0.01, 50))
+def test_privacy_lets_no_step_beyond_its_bound_leave(step: list, bound: float, tmp_path: Path) -> None:
+    """With the same seed the noise is the same, so the difference to an update of no step is the clipped step."""
+    pytest.importorskip("opacus")
+    protect = GaussianPrivacy(str(tmp_path), clip_norm=bound, seed=1)
+    received = {"w": torch.zeros(2, 3)}
+    sent = []
+    for values in (step, [0.0] * 6):
+        update = weights_message({"w": torch.tensor(values).reshape(2, 3)})
+        sent.append(protect(update, {"site": "A", "round": 1, "received": received}).weights["w"].double())
+    (tmp_path / "sites" / "A" / "privacy.json").unlink()
+    moved, norm = sent[0] - sent[1], torch.tensor(step).double().norm()
+    slack = 1e-5 * (bound + float(sent[1].abs().max()))
+    assert float(moved.norm()) <= bound + slack
+    if norm < 0.999 * bound:
+        assert float((moved - torch.tensor(step).double().reshape(2, 3)).abs().max()) <= slack
 
 
 @quick

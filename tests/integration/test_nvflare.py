@@ -159,29 +159,69 @@ def test_network_with_certificates_survives_a_killed_client(tmp_path: Path, envi
     assert described["client"]["connection_security"] == "mtls", described
 
 
-def test_submitted_to_a_running_network(tmp_path: Path, environment: dict[str, str], monkeypatch: Any) -> None:
-    """What a hospital does: kits, a local settings file per site, a server that runs, a job from the admin's kit."""
-    from nvflare.fuel.flare_api.flare_api import new_secure_session
-
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, dict[str, str]]]:
+    """A running network: folder of the startup kits, name of the admin, environment of everybody."""
     from fedmonai.integrations.nvflare.network import network_here
 
-    for key, value in {**environment, "NVFLARE_POC_WORKSPACE": str(tmp_path / "network")}.items():
-        monkeypatch.setenv(key, value)
-    ids = overrides("fl_mr", tmp_path / "data")
-    submitted = {**ids, "sites": {name: {"dataset_dir": "/each/site/knows"} for name in NAMES}}
-    with network_here(tmp_path / "network", NAMES) as (kits, admin):
-        for name in NAMES:
-            settings = {"ids": {"dataset_dir": ids["sites"][name]["dataset_dir"]}}
-            (kits / name / "local" / "fedmonai.yaml").write_text(json.dumps(settings))
-        options = {"env": "prod", "startup_kit": str(kits / admin), "username": admin, "name": "live"}
-        text = run(command("nvflare", "fl_mr", submitted, **options), environment)
-        identity = text.split("submitted as job ")[1].split()[0]
-        session = new_secure_session(admin, str(kits / admin))
-        deadline = time.monotonic() + 600
-        while not (status := str(session.get_job_status(identity))).startswith("FINISHED"):
+    folder = tmp_path_factory.mktemp("network")
+    everybody = quiet_environment(folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {**everybody, "NVFLARE_POC_WORKSPACE": str(folder / "poc")}.items():
+            patch.setenv(key, value)
+        with network_here(folder / "poc", NAMES) as (kits, admin):
+            yield kits, admin, everybody
+
+
+def submit(network: tuple[Path, str, dict[str, str]], ids: dict[str, Any], name: str) -> str:
+    kits, admin, everybody = network
+    options = {"env": "prod", "startup_kit": str(kits / admin), "username": admin, "name": name}
+    text = run(command("nvflare", "fl_mr", ids, **options), everybody)
+    return text.split("submitted as job ")[1].split()[0]
+
+
+def status_at_the_end(network: tuple[Path, str, dict[str, str]], job: str, abort_when: Path | None = None) -> str:
+    """The status of a finished job; it is aborted as soon as the file ``abort_when`` is there."""
+    from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+    kits, admin, _ = network
+    session = new_secure_session(admin, str(kits / admin))
+    deadline = time.monotonic() + 600
+    try:
+        while not (status := str(session.get_job_status(job))).startswith("FINISHED"):
             assert time.monotonic() < deadline, status
-            time.sleep(1)
+            if abort_when is not None and abort_when.is_file():
+                session.abort_job(job)
+                abort_when = None
+            time.sleep(0.5)
+    finally:
         session.close()
-    assert status == "FINISHED:COMPLETED"
+    assert abort_when is None, f"{status} before there was anything to abort"
+    return status
+
+
+def test_submitted_to_a_running_network(network: tuple[Path, str, dict[str, str]], tmp_path: Path) -> None:
+    """What a hospital does: kits, a local settings file per site, a server that runs, a job from the admin's kit."""
+    kits = network[0]
+    ids = overrides("fl_mr", tmp_path / "data")
+    for name in NAMES:
+        settings = {"ids": {"dataset_dir": ids["sites"][name]["dataset_dir"]}}
+        (kits / name / "local" / "fedmonai.yaml").write_text(json.dumps(settings))
+    submitted = {**ids, "sites": {name: {"dataset_dir": "/each/site/knows"} for name in NAMES}}
+    assert status_at_the_end(network, submit(network, submitted, "live")) == "FINISHED:COMPLETED"
     assert_same_run(in_process("fl_mr", ids, tmp_path / "here"), kits / "server" / "fedmonai" / "live")
     assert (kits / "site-a" / "fedmonai" / "live" / "sites" / "site-a" / "cases.csv").is_file()
+
+
+def test_an_aborted_job_is_continued_by_the_next_one(network: tuple[Path, str, dict[str, str]], tmp_path: Path) -> None:
+    kits = network[0]
+    for name in NAMES:
+        (kits / name / "local" / "fedmonai.yaml").unlink(missing_ok=True)
+    server = kits / "server" / "fedmonai" / "cut"
+    ids = overrides("fl_mr", tmp_path / "data", num_rounds=3, local_epochs=300)  # a turn of some seconds
+    status = status_at_the_end(network, submit(network, ids, "cut"), abort_when=server / "federation.pt")
+    assert "COMPLETED" not in status
+    done = len(rounds(server))
+    assert 1 <= done < 3
+    assert status_at_the_end(network, submit(network, {**ids, "resume": True}, "cut")) == "FINISHED:COMPLETED"
+    assert_same_run(in_process("fl_mr", ids, tmp_path / "here"), server)
