@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedmonai.bundle import check_runs, execute, planned_runs, read_plan
+from fedmonai.bundle import Method, PlannedRun, check_runs, execute, planned_runs, read_plan
 from fedmonai.errors import ConfigError
 
 PLANS = sorted((Path(__file__).parents[2] / "scripts" / "plans").glob("*.yaml"))
@@ -139,6 +139,9 @@ def test_a_missing_overlay_and_a_changed_plan_are_refused(tmp_path: Path) -> Non
     run = next(planned_runs(read_plan(write(tmp_path, PLAN)), tmp_path))
     run.folder.mkdir(parents=True)
     (run.folder / "planned.json").write_text("{}\n")
+    small = PlannedRun(Method("x", "fl_mr", ids={"min_sites": 9}), run.seed, run.folder)
+    with pytest.raises(ConfigError, match="min_sites is 9"):  # without a committed round the record binds nobody
+        execute(small, BUNDLES)
     (run.folder / "federation.pt").write_bytes(b"")
     for refuse in (lambda: execute(run, BUNDLES), lambda: check_runs([run], BUNDLES)):
         with pytest.raises(ConfigError, match="holds a run of another plan"):
