@@ -33,8 +33,8 @@ def site_arguments(
         common: further arguments, the same for all sites.
 
     Raises:
-        ConfigError: when a file is not in the bundle or lies outside of its folder, or an id is a component: sites may
-            not share one object.
+        ConfigError: when a file is not in the bundle or lies outside of its folder, or an id is a component (sites may
+            not share one object) or a text that the site would evaluate.
     """
     rest, own = dict(local), dict(spec)
     files = [*base, *as_list(rest.pop("overlay", None)), *as_list(own.pop("overlay", None))]
@@ -45,6 +45,7 @@ def site_arguments(
                 f"site '{name}': id '{key}' is a component ({type(value).__name__}); sites may not share one "
                 "object. Put it in a file and name the file as overlay."
             )
+        _refuse_evaluated(name, key, value)
     for file in files:
         path = bundle_root / file
         if not path.is_file():
@@ -63,6 +64,26 @@ def site_arguments(
         "config_train_filename": files,
         "train_kwargs": {**given, **ids},
     }
+
+
+def _refuse_evaluated(name: str, key: str, value: Any) -> None:
+    """Refuse what the site's parser would evaluate: the federation's has evaluated all that was written as such.
+
+    What still begins with a sign of MONAI was put together on the way, so that no check of the configs has seen it.
+    """
+    if isinstance(value, Mapping):
+        if any(str(inner).startswith("_") for inner in value):
+            raise ConfigError(f"site '{name}': id '{key}' holds a component; put it in a file and name it as overlay.")
+        for inner in value.values():
+            _refuse_evaluated(name, key, inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _refuse_evaluated(name, key, inner)
+    elif isinstance(value, str) and value.startswith(("$", "@", "%")):
+        raise ConfigError(
+            f"site '{name}': id '{key}' is '{value}', which the site would evaluate; give its value, or put it in a "
+            "config file and name the file as overlay."
+        )
 
 
 def as_list(files: str | Sequence[str] | None) -> list[str]:

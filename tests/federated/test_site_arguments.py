@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated import Sites
@@ -33,3 +34,31 @@ def test_files_outside_of_the_bundle_are_refused(how: str, absolute: bool, tmp_p
         sites.arguments("A")
     good = Sites(str(bundle), {"A": {"overlay": inside}}, "x").arguments("A")
     assert good["config_train_filename"] == ["configs/train.json", inside]
+
+
+@pytest.mark.parametrize("value", ["$exit()", "@seed", "%seed", [["$exit()"]], {"a": "$exit()"}, {"_target_": "x"}])
+def test_what_a_site_would_evaluate_is_refused(value: Any) -> None:
+    """The federation's parser evaluates what is written as an expression; what comes out is a value and stays one."""
+    sites = Sites(str(BUNDLE), {"A": {"lr": value}}, "x")
+    with pytest.raises(ConfigError, match=r"site 'A': id 'lr' (is .* would evaluate|holds a component)"):
+        sites.arguments("A")
+
+
+def test_text_that_becomes_an_expression_runs_at_no_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "$__builtins__['__imp' + 'ort__']('os').system('touch witness')"
+    config = {
+        "text": f"x{code}",
+        "sites": {"A": {"lr": "$@text[1:]"}},
+        "all": {
+            "_target_": "fedmonai.federated.Sites",
+            "bundle_root": str(BUNDLE),
+            "sites": "@sites",
+            "output_dir": "x",
+        },
+    }
+    sites = ConfigParser(config).get_parsed_content("all")
+    assert sites.specs["A"]["lr"] == code
+    with pytest.raises(ConfigError, match="would evaluate"):
+        sites.open("A")
+    assert not Path("witness").exists()

@@ -35,7 +35,7 @@ WORDS = {"eval", "exec", "load", "loads", "popen", "system", "unpickle", "__impo
 TESTS_MAY = {"mention of monai.bundle.load", "mention of torch.jit.load", "numpy.save with allow_pickle=True"}
 TESTS_MAY |= {"mention of runpy", "mention of runpy.run_path"}  # the project's own scripts
 #: what single files may: two loaders that are SafeLoaders, the name of a module that the lint has compared with its
-#: lists, and a word in a comparison
+#: lists, and the function of MONAI by which a loaded bundle is recognized
 MAY = {
     "fedmonai/bundle/lint_names.py": {"importlib.import_module of a module that is not written, or that unpickles"},
     "fedmonai/bundle/lint_reading.py": {"mention of .get_single_data"},
