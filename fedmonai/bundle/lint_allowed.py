@@ -37,7 +37,8 @@ ALLOWED = (
     *(f"ignite.{room}" for room in ("distributed.sync", "engine", "handlers", "metrics")),
     *(f"monai.{room}" for room in ("data", "engines", "fl.utils", "handlers", "inferers", "losses", "metrics")),
     *(f"monai.{room}" for room in ("networks", "optimizers", "transforms", "utils.enums", "visualize")),
-    *(f"torch.{room}" for room in ("amp", "backends", "distributions", "fft", "linalg", "nn", "optim", "random")),
+    *(f"torch.{room}" for room in ("amp", "distributions", "fft", "linalg", "nn", "optim", "random")),
+    *(f"torch.backends.{room}" for room in ("cuda", "cudnn", "mps")),
     *(f"torch.{room}" for room in ("special", "utils.data")),
     *(f"torch.{name}" for name in _TORCH if name != "cuda"),
     *(f"torch.cuda.{name}" for name in (*_CUDA, "amp")),
@@ -58,11 +59,19 @@ REFUSED = (
     "fedmonai.federated.SiteAlgo",
     *(f"ignite.handlers.{name}_logger" for name in ("clearml", "fbresearch", "mlflow", "neptune", "polyaxon")),
     *(f"ignite.handlers.{name}_logger" for name in ("visdom", "wandb")),  # these talk to servers
+    "ignite.metrics.gan",  # downloads its network
     "monai.data.dataset.CSVDataset",  # reads from addresses
     "monai.data.iterable_dataset.CSVIterableDataset",
+    "monai.data.csv_saver",  # this and the next four write texts under any name
+    "monai.data.decathlon_datalist.create_cross_validation_datalist",
+    "monai.handlers.classification_saver",
+    "monai.transforms.io.array.WriteFileMapping",
+    "monai.transforms.io.dictionary.WriteFileMappingd",
     "monai.data.torchscript_utils",
+    "monai.data.video_dataset",  # opens cameras and addresses
     "monai.data.wsi_reader",
     *(f"monai.handlers.{name}" for name in ("clearml_handlers", "mlflow_handler", "trt_handler")),
+    "monai.networks.layers.gmm",  # hands its arguments to a compiler
     "monai.networks.trt_compiler",
     "monai.networks.utils",
     "monai.networks.blocks.text_embedding",  # this and the next five download weights
