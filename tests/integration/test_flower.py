@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from federation_runs import (
     BUNDLES,
     NAMES,
@@ -79,6 +80,16 @@ class Memory:
         return self.pull_messages(self.push_messages(messages))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums over several threads round otherwise, so that runs equal each other to the bit with the same number only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("bundle", sorted(TINY_SITES))
 def test_apps_without_processes(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.app import Context, RecordDict
@@ -97,13 +108,12 @@ def test_apps_without_processes(bundle: str, tmp_path: Path, monkeypatch: pytest
     assert_same_run(in_process(bundle, ids, tmp_path / "here"), tmp_path / "runs" / "server")
 
 
-def test_transport_names_what_went_wrong(tmp_path: Path) -> None:
+def named_nodes() -> Any:
+    """An app whose nodes say who they are; to everything else they answer without the records of a reply."""
     from flwr.app import ConfigRecord, Message, RecordDict
     from flwr.clientapp import ClientApp
 
-    from fedmonai.federated import Request, SiteFailure
     from fedmonai.integrations.flower.client import site_of
-    from fedmonai.integrations.flower.server import GridTransport
 
     become_flower_task()
     app = ClientApp()
@@ -113,7 +123,60 @@ def test_transport_names_what_went_wrong(tmp_path: Path) -> None:
         site = site_of(context, NAMES)
         return Message(RecordDict({"who": ConfigRecord({"site": site})}), reply_to=message)
 
-    grid = Memory(app, NAMES[:1])
+    @app.train()
+    def train(message: Any, context: Any) -> Any:
+        return Message(RecordDict({"node": ConfigRecord({"identity": context.node_id})}), reply_to=message)
+
+    return app
+
+
+def test_second_node_of_a_connected_site_is_refused() -> None:
+    from flwr.app import Context, RecordDict
+
+    from fedmonai.federated import Request, SiteFailure
+    from fedmonai.integrations.flower.server import GridTransport
+
+    first, second = NAMES
+    grid = Memory(named_nodes(), NAMES)
+    transport = GridTransport(grid, NAMES)
+    transport.await_sites(0)
+    assert transport._nodes == {first: 10, second: 11} and transport.notes == []
+    for number, name in ((5, first), (20, first), (21, "elsewhere")):
+        grid.contexts[number] = Context(1, number, {"site": name}, RecordDict(), {})
+    for _ in range(3):  # every look at the nodes leaves it at that
+        assert transport._missing() == []
+        assert transport._nodes == {first: 10, second: 11}
+    assert transport.notes == [
+        f"node 5 is refused: it says that it is site '{first}', which another node already is",
+        f"node 20 is refused: it says that it is site '{first}', which another node already is",
+        "node 21 is refused: it says that it is no site of this run",
+    ]
+    asked = len(grid.answers)
+    transport.send(Request("train", first, 1))
+    assert list(grid.answers)[asked:] == [f"10/{asked}"]  # it reaches the first node, and nobody is asked again
+    with pytest.raises(SiteFailure, match="the answer cannot be read"):
+        transport.wait(first)
+    del grid.contexts[10], grid.contexts[5]  # the site comes back under another identity
+    transport.send(Request("train", first, 2))
+    assert transport._nodes == {first: 20, second: 11}
+    assert len(transport.notes) == 3
+
+
+def test_two_nodes_of_one_name_at_the_start() -> None:
+    from fedmonai.integrations.flower.server import GridTransport
+
+    grid = Memory(named_nodes(), [NAMES[0], NAMES[0]])
+    transport = GridTransport(grid, NAMES)
+    transport.await_sites(0)
+    assert transport._nodes == {NAMES[0]: 10}
+    assert [note.split(":")[0] for note in transport.notes] == ["node 11 is refused"]
+
+
+def test_transport_names_what_went_wrong() -> None:
+    from fedmonai.federated import Request, SiteFailure
+    from fedmonai.integrations.flower.server import GridTransport
+
+    grid = Memory(named_nodes(), NAMES[:1])
     transport = GridTransport(grid, NAMES)
     transport.await_sites(0)
     grid.broken.add(10)

@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedmonai.federated import Reply, Request, SiteFailure
+from fedmonai.federated.records import reason_of
 from fedmonai.integrations.deployment import BUNDLE, Deployment, unpack_files
 from fedmonai.integrations.flower.exchange import reply_from, request_content
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, federation_config, run_server
@@ -49,7 +50,9 @@ def server_app(job: str | Path) -> ServerApp:
 class GridTransport:
     """A :class:`~fedmonai.federated.remote.Transport` over Flower's grid.
 
-    Nodes say which site they are; a node that comes back under another identity is found again.
+    Nodes say which site they are; a node that comes back under another identity is found again. A node that claims the
+    name of a site whose node is connected is refused and noted: it would get what is meant for that site, and its
+    answers would count as that site's. It is asked again once that site's node is gone.
 
     Args:
         grid: Flower's grid.
@@ -59,7 +62,11 @@ class GridTransport:
 
     def __init__(self, grid: Grid, sites: Iterable[str], timeout: float = 0.0) -> None:
         self.grid, self.sites, self.timeout = grid, sorted(sites), timeout
+        #: what happened on the way to the sites; whoever writes it down empties the list
+        self.notes: list[str] = []
         self._nodes: dict[str, int] = {}
+        #: what nodes claimed to be that are no site's node
+        self._refused: dict[int, str] = {}
         self._sent: dict[str, tuple[str, float]] = {}
 
     def await_sites(self, seconds: float) -> None:
@@ -94,7 +101,7 @@ class GridTransport:
             for message in self.grid.pull_messages([identity]):
                 if message.has_error():
                     raise SiteFailure(f"the site's process failed ({message.error.reason})")
-                return reply_from(message.content)
+                return _read(message)
             if self._nodes[site] not in set(self.grid.get_node_ids()):
                 raise SiteFailure("the connection to the site is lost")
             if self.timeout and time.monotonic() - started > self.timeout:
@@ -105,10 +112,40 @@ class GridTransport:
         """Ask nodes that are new who they are; return the sites without a node."""
         there = set(self.grid.get_node_ids())
         self._nodes = {site: node for site, node in self._nodes.items() if node in there}
-        strangers = there - set(self._nodes.values())
+        self._refused = {node: name for node, name in self._refused.items() if node in there}
+        waiting = {node for node, name in self._refused.items() if name in self._nodes or name not in self.sites}
+        strangers = sorted(there - set(self._nodes.values()) - waiting)
         content = RecordDict({"who": ConfigRecord({"sites": list(self.sites)})})
-        asked = [Message(content=content, dst_node_id=node, message_type="query") for node in sorted(strangers)]
-        for answer in self.grid.send_and_receive(asked, timeout=60) if asked else ():
+        asked = [Message(content=content, dst_node_id=node, message_type="query") for node in strangers]
+        answers = self.grid.send_and_receive(asked, timeout=60) if asked else ()
+        for answer in sorted(answers, key=lambda one: one.metadata.src_node_id):
             if not answer.has_error():
-                self._nodes[str(answer.content.config_records["who"]["site"])] = answer.metadata.src_node_id
+                self._admit(answer.metadata.src_node_id, answer)
         return [site for site in self.sites if site not in self._nodes]
+
+    def _admit(self, node: int, answer: Message) -> None:
+        """Take a node as that of the site it says it is, unless that is no site or has its node."""
+        try:
+            name = str(answer.content.config_records["who"]["site"])
+        except (KeyError, TypeError, ValueError):
+            name = ""
+        if name in self.sites and name not in self._nodes:
+            self._nodes[name] = node
+            self._refused.pop(node, None)
+        elif self._refused.get(node) != name:
+            self._refused[node] = name
+            whose = f"site '{name}', which another node already is" if name in self.sites else "no site of this run"
+            self.notes.append(f"node {node} is refused: it says that it is {whose}")
+            logger.warning(self.notes[-1])
+
+
+def _read(message: Message) -> Reply:
+    """The reply in a message of a node.
+
+    Raises:
+        SiteFailure: when there is none in it.
+    """
+    try:
+        return reply_from(message.content)
+    except Exception as error:  # whatever a site or a filter on the way made of it, it is no answer
+        raise SiteFailure(f"the answer cannot be read ({reason_of(error)})") from error
