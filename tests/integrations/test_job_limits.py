@@ -23,10 +23,9 @@ SITES: dict[str, Any] = {"a": {"site": "B"}, "b": {"site": "H"}}
 
 @pytest.fixture
 def witness(job: Path, tmp_path: Path) -> Path:
-    """A file that exists once the unlinted config in the job's docs was evaluated."""
+    """A file that exists once the config beside the job's bundle, which no lint sees, was evaluated."""
     path = tmp_path / "was_here"
-    evil = job / "bundle" / "docs" / "evil.yaml"
-    evil.write_text(f"lr: \"$__import__('pathlib').Path('{path}').touch() or 0.1\"\n")
+    (job / "evil.yaml").write_text(f"lr: \"$__import__('pathlib').Path('{path}').touch() or 0.1\"\n")
     return path
 
 
@@ -41,10 +40,9 @@ def served(job: Path, tmp_path: Path, settings: SiteSettings | None = None) -> S
     return service
 
 
-def ways(job: Path, own: Path | None) -> list[dict[str, Any]]:
-    evil = job / "bundle" / "docs" / "evil.yaml"
-    files = [str(evil), os.path.relpath(evil, own)] if own else ["docs/evil.yaml", "configs/../docs/evil.yaml"]
-    return [ids for file in files for ids in ways_to_name(file)]
+def ways(job: Path, bundle: Path) -> list[dict[str, Any]]:
+    evil = job / "evil.yaml"
+    return [ids for file in (str(evil), os.path.relpath(evil, bundle)) for ids in ways_to_name(file)]
 
 
 def ways_to_name(file: str) -> list[dict[str, Any]]:
@@ -64,9 +62,7 @@ def ways_to_name(file: str) -> list[dict[str, Any]]:
 def test_overrides_name_no_unlinted_file(
     way: int, own: bool, altered: Callable[..., Path], witness: Path, tmp_path: Path
 ) -> None:
-    bundle = BUNDLE if own else None
-    job = altered()
-    job = altered(ways(job, bundle)[way])
+    job = altered(ways(altered(), BUNDLE if own else tmp_path / "root" / "fedmonai" / "try" / "bundle")[way])
     with pytest.raises(ConfigError, match=r"none of the configs of the bundle|every machine decides for itself"):
         served(job, tmp_path, SiteSettings(bundle=str(BUNDLE) if own else None))
     assert not witness.exists()
@@ -75,9 +71,9 @@ def test_overrides_name_no_unlinted_file(
     assert not witness.exists()
 
 
-def test_files_of_a_job_are_configs(altered: Callable[..., Path], witness: Path, tmp_path: Path) -> None:
-    job = altered(files=["configs/federated.yaml", "docs/evil.yaml"])
-    with pytest.raises(ConfigError, match=r"'docs/evil.yaml' \(a file of the job\) is none of the configs"):
+def test_files_of_a_job_are_configs(altered: Callable[..., Path], tmp_path: Path) -> None:
+    job = altered(files=["configs/federated.yaml", "docs/README.md"])
+    with pytest.raises(ConfigError, match=r"'docs/README.md' \(a file of the job\) is none of the configs"):
         served(job, tmp_path)
     with pytest.raises(ConfigError, match=r"'docs/README.md' .* is none of the configs"):
         describe(BUNDLE, "docs/README.md")
@@ -93,7 +89,7 @@ def test_a_bundle_whose_own_config_names_a_file_elsewhere(
     own = tmp_path / "own"
     shutil.copytree(job / "bundle", own)
     with open(own / "configs" / "demo.yaml", "a") as stream:
-        stream.write(f"local::overlay: '{job}/bundle/docs/evil.yaml'\n")
+        stream.write(f"local::overlay: '{job}/evil.yaml'\n")
     job = altered(files=["configs/federated.yaml", "configs/demo.yaml"])
     shutil.copyfile(own / "configs" / "demo.yaml", job / "bundle" / "configs" / "demo.yaml")
     job = altered()
