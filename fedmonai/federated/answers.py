@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The check that every answer of a site in another process passes before anything of it is used.
 
-Weights are the matter of :class:`~fedmonai.federated.guard.Guard`; here it is about all the rest: kinds, ranges and
-names of the facts and statistics, and whether they answer what was asked. What a site sends may be an accident or an
-attack; either costs that site's answer, never the run.
+Weights and statistics of an update are the matter of :class:`~fedmonai.federated.guard.Guard`, in every runtime; here
+it is about all the rest: kinds, ranges and names of the facts, and whether they answer what was asked. What a site
+sends may be an accident or an attack; either costs that site's answer, never the run.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ _MOST_TENSORS, _MOST_DIMENSIONS = 100_000, 16
 #: far above every value of a metric or a loss, far below where means over sites overflow
 _LARGEST_VALUE = 1e100
 _MODELS = ("global", "personal")
-#: what the report tells of a site with differential privacy
-_PRIVACY = frozenset({"epsilon", "delta", "noise_multiplier", "clip_norm", "seeded"})
 
 
 def checked_answer(reply: Any, request: Request) -> tuple[Reply, list[str]]:
@@ -155,18 +153,15 @@ def _metrics(metrics: Any, whose: str, notes: list[str]) -> Iterator[tuple[str, 
 
 
 def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObject:
-    """The message with plain statistics; weights and attachments are checked by the guard."""
-    statistics: dict[str, Any] = {}
-    for name, value in (message.statistics or {}).items():
-        named = f"'{_name('a statistic', name)}'"
-        number = _number(named, value)
-        if name.startswith("train_") and not abs(number) <= _LARGEST_VALUE:
-            notes.append(f"the training metric {named} is {number:g} and is left out")
-            continue
-        if abs(number) > (_LARGEST_COUNT if isinstance(value, int) else _LARGEST_VALUE):
-            raise _useless(f"{named} is {_shown(value)}, too large a number")
-        statistics[name] = value
-    _check_privacy(statistics)
+    """The message without training metrics that are not finite; all else of it is checked by the guard."""
+    if not isinstance(message.statistics or {}, Mapping):
+        raise _useless(f"its statistics are {_shown(message.statistics)}")
+    statistics = dict(message.statistics or {})
+    for name, value in list(statistics.items()):
+        odd = isinstance(value, float) and not abs(value) <= _LARGEST_VALUE  # true for NaN
+        if odd and str(name).startswith("train_"):
+            notes.append(f"the training metric '{printable(name)}' is {value:g} and is left out")
+            del statistics[name]
     for key in message.weights if isinstance(message.weights, Mapping) else ():
         _name("a tensor", key)
     for attachment, tensors in attachments_of(message).items():
@@ -176,17 +171,6 @@ def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObjec
             _name("a tensor", key)
     message.statistics = statistics
     return message
-
-
-def _check_privacy(statistics: Mapping[str, Any]) -> None:
-    prefix = "privacy_"
-    spent = {name.removeprefix(prefix): value for name, value in statistics.items() if name.startswith(prefix)}
-    missing = sorted(_PRIVACY - set(spent))
-    if spent and missing:
-        raise _useless(f"it reports differential privacy without '{prefix}{missing[0]}'")
-    for name, value in spent.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise _useless(f"'{prefix}{name}' is {value}; it cannot be")
 
 
 def _present(facts: Mapping[str, Any], name: str, kind: Any) -> Any:

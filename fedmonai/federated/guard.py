@@ -20,6 +20,8 @@ __all__ = ["Guard", "RefusedMessage"]
 COUNTS = ("num_samples", "num_steps", "num_batches")
 #: far above any data set, far below what no longer fits into a table
 MOST = 10**12
+#: far above every loss, far below where means over sites overflow
+LARGEST_LOSS = 1e100
 #: what a protected update says of the noise in it, all or nothing
 PRIVACY = {f"privacy_{name}" for name in ("epsilon", "delta", "noise_multiplier", "clip_norm", "seeded")}
 _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
@@ -128,14 +130,15 @@ class Guard:
         for name, value in statistics.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise RefusedMessage(f"a statistic has the name {str(name)[:50]!r}, which is none")
-            plain = isinstance(value, (int, float)) and not (isinstance(value, int) and abs(value) > MOST)
-            if not plain and name not in ("loss", "round", *counts):
+            if not _is_number(value) and name not in ("loss", "round", *counts):
                 raise RefusedMessage(f"{name} is {_short(value)}, not a number of at most {MOST:.0e}")
+            if name in PRIVACY and not 0 <= value < math.inf:  # type: ignore[operator]
+                raise RefusedMessage(f"{name} is {_short(value)}; it cannot be")
         if (given := PRIVACY & statistics.keys()) and given != PRIVACY:
             raise RefusedMessage(f"the statistics name {min(given)}, but not {min(PRIVACY - given)}")
         loss = statistics.get("loss")
-        if counts and (isinstance(loss, bool) or not isinstance(loss, (int, float)) or not math.isfinite(loss)):
-            raise RefusedMessage(f"the training loss is {_short(loss)}, not a finite number")
+        if counts and not (_is_number(loss) and abs(loss) <= LARGEST_LOSS):  # type: ignore[arg-type]
+            raise RefusedMessage(f"the training loss is {_short(loss)}, not a finite number up to {LARGEST_LOSS:.0e}")
         for name in counts:
             count = statistics.get(name)
             if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
@@ -144,6 +147,13 @@ class Guard:
             raise RefusedMessage(
                 f"the update belongs to round {_short(statistics.get('round'))}, not to {round_number}"
             )
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a plain number that a table can hold, finite or not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= MOST
 
 
 def _short(value: object) -> str:

@@ -116,20 +116,20 @@ def test_good_answers_lose_nothing(tmp_path: Path) -> None:
         (instead("train", Reply({"a": 1})), "its message is dict"),  # type: ignore[arg-type]
         (instead("train", Reply(error=5)), "error is 5, not a text"),  # type: ignore[arg-type]
         (instead("train", Reply()), "holds no update"),
-        (statistics(num_samples=BIG), "'num_samples' is a number of 16610 bits, too large a number"),
-        (statistics(num_samples=10**300), "'num_samples' is a number of 997 bits, too large"),
-        (statistics(num_samples="4"), "'num_samples' is 4, not a number"),
-        (statistics(loss=1e308), "'loss' is 1e+308, too large a number"),
-        (statistics(num_batches=BIG), "too large a number"),
-        (statistics(round=True), "'round' is True, not a number"),
-        (statistics(train_psnr="x"), "'train_psnr' is x, not a number"),
-        (statistics(**{"train_a\n": 1.0}), "the name of a statistic is train_a; give a short text"),
-        (statistics(privacy_epsilon=1.0), "differential privacy without 'privacy_clip_norm'"),
+        (statistics(num_samples=BIG), "num_samples is a whole number beyond 1e+12, not a positive"),
+        (statistics(num_samples=10**300), "num_samples is a whole number beyond 1e+12"),
+        (statistics(num_samples="4"), "num_samples is '4', not a positive whole number"),
+        (statistics(loss=1e308), "the training loss is 1e+308, not a finite number up to 1e+100"),
+        (statistics(num_batches=BIG), "num_batches is a whole number beyond"),
+        (statistics(round=True), "belongs to round True, not to 1"),
+        (statistics(train_psnr="x"), "train_psnr is 'x', not a number"),
+        (statistics(**{"train_a\n": 1.0}), "a statistic has the name 'train_a\\n'"),
+        (statistics(privacy_epsilon=1.0), "name privacy_epsilon, but not privacy_clip_norm"),
         (
             statistics(
                 **{f"privacy_{n}": -1.0 for n in ("epsilon", "delta", "noise_multiplier", "clip_norm", "seeded")}
             ),
-            "'privacy_epsilon' is -1.0; it cannot be",
+            "privacy_epsilon is -1.0; it cannot be",
         ),
     ],
 )
