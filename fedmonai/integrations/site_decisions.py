@@ -11,9 +11,10 @@ from monai.bundle import ConfigParser, ReferenceResolver
 
 from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.federated import Sites
+from fedmonai.federated.site_arguments import as_list
 from fedmonai.integrations.deployment import refuse_other_files
 from fedmonai.integrations.job_ids import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized
-from fedmonai.integrations.site_settings import SETTINGS, SiteSettings, as_list
+from fedmonai.integrations.site_settings import SETTINGS, SiteSettings
 
 __all__ = ["decide"]
 

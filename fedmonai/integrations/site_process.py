@@ -25,7 +25,7 @@ from fedmonai.federated.records import reason_of
 from fedmonai.integrations.deployment import Deployment
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, site_service
 
-__all__ = ["LocalSite", "SiteEnd", "SiteProcess", "site_end"]
+__all__ = ["LocalSite", "SiteEnd", "SiteProcess", "end_process", "site_end"]
 
 #: seconds between asking a process to end and ending it
 _GRACE = 10.0
@@ -122,18 +122,22 @@ class SiteProcess:
     def close(self) -> None:
         """End the process."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            end_process(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", __name__, *self.arguments]
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 (our own module)
+
+
+def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None:
+    """Ask a process to end; if it has not after ``grace`` seconds, end it."""
+    process.terminate()
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings", "as_list"]
+__all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings"]
 
 #: where runs on one machine (simulation, trial) keep their state; every participant has a folder of its own in it
 STATE_ROOT = "FEDMONAI_STATE_ROOT"
@@ -109,11 +109,6 @@ class _UniqueKeys(yaml.SafeLoader):
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is set twice", node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-def as_list(files: str | list[str] | None) -> list[str]:
-    """One file name, several or none as a list."""
-    return [] if files is None else [files] if isinstance(files, str) else list(files)
 
 
 def _is_text(value: Any) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from fedmonai.errors import FederationError
 from fedmonai.integrations.flower.certificates import write_certificates
 from fedmonai.integrations.runtime import STATE_ROOT
+from fedmonai.integrations.site_process import end_process
 
 __all__ = ["Trial"]
 
@@ -100,12 +101,7 @@ class Trial:
                 _await_port(port, process, log)
                 yield
             finally:
-                process.terminate()
-                try:
-                    process.wait(_GRACE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                end_process(process, _GRACE)
 
 
 def _free_port() -> int:
