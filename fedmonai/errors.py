@@ -9,7 +9,7 @@ class ConfigError(ValueError):
 
     The message is for the person who made the setting: it names the file or id, the value, what is allowed and the
     remedy, in one or two lines. ``python -m monai.bundle`` prints it without a traceback (see
-    :func:`fedmonai.bundle.check_config`).
+    :func:`fedmonai.bundle.live_config.check_config`).
     """
 
 
@@ -17,7 +17,7 @@ class FederationError(RuntimeError):
     """A federated run cannot go on; what was committed before stays on disk and the message says how to continue."""
 
 
-def mistake_behind(error: BaseException | None) -> ConfigError | FederationError | None:
+def root_user_error(error: BaseException | None) -> ConfigError | FederationError | None:
     """The user's mistake under the layers in which MONAI's parser wraps exceptions."""
     while error is not None:
         if isinstance(error, (ConfigError, FederationError)):

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from monai.engines import Evaluator
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlPhase
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -16,16 +18,159 @@ from monai.transforms import Randomizable
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.guard import Guard
-from fedmonai.federated.message import SharedKeys, attachments_of, copy_weights, weights_message
-from fedmonai.federated.seeding import derive_seed, seed_turn
-from fedmonai.federated.site_evaluation import SiteEvaluation
-from fedmonai.federated.turn import TurnMonitor, load_stateful, make_whole, stateful_parts
+from fedmonai.federated.local_training import LocalTrainingMonitor, load_stateful, make_whole, stateful_parts
+from fedmonai.federated.messages import SharedKeys, attachments_of, copy_weights, weights_message
+from fedmonai.federated.validation import UpdateValidator
+from fedmonai.seeding import derive_seed, seed_local_training
 
-__all__ = ["SiteAlgo"]
+__all__ = ["EvaluatingAlgo", "SiteAlgo"]
 
 
-class SiteAlgo(SiteEvaluation, MonaiAlgo):
+#: config id of the loader of each split that is not the evaluator's own
+LOADERS = {"train": "train::dataloader", "test": "test::dataloader"}
+
+
+class EvaluatingAlgo:
+    """The half of :class:`~fedmonai.federated.site.SiteAlgo` that evaluates.
+
+    After every evaluation ``cases`` holds ``{metric: {case: value}}``. Case names may identify patients: they are never
+    part of a message and stay in the site's folder.
+    """
+
+    site: str
+    trainer: Any
+    evaluator: Any
+    train_workflow: Any
+    tensors: dict[str, Tensor]
+    shared: list[str]
+    private: list[str]
+    handlers: list[Any]
+    phase: FlPhase
+    cases: dict[str, dict[str, float]]
+
+    def models(self) -> list[str]:
+        """Which models this site is evaluated with: ``global``, ``personal`` (its own), or both."""
+        if self.private:
+            return ["personal"]
+        return ["global", "personal"] if self._personal_handlers() else ["global"]
+
+    def references(self) -> list[str]:
+        """Names of the methods without a network to compare with (config id ``references``), e.g. ``zero_filled``."""
+        return list(self._parsed("references", {}))
+
+    def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
+        """Evaluate the weights of ``data`` together with this site's private ones.
+
+        Args:
+            data: message with the shared keys.
+            extra: ``split`` (``val`` by default, ``test``, ``train``) and ``model`` (see :meth:`models`).
+
+        Returns:
+            a message with the mean metrics; nothing of single cases.
+        """
+        extra = extra or {}
+        data = self._received(data, extra)  # type: ignore[attr-defined]
+        weights = dict(data.weights or {})
+        if extra.get("model", "global") == "personal":
+            self._personalize(weights)
+        result = ExchangeObject(metrics=self.evaluate_weights(weights, extra.get("split", "val")))
+        for apply in getattr(self, "post_evaluate_filters", None) or []:
+            result = apply(result, extra)
+        return result
+
+    def evaluate_reference(self, name: str, split: str = "val") -> dict[str, float]:
+        """Evaluate a reference method: an inferer that does without the network's weights."""
+        return self.evaluate_weights({}, split, self._parsed("references", {})[name], name)
+
+    def evaluate_weights(
+        self,
+        weights: Mapping[str, Tensor],
+        split: str = "val",
+        inferer: Any | None = None,
+        reference: str | None = None,
+    ) -> dict[str, float]:
+        """Evaluate with ``weights`` in place of the held ones (missing keys: as held) and put everything back.
+
+        Handlers of the evaluator find the split in ``engine.state.split`` and the name of a reference method, or
+        ``None``, in ``engine.state.reference``.
+        """
+        evaluator = self.evaluator
+        if evaluator is None:
+            raise ConfigError(
+                f"site '{self.site}': the bundle has no validate::evaluator, so nothing can be evaluated."
+            )
+        self.phase = FlPhase.EVALUATE
+        with self._borrowed(weights), _running(evaluator, self._loader(split), inferer):
+            evaluator.state.split, evaluator.state.reference = split, reference
+            evaluator.run()
+            metrics = {name: float(value) for name, value in evaluator.state.metrics.items()}
+        self.cases = {
+            name: {case: float(value) for case, value in values.items()}
+            for name, values in evaluator.state.metric_details.items()
+        }
+        self.phase = FlPhase.IDLE
+        return metrics
+
+    def complete_model(self, weights: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
+        """A whole state dict as evaluated: ``weights`` over the held tensors, over them those of a personal model."""
+        whole = {**self.tensors, **weights}
+        if model == "personal":
+            self._personalize(whole)
+        return {key: tensor.detach().clone() for key, tensor in whole.items()}
+
+    def _personalize(self, weights: dict[str, Tensor]) -> None:
+        """Replace what handlers keep of their own: ``personal_weights``, a dict or a function of what was received."""
+        for handler in self._personal_handlers():
+            own = handler.personal_weights
+            weights.update((own(weights) if callable(own) else own) or {})
+
+    def _personal_handlers(self) -> list[Any]:
+        return [h for h in self.handlers if hasattr(h, "personal_weights")]
+
+    def _parsed(self, config_id: str, default: Any) -> Any:
+        parser = self.train_workflow.parser
+        return parser.get_parsed_content(config_id) if config_id in parser else default
+
+    def _loader(self, split: str) -> Any:
+        if split == "val":
+            return self.evaluator.data_loader
+        loader = self._parsed(LOADERS[split], None)
+        if loader is None:
+            raise ConfigError(
+                f"site '{self.site}': no id '{LOADERS[split]}' in the bundle, so split '{split}' is unknown."
+            )
+        return loader
+
+    @contextmanager
+    def _borrowed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        keys = list(weights)
+        held = {k: self.tensors[k].detach().clone() for k in keys}
+        copy_weights(weights, self.tensors, keys)
+        try:
+            yield
+        finally:
+            copy_weights(held, self.tensors, keys)
+
+
+@contextmanager
+def _running(evaluator: Evaluator, loader: Sequence[Any], inferer: Any | None) -> Iterator[None]:
+    """Give the evaluator another loader and inferer for one run, and make it whole afterwards."""
+    state = evaluator.state
+    kept = evaluator.data_loader, getattr(evaluator, "inferer", None), state.epoch_length
+    evaluator.data_loader, state.epoch_length = loader, len(loader)
+    state.metrics, state.metric_details = {}, {}
+    if inferer is not None:
+        evaluator.inferer = inferer  # type: ignore[attr-defined]
+    rng = torch.random.get_rng_state()
+    try:
+        yield
+    finally:
+        make_whole(evaluator, 0, 0)
+        torch.random.set_rng_state(rng)
+        evaluator.data_loader, evaluator.inferer, state.epoch_length = kept  # type: ignore[attr-defined]
+
+
+class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
     """A :class:`monai.fl.client.MonaiAlgo` with one network, declared sharing, private state and repeatable turns.
 
     It takes everything that ``MonaiAlgo`` takes, and differs from it where that class leaks or loses state: training
@@ -40,14 +185,14 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         seed: base seed; a turn is seeded from (seed, site, round).
         local_epochs: epochs per round. Ignored when ``local_steps`` is given.
         local_steps: iterations per round instead of epochs.
-        turn_timeout: seconds a turn may take; checked after every iteration. ``None`` for no limit.
+        local_timeout: seconds a turn may take; checked after every iteration. ``None`` for no limit.
         exchange_filters: callables ``(message, extra) -> message`` applied to every update before it leaves.
         attachments: names of the attachments that the strategy may send to this site.
         guard: check of received messages; the default refuses non-finite values and wrong shapes.
         kwargs: further arguments of ``MonaiAlgo`` (``config_train_filename``, ``train_kwargs``, ...).
 
     Raises:
-        ConfigError: when ``local_epochs``, ``local_steps`` or ``turn_timeout`` is not positive.
+        ConfigError: when ``local_epochs``, ``local_steps`` or ``local_timeout`` is not positive.
     """
 
     def __init__(
@@ -59,16 +204,16 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         seed: int = 0,
         local_epochs: int = 1,
         local_steps: int | None = None,
-        turn_timeout: float | None = None,
+        local_timeout: float | None = None,
         exchange_filters: Sequence[Callable[[ExchangeObject, dict], ExchangeObject]] = (),
         attachments: Sequence[str] = (),
-        guard: Guard | None = None,
+        guard: UpdateValidator | None = None,
         **kwargs: Any,
     ) -> None:
         for name, value in (
             ("local_epochs", local_epochs),
             ("local_steps", local_steps),
-            ("turn_timeout", turn_timeout),
+            ("local_timeout", local_timeout),
         ):
             if value is not None and not value > 0:
                 raise ConfigError(f"site '{site}': {name} is {value}; give a positive number.")
@@ -80,8 +225,8 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         self.local_steps = local_steps
         self.exchange_filters = list(exchange_filters)
         self.attachments = tuple(attachments)
-        self.guard = guard or Guard()
-        self.monitor = TurnMonitor(turn_timeout)
+        self.guard = guard or UpdateValidator()
+        self.monitor = LocalTrainingMonitor(local_timeout)
         self.round = 0
         self.observing = False
         #: shared weights as they came, for filters that work on the difference; nothing may be written to them
@@ -125,7 +270,7 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         ``observe(engine)`` are called instead, and the update holds attachments only.
 
         Raises:
-            RefusedMessage: when ``data`` is not fit for this network.
+            InvalidUpdate: when ``data`` is not fit for this network.
             Exception: whatever local training raised; weights, optimizer and counters are as before the turn.
         """
         data = self._received(data, extra or {})
@@ -167,7 +312,7 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         # with changing lengths ignite would count itself done too early or too late
         state.iteration = state.epoch * state.epoch_length
         state.max_epochs = state.epoch + epochs
-        seed_turn(derive_seed(self.seed, self.site, self.round), loader, self._randomizables())
+        seed_local_training(derive_seed(self.seed, self.site, self.round), loader, self._randomizables())
         self.monitor.begin()
         self.trainer.run()
         planned = epochs * state.epoch_length
@@ -176,7 +321,9 @@ class SiteAlgo(SiteEvaluation, MonaiAlgo):
         self.loss = self.monitor.mean_loss()
 
     def _observe(self) -> None:
-        seed_turn(derive_seed(self.seed, self.site, self.round), self.trainer.data_loader, self._randomizables())
+        seed_local_training(
+            derive_seed(self.seed, self.site, self.round), self.trainer.data_loader, self._randomizables()
+        )
         for handler in self.handlers:
             if hasattr(handler, "observe"):
                 handler.observe(self.trainer)

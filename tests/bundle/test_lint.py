@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 
-from fedmonai.bundle import lint_bundle
 from fedmonai.bundle.__main__ import lint
+from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_files import logging_problems, metadata_problems
 from fedmonai.errors import ConfigError
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle import lint_bundle
-from fedmonai.bundle.lint_config import config_problems
+from fedmonai.bundle.lint import lint_bundle
+from fedmonai.gate.config import config_problems
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 #: what an attack runs; ``witness`` is a file in the folder of the test
@@ -155,9 +155,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"x": "$@ + 1"}, "without an id"),
     ({"x": "$torch.distributed.init_process_group('gloo', 'tcp:' + '/' + '/host')"}, "gets 2 arguments"),
     ({"x": {"_target_": "torch.distributed.init_process_group", "init_method": "@a"}}, "is no component"),
-    ({"x": {"_target_": "fedmonai.federated.SiteAlgo", "bundle_root": "@a"}}, "not among the names"),
-    ({"x": {"_target_": "fedmonai.federated.sites.SiteAlgo"}}, "is really"),
-    ({"x": {"_target_": "fedmonai.bundle.leave_one_out"}}, "not among the names"),
+    ({"x": {"_target_": "fedmonai.federated.site.SiteAlgo", "bundle_root": "@a"}}, "not among the names"),
+    ({"x": {"_target_": "fedmonai.federated.local_pool.SiteAlgo"}}, "is really"),
+    ({"x": {"_target_": "fedmonai.experiments.leave_one_out.leave_one_out"}}, "not among the names"),
     ({"x": {"_target_": "MLFlowHandler", "tracking_uri": "@a"}}, "not among the names"),
     ({"x": {"_target_": "monai.data.CSVDataset", "src": "@a"}}, "is really"),
     ({"x": {"_target_": "monai.networks.layers.GaussianMixtureModel", "channel_count": "1; true"}}, "is really"),
@@ -187,7 +187,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"x": "$t\u043erch.nn"}, "ASCII"),  # a Cyrillic letter
     ({"x": "$1e999"}, "a number above"),
     ({"x": "$" + "9" * 400}, "a number above"),
-    ({"x": {"_target_": "Sites", "bundle_root": "elsewhere"}}, "a bundle says"),
+    ({"x": {"_target_": "LocalPool", "bundle_root": "elsewhere"}}, "a bundle says"),
     ({"x": "a\0b"}, "is no text"),
 ]
 

@@ -23,10 +23,10 @@ from monai.bundle import (
     verify_net_in_out,
 )
 
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 
 ROOT = Path(__file__).parents[2] / "bundles"
-READER = "fedmonai.data.ReconstructionFolder"
+READER = "fedmonai.data.kspace.folder.ReconstructionFolder"
 BUNDLES = sorted(p.parents[1] for p in ROOT.glob("*/configs/inference.json") if READER in p.read_text())
 AFFINE = np.array([[0, -1.5, 0, 9], [0, 0, 2.0, 8], [-2.5, 0, 0, 7], [0, 0, 0, 1]])
 
@@ -127,7 +127,7 @@ def test_mistakes(bundle: Path, folder: Path, weights: str, tmp_path: Path) -> N
             workflow = built(bundle, tmp_path / "out", **{"dataset_dir": str(folder), "ckpt_path": weights, **ids})
             workflow.initialize()
             workflow.run()
-        found = mistake_behind(caught.value)
+        found = root_user_error(caught.value)
         assert isinstance(found, ConfigError), repr(caught.value)
         return str(found)
 

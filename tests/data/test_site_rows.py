@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from fedmonai.data import check_overlap, kspace_volumes, read_manifest, simulate_sites
-from fedmonai.data.site_rows import read_rows, rows_from_layout
+from fedmonai.data.kspace.list import kspace_volumes
+from fedmonai.data.partition import read_rows, rows_from_layout, simulate_sites
+from fedmonai.data.provenance import check_overlap, read_manifest
 from fedmonai.errors import ConfigError
 
 

@@ -11,8 +11,8 @@ import torch
 from monai.engines import SupervisedEvaluator
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers import SaveLatents
-from fedmonai.networks import ReconstructionUNet, pooled_latent
+from fedmonai.handlers.pictures import SaveLatents
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 
 
 def evaluator(network: torch.nn.Module, handler: SaveLatents, split: str | None, reference: str | None = None):

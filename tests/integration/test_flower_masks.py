@@ -18,7 +18,8 @@ import pytest
 import torch
 from federation_runs import become_flower_task
 
-from fedmonai.federated import WeightedMean, pack, weights_message
+from fedmonai.federated.messages import pack, weights_message
+from fedmonai.methods.averaging import WeightedMean
 
 pytestmark = [
     pytest.mark.integration,

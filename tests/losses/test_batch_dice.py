@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import BatchDiceLoss
+from fedmonai.losses.batch_dice import BatchDiceLoss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "iop_fl_losses.npz"
 

@@ -12,7 +12,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from fedmonai.errors import ConfigError
-from fedmonai.metrics import PSNR_CAP, nmse, psnr, ssim
+from fedmonai.metrics.reconstruction import PSNR_CAP, nmse, psnr, ssim
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "reconstruction_metrics.npz"
 

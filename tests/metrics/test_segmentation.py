@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
-from fedmonai.metrics import CaseASSD, CaseDice, CaseHD95, ReleaseDice, release_dice
+from fedmonai.metrics.segmentation import CaseASSD, CaseDice, CaseHD95, ReleaseDice, release_dice
 
 SPACING = (0.5, 2.0, 3.0)  # row, column, slice
 

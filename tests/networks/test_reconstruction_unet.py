@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import ReconstructionUNet, pooled_latent
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

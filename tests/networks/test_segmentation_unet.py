@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import SegmentationUNet
+from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "iop_fl_unet.npz"
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import CartesianMask, KspaceMask, PrepareKspace, center_crop, fft2c, hybrid_kspace
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.kspace import center_crop, fft2c, hybrid_kspace
+from fedmonai.transforms.masks import CartesianMask, KspaceMask
 
 
 class Disk(KspaceMask):

@@ -9,18 +9,17 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import (
-    CartesianMask,
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.dictionary import (
     CenterCropd,
     DenormalizeInstanced,
     MaskKspaced,
     NormalizeInstanced,
-    PrepareKspace,
     RandMaskKspaced,
     ZeroFilledd,
-    fft2c,
-    hybrid_kspace,
 )
+from fedmonai.transforms.kspace import fft2c, hybrid_kspace
+from fedmonai.transforms.masks import CartesianMask
 
 
 def example(hybrid: bool = False) -> dict:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from monai.data.fft_utils import fftn_centered, ifftn_centered
 
-from fedmonai.transforms import (
-    CartesianMask,
+from fedmonai.transforms.kspace import (
     center_crop,
     coil_magnitude,
     column_phase,
@@ -19,6 +18,7 @@ from fedmonai.transforms import (
     ifft2c,
     zero_filled,
 )
+from fedmonai.transforms.masks import CartesianMask
 
 
 def complex_noise(*shape: int) -> torch.Tensor:

@@ -11,14 +11,8 @@ import scipy.io
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import (
-    MASK_KINDS,
-    ArrayMask,
-    PrepareKspace,
-    RadialMask,
-    VariableDensityMask,
-    sampling_mask,
-)
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.masks import MASK_KINDS, ArrayMask, RadialMask, VariableDensityMask, sampling_mask
 
 RNG = np.random.RandomState
 

@@ -19,9 +19,10 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated import Reply, Request, SiteFailure
-from fedmonai.integrations.deployment import Deployment
-from fedmonai.integrations.nvflare.exchange import TASK, reply_from, request_model
+from fedmonai.federated.messages import Reply, Request
+from fedmonai.federated.run_log import SiteError
+from fedmonai.integrations.job import Deployment
+from fedmonai.integrations.nvflare.executor import TASK, reply_from, request_model
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, run_server
 
 __all__ = ["FederationController"]
@@ -73,7 +74,7 @@ class FederationController(Controller):
 
 
 class TaskTransport:
-    """A :class:`~fedmonai.federated.remote.Transport` made of NVFlare tasks with one target each."""
+    """A :class:`~fedmonai.federated.remote_pool.Transport` made of NVFlare tasks with one target each."""
 
     def __init__(self, controller: Controller, fl_ctx: FLContext, abort_signal: Signal, timeout: float) -> None:
         self.controller, self.fl_ctx = controller, fl_ctx
@@ -97,7 +98,7 @@ class TaskTransport:
         """The site's answer.
 
         Raises:
-            SiteFailure: when there is none.
+            SiteError: when there is none.
             JobAborted: when the job was stopped.
         """
         sent = self._sent.pop(site)
@@ -107,12 +108,12 @@ class TaskTransport:
             waited = time.monotonic() - sent.started
             if self.controller.get_client_disconnect_time(site):
                 self._give_up(sent)
-                raise SiteFailure("the connection to the site is lost")
+                raise SiteError("the connection to the site is lost")
             if self.timeout and waited > self.timeout:
                 self._give_up(sent)
-                raise SiteFailure(f"no answer within reply_timeout = {self.timeout:g} s")
+                raise SiteError(f"no answer within reply_timeout = {self.timeout:g} s")
         if sent.reply is None:
-            raise SiteFailure(sent.reason or "the site gave no answer")
+            raise SiteError(sent.reason or "the site gave no answer")
         return sent.reply
 
     def _give_up(self, sent: _Sent) -> None:

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids of a bundle: what its config files define, what an override may say."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+from monai.utils import optional_import
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["apply_overrides", "bundle_ids", "config_files", "nearest_of", "unknown_ids"]
+
+
+SEP = ReferenceResolver.sep
+#: what MONAI itself puts into a config at run time
+RUNTIME_IDS = {
+    "_meta_",
+    "run_name",
+    "tracking",
+    "tracking_uri",
+    "experiment_name",
+    "is_not_rank0",
+    "save_execute_config",
+}
+RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
+#: sections whose keys are names that a user gives
+OPEN_SECTIONS = {"owners", "sites", "targets"}
+
+
+def config_files(bundle_root: str | Path) -> list[Path]:
+    """All config files of a bundle but its metadata."""
+    folder = Path(bundle_root, "configs")
+    found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
+    return sorted(p for p in found if p != folder / "metadata.json")
+
+
+def bundle_ids(bundle_root: str | Path) -> set[str]:
+    """Every id that stands in some config file of the bundle, sections included."""
+    known: set[str] = set()
+    for path in config_files(bundle_root):
+        for key, value in (ConfigParser.load_config_file(path) or {}).items():
+            parts = key.lstrip("+").replace("#", SEP).split(SEP)
+            known.update(SEP.join(parts[: n + 1]) for n in range(len(parts)))
+            known.update(_walk(value, SEP.join(parts)))
+    return known
+
+
+def _walk(value: Any, prefix: str) -> Iterator[str]:
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        name = f"{prefix}{SEP}{key}"
+        yield name
+        yield from _walk(inner, name)
+
+
+def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
+    """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
+    referred = {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
+    accepted = known | referred | RUNTIME_IDS
+    found = []
+    for key, value in config.items():
+        if key not in accepted:
+            found.append(key)
+        elif key not in OPEN_SECTIONS and key != "local" and key not in RUNTIME_IDS:
+            found += _unknown_inside(value, key, accepted)
+    return found
+
+
+def _unknown_inside(value: Any, prefix: str, accepted: set[str]) -> list[str]:
+    if not isinstance(value, Mapping):
+        return []
+    found = []
+    for key, inner in value.items():
+        name = f"{prefix}{SEP}{key}"
+        if name in accepted or key in ("_target_", "_disabled_", "_requires_", "_mode_", "_desc_"):
+            found += _unknown_inside(inner, name, accepted)
+        elif not _takes(value.get("_target_"), key, prefix, accepted):
+            found.append(name)
+    return found
+
+
+def _takes(target: Any, key: str, prefix: str, accepted: set[str]) -> bool:
+    """Whether a component takes ``key`` as an argument, or a section without component may hold any key."""
+    if target is not None:
+        names = _argument_names(target)
+        return names is None or key in names
+    return not any(known.startswith(f"{prefix}{SEP}") for known in accepted)
+
+
+def _argument_names(target: Any) -> set[str] | None:
+    """Argument names of a component, or None when they cannot be told (no target, ``**kwargs``)."""
+    if not isinstance(target, str) or target.startswith("$") or "." not in target:
+        return None
+    module, _, name = target.rpartition(".")
+    component, there = optional_import(module, name=name)
+    if not there:
+        return None
+    try:
+        parameters = inspect.signature(component).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters}
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield from ReferenceResolver.match_refs_pattern(value)
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _references(inner)
+
+
+def refuse_unknown(config: Mapping[str, Any], known: set[str]) -> None:
+    """Raise for the first unknown id, with the nearest known one.
+
+    Raises:
+        ConfigError: when there is an unknown id.
+    """
+    found = unknown_ids(config, known)
+    if not found:
+        return
+    name = found[0]
+    parent = name.rpartition(SEP)[0]
+    siblings = [k for k in known if k.rpartition(SEP)[0] == parent] or sorted(known)
+    nearest = difflib.get_close_matches(name, siblings, n=1, cutoff=0.0)
+    raise ConfigError(
+        f"unknown config id '{name}' (value {config.get(name)!r}); did you mean '{nearest[0]}'? Nothing in this bundle "
+        f"reads '{name}'."
+    )
+
+
+#: keys of a section that an error lists; a whole config has too many to be read
+LISTED = 12
+
+
+def apply_overrides(parser: ConfigParser, ids: Mapping[str, Any]) -> None:
+    """Put ``ids`` into a config in their order, as ``ConfigParser.update`` does, which ends in a bare ``KeyError``.
+
+    The last level of an id may be new in an existing section (``sites::B::lr``), all levels before it must be there.
+    Whether anything reads the id is the question of :func:`fedmonai.bundle.live_config.check_config`.
+
+    Args:
+        parser: the config, not parsed yet.
+        ids: values by id, such as ``{"local::lr": 0.001}``; ``#`` separates levels too.
+
+    Raises:
+        ConfigError: when a level does not exist, naming the nearest key that does.
+    """
+    for name, value in ids.items():
+        _check_place(parser.config, str(name))
+        parser[str(name)] = value
+
+
+def nearest_of(name: str, known: Iterable[Any]) -> str:
+    """The text of ``known`` that looks most like ``name``.
+
+    Raises:
+        IndexError: when ``known`` is empty.
+    """
+    texts = [str(one) for one in known]
+    folded = difflib.get_close_matches(name.lower(), [text.lower() for text in texts], n=1, cutoff=0.0)
+    return texts[[text.lower() for text in texts].index(folded[0])]
+
+
+def _check_place(config: Any, name: str) -> None:
+    levels = ReferenceResolver.split_id(name)
+    if not all(level.strip() for level in levels):
+        raise ConfigError(f"id '{name}' has an empty level; write names with '{SEP}' between them, as in local{SEP}lr.")
+    for depth, level in enumerate(levels):
+        config = _below(config, level.strip(), name, SEP.join(levels[:depth]), last=depth == len(levels) - 1)
+
+
+def _below(section: Any, level: str, name: str, path: str, last: bool) -> Any:
+    """What lies at ``level`` of the section ``path``; for the last level it need not be there yet."""
+    where = f"'{path}'" if path else "the config"
+    if isinstance(section, list):
+        if level.isdecimal() and int(level) < len(section):
+            return section[int(level)]
+        raise ConfigError(f"id '{name}': {where} is a list; '{level}' is none of its places 0 to {len(section) - 1}.")
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"id '{name}': {where} holds {section!r}, which has no keys; give '{path}' itself a value.")
+    if level in section or last:
+        return section.get(level)
+    missing = f"id '{name}': there is no '{path + SEP if path else ''}{level}'"
+    keys = [str(key) for key in section if key != "_meta_"]
+    if not keys:
+        raise ConfigError(f"{missing}; '{path}' is empty, give it as a whole.")
+    listed = f" of {', '.join(keys)}" if len(keys) <= LISTED else ""
+    raise ConfigError(f"{missing}; the nearest key of {where} is '{nearest_of(level, keys)}'{listed}.")

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of a plan, methods times seeds over one federation: checked all together, then executed one by one."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from fedmonai.bundle.ids import apply_overrides, nearest_of
+from fedmonai.errors import ConfigError, FederationError, root_user_error
+from fedmonai.experiments.plan import Method, Plan
+
+__all__ = ["PlannedRun", "check_runs", "execute", "planned_runs"]
+
+
+#: a run's inputs beside its results, so that a changed plan is never mistaken for the one that was run
+RECORD = "planned.json"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One method with one seed, and the folder of its run."""
+
+    method: Method
+    seed: int
+    folder: Path
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the run is, as plain values."""
+        method = self.method
+        bundle = Path(method.bundle).name
+        return {"bundle": bundle, "overlays": list(method.overlays), "ids": dict(method.ids), "seed": self.seed}
+
+    @property
+    def record(self) -> str:
+        """The text of its :attr:`content` in the folder."""
+        return json.dumps(self.content, indent=2, sort_keys=True, default=str) + "\n"
+
+
+def planned_runs(plan: Plan, output_dir: str | Path) -> Iterator[PlannedRun]:
+    """The runs of a plan, one seed of all methods after the other: early results already compare."""
+    for seed in plan.seeds:
+        for method in plan.methods:
+            yield PlannedRun(method, seed, Path(output_dir) / "runs" / method.folder / f"seed_{seed}")
+
+
+def check_runs(runs: Sequence[PlannedRun], bundles: str | Path = "bundles") -> None:
+    """Find out whether every run can start, before the first of them takes its hours; nothing is trained.
+
+    A method's first run that is not finished is made ready to its first round: ids, components, and all its sites with
+    their data. Its other seeds differ in the seed only.
+
+    Raises:
+        ConfigError: for the first that cannot; the message names the method.
+    """
+    for run in runs:
+        _check_record(run)
+    checked = set()
+    for run in runs:
+        if run.method.name not in checked and not _is_finished(run.folder):
+            checked.add(run.method.name)
+            try:
+                _prepared(run, bundles).run_state.folder.close()
+            except Exception as error:  # whatever a value makes a component say, the person who gave it is told
+                raise ConfigError(f"method '{run.method.name}' cannot start: {_innermost(error)}") from error
+            gc.collect()  # engines and their handlers refer to each other, and a site holds its data
+
+
+def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
+    """Run, or continue, one run in this process and return its federation; a finished run costs nothing.
+
+    Raises:
+        ConfigError: when the folder holds a run of another plan, or the run's own config is mistaken.
+        FederationError: when the run cannot go on.
+    """
+    _check_record(run)
+    workflow = _workflow(run, bundles)
+    with _unwrapped():
+        workflow.initialize()
+        federation: Any = workflow.parser.get_parsed_content("federation")
+        if not _is_finished(run.folder):
+            federation.prepare()
+            # not before: what could not start shall not keep the corrected plan out of its folder
+            (run.folder / RECORD).write_text(run.record, encoding="utf-8")
+            workflow.run()
+    return federation
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Take a user's mistake out of the layers that MONAI's parser puts around it."""
+    try:
+        yield
+    except Exception as error:
+        mistake = root_user_error(error)
+        if mistake is None or mistake is error:
+            raise
+        raise mistake from error
+
+
+def _innermost(error: BaseException) -> str:
+    if isinstance(error, (ConfigError, FederationError)):
+        return str(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _prepared(run: PlannedRun, bundles: str | Path) -> Any:
+    workflow = _workflow(run, bundles)
+    with _unwrapped():
+        workflow.initialize()
+        federation: Any = workflow.parser.get_parsed_content("federation")
+        federation.prepare()
+    return federation
+
+
+def _workflow(run: PlannedRun, bundles: str | Path) -> ConfigWorkflow:
+    root = Path(bundles) / run.method.bundle
+    files = ["configs/federated.yaml", *run.method.overlays]
+    _check_files(run.method, Path(bundles), files)
+    workflow = ConfigWorkflow([str(root / file) for file in files], workflow_type="train", logging_file=False)
+    own = {"bundle_root": str(root), "output_dir": str(run.folder), "seed": run.seed, "resume": True}
+    apply_overrides(workflow.parser, {**run.method.ids, **own})
+    return workflow
+
+
+def _check_files(method: Method, bundles: Path, files: Sequence[str]) -> None:
+    root = bundles / method.bundle
+    if not (root / files[0]).is_file():
+        there = sorted(path.parents[1].name for path in bundles.glob(f"*/{files[0]}"))
+        hint = f"did you mean '{nearest_of(method.bundle, there)}'?" if there else "give their folder as --bundles."
+        raise ConfigError(f"bundle '{method.bundle}' is not in '{bundles}' (no file '{root / files[0]}'); {hint}")
+    for file in files[1:]:
+        if not (root / file).is_file():
+            there = [path.relative_to(root).as_posix() for path in sorted((root / "configs").rglob("*.yaml"))]
+            raise ConfigError(f"there is no overlay '{root / file}'; did you mean '{nearest_of(file, there)}'?")
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the final test was written; only a run that ended has one."""
+    path = folder / "metrics.csv"
+    return path.is_file() and (folder / "report.md").is_file() and ",test," in path.read_text(encoding="utf-8")
+
+
+def _check_record(run: PlannedRun) -> None:
+    """Refuse a folder whose results are of another plan; one without a committed round has none yet."""
+    path = run.folder / RECORD
+    committed = any((run.folder / name).exists() for name in ("federation.pt", "federation.previous.pt"))
+    if committed and (not path.exists() or path.read_text(encoding="utf-8") != run.record):
+        raise ConfigError(
+            f"'{run.folder}' holds a run of another plan ({RECORD} differs from method '{run.method.name}', seed "
+            f"{run.seed}); choose another output_dir or delete that folder."
+        )

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a comparison: its YAML file, read and checked before anything runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedmonai.bundle.ids import nearest_of
+from fedmonai.errors import ConfigError
+
+__all__ = ["Method", "Plan", "read_plan"]
+
+
+PLAN_KEYS = ("seeds", "reference", "ids", "methods")
+METHOD_KEYS = ("bundle", "overlays", "ids")
+#: ids that a plan cannot set, most of them because every run has its own value, and what to do instead
+OWN_IDS = {
+    "seed": "list the seeds under 'seeds'",
+    "output_dir": "give the folder of the comparison as --output_dir",
+    "resume": "leave it out, a comparison continues by itself",
+    "bundle_root": "name the bundle of every method, and the folder of all bundles as --bundles",
+    "tracking": "write an MLFlowHandler into the list 'handlers' of an overlay",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a comparison: a bundle, overlays of its ``federated.yaml``, and ids that win over both."""
+
+    name: str
+    bundle: str
+    overlays: tuple[str, ...] = ()
+    ids: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder."""
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.name).strip("_.").lower()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Methods and seeds; ``reference`` is the method that the others are tested against."""
+
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    reference: str
+
+
+def read_plan(path: str | Path, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
+    """Read a plan: ``seeds``, ``reference`` (the first method by default), ``ids`` for all, and ``methods``.
+
+    ``methods`` is ``{name: {bundle: fl_mr, overlays: [configs/federation/fedprox.yaml], ids: {...}}}``; the ids of a
+    method win over the common ones, both are ids of the bundle's ``federated.yaml``.
+
+    Args:
+        path: YAML file.
+        methods: names of the methods wanted, any of them several ones with commas between; all by default.
+        seeds: instead of the plan's.
+
+    Raises:
+        ConfigError: when the file is no plan, or a wanted method is not in it; the line names file and key.
+    """
+    where = f"plan '{path}'"
+    content = _mapping(where, path)
+    _refuse_keys(where, content, PLAN_KEYS)
+    common = _ids(f"{where}, ids", content.get("ids", {}))
+    found = [_method(where, str(name), spec, common) for name, spec in content["methods"].items()]
+    _refuse_same_folders(where, found)
+    names = [method.name for method in found]
+    wanted = None if methods is None else _wanted(where, methods, names)
+    reference = str(content.get("reference", names[0]))
+    if reference not in names:
+        raise ConfigError(f"{where}: reference '{reference}' is none of its methods {', '.join(names)}.")
+    chosen = tuple(method for method in found if wanted is None or method.name in {*wanted, reference})
+    numbers = _seeds(f"{where}: seeds", content.get("seeds", [0])) if seeds is None else _seeds("--seeds", seeds)
+    return Plan(chosen, numbers, reference)
+
+
+def _mapping(where: str, path: str | Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict) or not content["methods"]:
+        raise ConfigError(f"{where} has no methods; write methods: {{FL-MR: {{bundle: fl_mr}}}}.")
+    return content
+
+
+def _method(where: str, name: str, spec: Any, common: Mapping[str, Any]) -> Method:
+    where = f"{where}, method '{name}'"
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{where} is {spec!r}; give {{bundle: {spec if isinstance(spec, str) else 'fl_mr'}}}.")
+    _refuse_keys(where, spec, METHOD_KEYS)
+    bundle = spec.get("bundle")
+    if not isinstance(bundle, str) or not bundle:
+        named = "names no bundle" if bundle is None else f"has the bundle {bundle!r}, which is no name"
+        raise ConfigError(f"{where} {named}; add bundle: fl_mr.")
+    ids = {**common, **_ids(f"{where}, ids", spec.get("ids", {}))}
+    return Method(name, bundle, _overlays(where, spec.get("overlays", [])), ids)
+
+
+def _overlays(where: str, overlays: Any) -> tuple[str, ...]:
+    found = [overlays] if isinstance(overlays, str) else overlays
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ConfigError(f"{where}: overlays is {overlays!r}; give a list of files such as [configs/demo.yaml].")
+    return tuple(found)
+
+
+def _ids(where: str, ids: Any) -> Mapping[str, Any]:
+    if not isinstance(ids, Mapping):
+        raise ConfigError(f"{where} is {ids!r}; give a mapping such as {{num_rounds: 3, local::lr: 0.001}}.")
+    for key, value in ids.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{where}: {key!r} is no id; give names such as num_rounds or local::lr.")
+        if key in OWN_IDS:
+            raise ConfigError(f"{where}: '{key}' cannot be set in a plan; {OWN_IDS[key]}.")
+        if value is None:  # MONAI drops such an override without a word
+            raise ConfigError(f"{where}: id '{key}' is null; leave it out or give a value.")
+    return ids
+
+
+def _seeds(where: str, seeds: Any) -> tuple[int, ...]:
+    if not isinstance(seeds, (list, tuple)) or not seeds:
+        raise ConfigError(f"{where} is {seeds!r}; give a list of whole numbers such as [0, 1, 2].")
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ConfigError(f"{where}: {seed!r} is no seed; give whole numbers, 0 or more.")
+        if list(seeds).count(seed) > 1:
+            raise ConfigError(f"{where}: {seed} is there twice; give every seed once.")
+    return tuple(seeds)
+
+
+def _wanted(where: str, methods: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Names out of texts with commas, some of which are part of a name: the longest name counts."""
+    known = {_spaced(name.split(",")): name for name in names}
+    pieces = ",".join(str(method) for method in methods).split(",")
+    found = []
+    while pieces:
+        length = next((n for n in range(len(pieces), 0, -1) if _spaced(pieces[:n]) in known), 0)
+        if not length:
+            unknown = pieces[0].strip()
+            raise ConfigError(
+                f"--methods: '{unknown}' is not in {where}; did you mean '{nearest_of(unknown, names)}'? It has "
+                f"{'; '.join(names)}."
+            )
+        found.append(known[_spaced(pieces[:length])])
+        pieces = pieces[length:]
+    return found
+
+
+def _spaced(pieces: Sequence[str]) -> str:
+    return ", ".join(piece.strip() for piece in pieces)
+
+
+def _refuse_same_folders(where: str, methods: Sequence[Method]) -> None:
+    seen: dict[str, str] = {}
+    for method in methods:
+        if not method.folder:
+            raise ConfigError(f"{where}: method '{method.name}' has no letter or digit to name a folder with.")
+        if method.folder in seen:
+            both = f"'{seen[method.folder]}' and '{method.name}'"
+            raise ConfigError(f"{where}: methods {both} would share the folder '{method.folder}'; rename one.")
+        seen[method.folder] = method.name
+
+
+def _refuse_keys(where: str, content: Mapping[Any, Any], known: Sequence[str]) -> None:
+    for key in content:
+        if key not in known:
+            raise ConfigError(
+                f"{where}: '{key}' is unknown; did you mean '{nearest_of(str(key), known)}'? Known are "
+                f"{', '.join(sorted(known))}."
+            )

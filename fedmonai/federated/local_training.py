@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What surrounds one site's local training: its loss, its time limit, recovery after a failure, update buffers."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+__all__ = ["LocalTrainingMonitor", "UpdateBuffers", "load_stateful", "make_whole", "stateful_parts"]
+
+
+class LocalTrainingMonitor:
+    """Ignite handler that sums the loss on the device, counts iterations and keeps the time limit of a turn.
+
+    Args:
+        timeout: seconds a turn may take, or ``None``. The limit is looked at after every iteration: a site that hangs
+            inside one iteration is not interrupted.
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self.timeout = timeout
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the turn before."""
+        self.started = time.monotonic()
+        self.iterations = 0
+        self._loss: Any = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        self.iterations += 1
+        output = engine.state.output
+        first = output[0] if isinstance(output, list) else output
+        if isinstance(first, dict) and "loss" in first:
+            self._loss = self._loss + first["loss"].detach()
+        if self.timeout is not None and time.monotonic() - self.started > self.timeout:
+            raise TimeoutError(
+                f"the turn took longer than local_timeout = {self.timeout:g} s, "
+                f"stopped after {self.iterations} iterations"
+            )
+
+    def mean_loss(self) -> float:
+        """Mean training loss of the turn; the only read-back from the device.
+
+        Raises:
+            FloatingPointError: when it is not finite.
+        """
+        loss = float(self._loss) / max(self.iterations, 1)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the training loss is {loss} after {self.iterations} iterations")
+        return loss
+
+
+def make_whole(engine: Engine, epoch: int, iteration: int) -> None:
+    """Undo what an exception leaves in an ignite engine.
+
+    The engine keeps its dead generator and would silently do nothing on the next ``run()``.
+    """
+    engine._internal_run_generator = None
+    engine._dataloader_iter = None
+    engine.state.epoch = epoch
+    engine.state.iteration = iteration
+
+
+def stateful_parts(handlers: Sequence[Any]) -> dict[str, Any]:
+    """The parts of a handler list that have a state, by a name that is stable while the list is.
+
+    A handler counts itself, or else the learning-rate scheduler or the ignite handler that it wraps.
+    """
+    parts = {}
+    for index, handler in enumerate(handlers):
+        wrapped = (handler, getattr(handler, "lr_scheduler", None), getattr(handler, "_handler", None))
+        for part in wrapped:
+            if hasattr(part, "state_dict") and hasattr(part, "load_state_dict"):
+                parts[f"{index}_{type(part).__name__}"] = part
+                break
+    return parts
+
+
+def load_stateful(parts: dict[str, Any], states: dict[str, Any]) -> list[str]:
+    """Load states by name; return the names that are on one side only."""
+    for name, part in parts.items():
+        if name in states:
+            part.load_state_dict(copy.deepcopy(states[name]))
+    return sorted(set(parts) ^ set(states))
+
+
+class UpdateBuffers:
+    """Lends sets of tensors for one round; fresh memory of a network's size costs more than the copy into it.
+
+    There are as many sets as sites take part in the largest round, which is what the updates of that round need anyway.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[dict[str, Tensor]] = []
+        self._lent: list[dict[str, Tensor]] = []
+
+    def take(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors with the keys, shapes, types and devices of ``reference`` and unknown values, lent until the end."""
+        for index, buffers in enumerate(self._free):
+            if _fit(buffers, reference):
+                self._lent.append(self._free.pop(index))
+                break
+        else:
+            self._lent.append({key: torch.empty_like(tensor) for key, tensor in reference.items()})
+        return dict(self._lent[-1])
+
+    def end_round(self) -> None:
+        """Everything that was lent may be written over from now on."""
+        self._free += self._lent
+        self._lent = []
+
+
+def _fit(buffers: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> bool:
+    return buffers.keys() == reference.keys() and all(
+        (b.shape, b.dtype, b.device) == (reference[k].shape, reference[k].dtype, reference[k].device)
+        for k, b in buffers.items()
+    )

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages: shared keys, attachments, their bytes, requests and replies and their form on the wire."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from monai.fl.utils.constants import WeightType
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+
+__all__ = [
+    "KINDS",
+    "KeepSharedKeys",
+    "Reply",
+    "Request",
+    "SharedKeys",
+    "attachments_of",
+    "copy_weights",
+    "message_bytes",
+    "pack",
+    "unpack",
+    "weights_message",
+]
+
+
+class SharedKeys:
+    """The declared part of a state dict that a site shares; everything else is private.
+
+    Args:
+        patterns: regular expressions; a key is shared if one of them matches from its start (``re.match``).
+            ``(".*",)`` shares everything (FedAvg), ``()`` shares nothing (local training).
+        local: regular expressions of keys that stay private although a shared pattern matches them, for example
+            ``(r".*\\.bn",)`` (FedBN).
+
+    Raises:
+        ConfigError: when a pattern is not a regular expression.
+    """
+
+    def __init__(self, patterns: str | Sequence[str] = (".*",), local: str | Sequence[str] = ()) -> None:
+        self.patterns = _as_tuple(patterns)
+        self.local = _as_tuple(local)
+        self._shared = [_compiled(p) for p in self.patterns]
+        self._local = [_compiled(p) for p in self.local]
+
+    def __contains__(self, key: str) -> bool:
+        return any(p.match(key) for p in self._shared) and not any(p.match(key) for p in self._local)
+
+    def split(self, keys: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Return (shared, private) keys in the order given.
+
+        Raises:
+            ConfigError: when a shared or a local pattern matches no key, which is nearly always a misspelling.
+        """
+        names = list(keys)
+        for kind, patterns in (("shared_keys", self._shared), ("local_keys", self._local)):
+            for pattern in patterns:
+                if not any(pattern.match(name) for name in names):
+                    raise ConfigError(
+                        f"{kind}: the pattern '{pattern.pattern}' matches none of the {len(names)} tensors of the "
+                        f"network (they look like '{names[0]}', '{names[-1]}'); correct or remove it."
+                    )
+        shared = [name for name in names if name in self]
+        chosen = set(shared)
+        return shared, [name for name in names if name not in chosen]
+
+
+def _as_tuple(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"'{pattern}' is not a regular expression ({error}); give patterns of tensor names."
+        ) from error
+
+
+def weights_message(weights: Mapping[str, Tensor], **statistics: int | float) -> ExchangeObject:
+    """A message with full values (not differences) and plain statistics."""
+    return ExchangeObject(weights=dict(weights), weight_type=WeightType.WEIGHTS, statistics=dict(statistics))
+
+
+def attachments_of(message: ExchangeObject) -> dict[str, Mapping[str, Tensor]]:
+    """The named attachments of a message."""
+    return dict(message.items())
+
+
+@torch.no_grad()
+def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], keys: Sequence[str]) -> None:
+    """Copy ``source[key]`` into the live tensor ``target[key]`` for every key, in one pass and without reshaping."""
+    if keys:
+        torch._foreach_copy_([target[k] for k in keys], [source[k] for k in keys])
+
+
+def message_bytes(message: ExchangeObject) -> dict[str, int]:
+    """Bytes of every named item of a message: ``weights`` and each attachment."""
+    sizes = {"weights": _tensor_bytes((message.weights or {}).values())}
+    for name, tensors in attachments_of(message).items():
+        sizes[name] = _tensor_bytes(tensors.values())
+    return sizes
+
+
+def _tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class KeepSharedKeys:
+    """Drops every tensor that is not shared, for sites that run a stock ``MonaiAlgo``.
+
+    :class:`~fedmonai.federated.site.SiteAlgo` needs no such filter. A stock client needs it on both sides: without the
+    one after training its private tensors leak, without the one before they are overwritten by the server's.
+
+    Args:
+        shared_keys: regular expressions of the tensors that may leave and be loaded.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+    """
+
+    def __init__(self, shared_keys: str | Sequence[str] = (".*",), local_keys: str | Sequence[str] = ()) -> None:
+        self.keys = SharedKeys(shared_keys, local_keys)
+
+    def __call__(self, message: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
+        message.weights = {k: t for k, t in (message.weights or {}).items() if k in self.keys}
+        return message
+
+
+#: what a site can be asked: to build itself, a turn, the evaluation after a round, the final test
+KINDS = ("join", "train", "validate", "test")
+_SEPARATOR = "::"
+
+
+@dataclass
+class Request:
+    """What a site is asked.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        site: the site.
+        round: the strategy's round, not the transport's counter.
+        message: weights and attachments, if the kind needs them.
+        facts: plain values: lists and dicts with ``str`` keys of numbers, strings, booleans and ``None``.
+    """
+
+    kind: str
+    site: str
+    round: int
+    message: ExchangeObject | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Reply:
+    """What a site answers; with an ``error`` there is no message."""
+
+    message: ExchangeObject | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def pack(message: ExchangeObject | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One flat dict of tensors (weights under their own keys, attachments as ``name::key``), and plain values.
+
+    Flat, so that a runtime's own filters find weights where they look for them.
+    """
+    if message is None:
+        return {}, {"empty": True}
+    tensors = {key: tensor.detach() for key, tensor in (message.weights or {}).items()}
+    attachments: dict[str, list[str]] = {}
+    for name, content in attachments_of(message).items():
+        attachments[name] = list(content)
+        tensors.update({f"{name}{_SEPARATOR}{key}": tensor.detach() for key, tensor in content.items()})
+    statistics = {str(key): value for key, value in (message.statistics or {}).items()}
+    return tensors, {"statistics": statistics, "attachments": attachments}
+
+
+def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> ExchangeObject | None:
+    """The message that :func:`pack` took apart. What a filter has removed on the way is missing in it."""
+    if plain.get("empty"):
+        return None
+    rest = dict(tensors)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, keys in dict(plain.get("attachments", {})).items():
+        named = {key: f"{name}{_SEPARATOR}{key}" for key in keys}
+        found[str(name)] = {key: rest.pop(full) for key, full in named.items() if full in rest}
+    statistics = dict(plain.get("statistics", {}))
+    message = ExchangeObject(weights=rest, weight_type=WeightType.WEIGHTS, statistics=statistics)
+    message.update(found)
+    return message

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sites of a federation that live elsewhere, driven by the same engine over a transport."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.messages import Reply, Request, SharedKeys, weights_message
+from fedmonai.federated.run_log import SiteError, reason_of
+from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, dtype_named, validated_reply
+
+__all__ = ["RemotePool", "Transport"]
+
+logger = logging.getLogger(__name__)
+
+
+class Transport(Protocol):
+    """What a runtime has to offer. A request goes to its site and to no other one.
+
+    What it has to say about its connections it may put into a list ``notes``; it is written down and taken out.
+    """
+
+    def send(self, request: Request) -> None:
+        """Send, without waiting; a request to the same site that was not answered is given up."""
+
+    def wait(self, site: str) -> Reply:
+        """The answer to what was sent last.
+
+        Raises:
+            SiteError: when there is none: the site is not connected, has died or took too long.
+        """
+
+
+class RemotePool(LocalPool):
+    """The server's view of sites that are asked over a :class:`Transport`.
+
+    It takes the arguments of :class:`LocalPool`, so a federation's config serves both: a deployed
+    server changes the ``_target_`` of ``federation::sites`` and sets ``transport``. All sites of a round work at the
+    same time. Private weights, single cases and personal models are on the sites' own disks; the server's commit names
+    the round of every site's state, a site goes back to it where it is ahead.
+    """
+
+    transport: Transport
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._keys = SharedKeys(self.common["shared_keys"], self.common["local_keys"])
+        self._joined: dict[str, Reply] | None = None
+        self._requests: dict[str, Request] = {}
+        self._kept: list[Mapping[str, int]] = []
+        self._silent: set[str] = set()
+        self._before: dict[str, int] = {}
+
+    def _ask(self, kind: str, name: str, number: int, message: ExchangeObject | None = None, **facts: Any) -> None:
+        state_round = self.state_rounds.get(name, 0)
+        facts["state_round"] = state_round
+        if self._kept:
+            facts["kept"] = sorted({state_round, *(commit[name] for commit in self._kept if name in commit)})
+        request = Request(kind, name, number, message, facts)
+        self._requests[name] = Request(kind, name, number, None, facts)  # what its answer is held against
+        self.transport.send(request)
+        told: list[str] = getattr(self.transport, "notes", [])
+        self._note(*told)
+        told.clear()
+
+    def _answer(self, name: str) -> Reply:
+        try:
+            reply = self.transport.wait(name)
+        except SiteError:
+            self._silent.add(name)  # it is not asked again in this round
+            raise
+        reply, left_out = validated_reply(reply, self._requests[name])
+        if "state_round" in reply.facts:
+            self.state_rounds[name] = reply.facts["state_round"]
+        self._note(*(f"site '{name}': {note}" for note in [*reply.facts["notes"], *left_out]))
+        if reply.error is not None:
+            raise SiteError(reply.error)
+        return reply
+
+    def _note(self, *notes: str) -> None:
+        for note in notes:
+            self.notes.append(note)
+            logger.warning(note)
+
+    def _join(self) -> dict[str, Reply]:
+        """Let every site build itself; a mistake at one of them ends the run before the first round."""
+        for name in self.names:
+            self._ask("join", name, 0)
+        joined = {}
+        for name in self.names:
+            try:
+                joined[name] = self._answer(name)
+            except SiteError as error:
+                if name not in self._silent:
+                    raise ConfigError(f"site '{name}' cannot take part: {error}") from error
+                self._note(f"site '{name}' did not join: {error}")
+        if not joined:
+            raise ConfigError(f"none of the sites {', '.join(self.names)} answers: {'; '.join(self.notes)}")
+        return joined
+
+    def structure(self, name: str) -> Mapping[str, Tensor] | None:
+        """What a site shares, on the meta device."""
+        if self._joined is None:
+            self._joined = self._join()
+        if name not in self._joined:
+            return None
+        described = self._joined[name].facts["structure"]
+        return {
+            key: torch.empty(shape, dtype=dtype_named(kind), device="meta") for key, (shape, kind) in described.items()
+        }
+
+    def initial_weights(self, name: str) -> dict[str, Tensor]:
+        """The shared weights that a site starts from: all sites draw them from the federation's base seed.
+
+        Private tensors are there by name only, without elements: their values do not travel.
+
+        Raises:
+            ConfigError: when the site does not send them.
+        """
+        self._ask("join", name, 0, with_weights=True)
+        try:
+            reply = self._answer(name)
+        except SiteError as error:
+            raise ConfigError(f"site '{name}' does not send the weights to start from: {error}") from error
+        shared = dict((reply.message.weights if reply.message is not None else None) or {})
+        try:
+            UpdateValidator.check_structure(shared, self.structure(name) or {})
+        except InvalidUpdate as error:
+            raise ConfigError(f"site '{name}' sends other weights than it describes: {error}") from error
+        return {**{key: torch.empty(0) for key in reply.facts["private"]}, **shared}
+
+    def shares_all(self) -> bool:
+        """Whether the shared weights are a whole network, as the sites say."""
+        replies = (self._joined or {}).values()
+        return not any(reply.facts["private"] for reply in replies)
+
+    def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
+        """Send every participant its own message."""
+        super().begin_round(round_number, messages)
+        self._silent = set()
+        self._before = {name: self.state_rounds.get(name, 0) for name in messages}
+        for name, message in messages.items():
+            self._ask("train", name, round_number, message)
+
+    def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
+        """Wait for the site's update; the message was sent when the round began."""
+        update = self._answer(name).message
+        if update is None:
+            raise SiteError("the answer holds no update")
+        return update
+
+    def validate(
+        self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
+    ) -> Iterator[SiteEvaluation]:
+        """Let all sites evaluate at the same time. A site that was silent in this round is not asked."""
+        for name in self._asked(messages):
+            facts = {"key_metric": key_metric, "mode": best.mode, "best": _record(best, name)}
+            self._ask("validate", name, number, messages[name], **facts)
+        yield from self._examinations(messages)
+
+    def test(
+        self,
+        chosen: Mapping[str, tuple[Mapping[str, Tensor], int]],
+        initial: Mapping[str, Tensor],
+        best: BestModelTracker,
+    ) -> Iterator[SiteEvaluation]:
+        """Let all sites make their final test at the same time.
+
+        A request carries the best shared weights and, as an attachment, the ones before training.
+        """
+        self._silent = set()
+        first = {key: tensor for key, tensor in initial.items() if key in self._keys}
+        for name, (weights, number) in chosen.items():
+            message = weights_message(weights)
+            message["initial"] = first
+            self._ask("test", name, number, message, mode=best.mode, best=_record(best, name))
+        yield from self._examinations(chosen)
+
+    def _asked(self, names: Mapping[str, Any]) -> list[str]:
+        return [name for name in names if name not in self._silent]
+
+    def _examinations(self, names: Mapping[str, Any]) -> Iterator[SiteEvaluation]:
+        asked = set(self._asked(names))
+        for name in names:
+            if name not in asked:
+                yield SiteEvaluation(name, [], "the site gave no answer in this round and was not asked")
+                continue
+            try:
+                facts = self._answer(name).facts
+                yield SiteEvaluation(name, [ModelEvaluation(**one) for one in facts["found"]], facts["ended"])
+            except SiteError as error:
+                yield SiteEvaluation(name, [], reason_of(error))
+
+    def undo(self, name: str) -> None:
+        """Have the site go back to its state before this round, with the next request."""
+        self.state_rounds[name] = self._before[name]
+
+    def changed(self, name: str) -> None:
+        """Sites write their state themselves, before they answer."""
+
+    def save(self, round_number: int) -> None:
+        """Sites write their state themselves, before they answer."""
+
+    def check_states(self, state_rounds: Mapping[str, int]) -> None:
+        """A site checks its own files when it is asked to continue from one."""
+
+    def remove_states(self, keep: Sequence[Mapping[str, int]]) -> None:
+        """Tell the sites, with the next request, which of their states the commits refer to."""
+        self._kept = list(keep)
+
+    def open(self, name: str) -> Any:
+        """There is no site object here.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"site '{name}' lives in another process; it can be asked, not opened")
+
+
+def _record(best: BestModelTracker, name: str) -> list[Any] | None:
+    return list(best.records[name]) if name in best.records else None

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Validation of what arrives: updates and messages at either end, replies of sites elsewhere."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.messages import Reply, Request, attachments_of
+from fedmonai.federated.run_log import SiteError
+
+__all__ = ["InvalidUpdate", "UpdateValidator", "dtype_named", "printable", "validated_reply"]
+
+
+#: what every update counts; a strategy may weight by each of them
+COUNTS = ("num_samples", "num_steps", "num_batches")
+#: far above any data set, far below what no longer fits into a table
+MOST = 10**12
+#: far above every loss, far below where means over sites overflow
+LARGEST_LOSS = 1e100
+#: what a protected update says of the noise in it, all or nothing
+PRIVACY = {f"privacy_{name}" for name in ("epsilon", "delta", "noise_multiplier", "clip_norm", "seeded")}
+_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
+
+
+class InvalidUpdate(ValueError):  # noqa: N818 (what it is, is a message)
+    """A message that may not be used; the text says why."""
+
+
+class UpdateValidator:
+    """Refuses messages with unknown, missing, misshapen, non-float, non-finite or absurdly large tensors.
+
+    Runtimes for federated learning pass NaN, infinities and transposed tensors on to the average without a word; one
+    such update spoils the model of every site.
+
+    Args:
+        max_abs: largest absolute value a weight or an integer buffer may have; ``None`` switches this bound off
+            (non-finite values are refused all the same).
+        max_norm: largest Euclidean norm of the difference to the reference weights; ``None`` for no bound. Integer
+            buffers (batch counters) do not count.
+
+    Raises:
+        ConfigError: when a bound is not positive.
+    """
+
+    def __init__(self, max_abs: float | None = 1e8, max_norm: float | None = None) -> None:
+        for name, bound in (("max_abs", max_abs), ("max_norm", max_norm)):
+            if bound is not None and not bound > 0:
+                raise ConfigError(f"guard: {name} is {bound}; give a positive number, or null for no bound.")
+        self.max_abs = max_abs
+        self.max_norm = max_norm
+
+    def check_update(
+        self,
+        message: ExchangeObject,
+        reference: Mapping[str, Tensor],
+        round_number: int,
+        attachments: Collection[str] = (),
+        observer: bool = False,
+    ) -> None:
+        """Check what a site sent against the global weights it was sent; an observer must send no weights.
+
+        Raises:
+            InvalidUpdate: with the reason.
+        """
+        if not isinstance(message, ExchangeObject):
+            raise InvalidUpdate(f"the update is {type(message).__name__}, not a message")
+        self.check_weights(message.weights, {} if observer else reference)
+        self._check_statistics(message.statistics or {}, round_number, () if observer else COUNTS)
+        self.check_attachments(message, attachments)
+
+    def check_weights(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
+        """Check keys, shapes, types and values of ``weights`` against ``reference``."""
+        weights = {} if weights is None else weights
+        if not isinstance(weights, Mapping):
+            raise InvalidUpdate(f"the weights are {type(weights).__name__}, not tensors by name")
+        self.check_structure(weights, reference)
+        self._check_values(dict(weights), reference)
+
+    @staticmethod
+    def check_structure(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+        """Check keys, shapes and types of ``weights`` (they may lie on the meta device) against ``reference``."""
+        missing = [k for k in reference if k not in weights]
+        unknown = [k for k in weights if k not in reference]
+        if missing or unknown:
+            raise InvalidUpdate(_key_difference(missing, unknown))
+        for key, expected in reference.items():
+            _check_tensor(key, weights[key], expected)
+
+    def check_attachments(self, message: ExchangeObject, declared: Collection[str]) -> None:
+        """Check that every attachment was declared and holds finite float tensors."""
+        for name, tensors in attachments_of(message).items():
+            if name not in declared:
+                allowed = ", ".join(sorted(declared)) or "none"
+                raise InvalidUpdate(f"undeclared attachment '{name}' (declared by the strategy: {allowed})")
+            for key, tensor in tensors.items():
+                if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                    raise InvalidUpdate(f"attachment '{name}': '{key}' is not a float tensor")
+            self._check_values(dict(tensors), None, prefix=f"attachment '{name}': ")
+
+    def _check_values(
+        self, tensors: dict[str, Tensor], reference: Mapping[str, Tensor] | None, prefix: str = ""
+    ) -> None:
+        filled = {k: t for k, t in tensors.items() if t.numel()}
+        if not filled:
+            return
+        # one pass per tensor and one read-back: a NaN makes both ends of the range NaN, and they cost a twentieth of
+        # the maximum norm on a CPU
+        real = [torch.view_as_real(t) if t.is_complex() else t for t in filled.values()]
+        ends = [end.double() for tensor in real for end in torch.aminmax(tensor.detach())]
+        values = torch.stack(ends).abs().tolist()
+        peaks = [max(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
+        for key, peak in zip(filled, peaks, strict=True):
+            if not math.isfinite(peak):
+                raise InvalidUpdate(f"{prefix}'{key}' holds NaN or infinite values")
+            if self.max_abs is not None and peak > self.max_abs:
+                raise InvalidUpdate(f"{prefix}'{key}' reaches {peak:.3g}, more than max_abs = {self.max_abs:.3g}")
+        if self.max_norm is not None and reference is not None:
+            moved = (t - reference[k] for k, t in filled.items() if t.is_floating_point() or t.is_complex())
+            norm = math.sqrt(sum(float(difference.abs().double().square().sum()) for difference in moved))
+            if norm > self.max_norm:
+                raise InvalidUpdate(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
+
+    @staticmethod
+    def _check_statistics(statistics: Mapping[str, object], round_number: int, counts: Collection[str]) -> None:
+        for name, value in statistics.items():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise InvalidUpdate(f"a statistic has the name {str(name)[:50]!r}, which is none")
+            if not _is_number(value) and name not in ("loss", "round", *counts):
+                raise InvalidUpdate(f"{name} is {_short(value)}, not a number of at most {MOST:.0e}")
+            if name in PRIVACY and not 0 <= value < math.inf:  # type: ignore[operator]
+                raise InvalidUpdate(f"{name} is {_short(value)}; it cannot be")
+        if (given := PRIVACY & statistics.keys()) and given != PRIVACY:
+            raise InvalidUpdate(f"the statistics name {min(given)}, but not {min(PRIVACY - given)}")
+        loss = statistics.get("loss")
+        if counts and not (_is_number(loss) and abs(loss) <= LARGEST_LOSS):  # type: ignore[arg-type]
+            raise InvalidUpdate(f"the training loss is {_short(loss)}, not a finite number up to {LARGEST_LOSS:.0e}")
+        for name in counts:
+            count = statistics.get(name)
+            if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
+                raise InvalidUpdate(f"{name} is {_short(count)}, not a positive whole number of at most {MOST:.0e}")
+        if isinstance(statistics.get("round"), bool) or statistics.get("round") != round_number:
+            raise InvalidUpdate(f"the update belongs to round {_short(statistics.get('round'))}, not to {round_number}")
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a plain number that a table can hold, finite or not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= MOST
+
+
+def _short(value: object) -> str:
+    """A value in a message; the text of a number with thousands of digits is an error by itself."""
+    if isinstance(value, int) and abs(value) > MOST:
+        return f"a whole number beyond {MOST:.0e}"
+    return repr(value)[:50]
+
+
+def _key_difference(missing: list[str], unknown: list[str]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} tensors are missing, for example '{missing[0]}'")
+    if unknown:
+        parts.append(f"{len(unknown)} tensors are not shared, for example '{unknown[0]}'")
+    return "; ".join(parts)
+
+
+def _check_tensor(key: str, tensor: object, expected: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InvalidUpdate(f"'{key}' is {type(tensor).__name__}, not a tensor")
+    if tensor.shape != expected.shape:
+        raise InvalidUpdate(f"'{key}' has shape {tuple(tensor.shape)}, not {tuple(expected.shape)}")
+    if tensor.dtype != expected.dtype:
+        raise InvalidUpdate(f"'{key}' has type {tensor.dtype}, not {expected.dtype}")
+    if tensor.layout != expected.layout:
+        raise InvalidUpdate(f"'{key}' is stored as {tensor.layout}, not as {expected.layout}")
+
+
+#: beyond it a float no longer holds every whole number; no count of a federation comes near it
+_LARGEST_COUNT = 1 << 53
+_LONGEST_NAME, _LONGEST_TEXT, _MOST_NOTES, _MOST_FOUND, _MOST_METRICS = 256, 400, 50, 100, 1000
+_MOST_TENSORS, _MOST_DIMENSIONS = 100_000, 16
+#: far above every value of a metric or a loss, far below where means over sites overflow
+_LARGEST_VALUE = 1e100
+_MODELS = ("global", "personal")
+
+
+def validated_reply(reply: Any, request: Request) -> tuple[Reply, list[str]]:
+    """A reply with nothing in it but what was asked for, and notes on what was left out.
+
+    Metrics that are not finite, or absurdly large, are left out: an infinite one would be the best round for ever.
+    Texts lose control characters, and what is too long.
+
+    Args:
+        reply: what came.
+        request: what was asked.
+
+    Raises:
+        SiteError: when the reply cannot be used.
+    """
+    if not isinstance(reply, Reply) or not isinstance(reply.facts, Mapping):
+        raise _useless(f"it is {type(reply).__name__} with {type(getattr(reply, 'facts', None)).__name__}")
+    if reply.message is not None and not isinstance(reply.message, ExchangeObject):
+        raise _useless(f"its message is {type(reply.message).__name__}")
+    notes: list[str] = []
+    facts = _common(reply.facts, request)
+    error = None if reply.error is None else _text("error", reply.error)
+    message = None
+    if error is None:
+        if request.kind == "join":
+            facts |= _joined(reply.facts)
+        elif request.kind in ("validate", "test"):
+            facts |= _examined(reply.facts, request, notes)
+        if request.kind in ("join", "train") and reply.message is not None:
+            message = _checked_message(reply.message, notes)
+    return replace(reply, message=message, facts=facts, error=error), notes
+
+
+def printable(text: str, longest: int = _LONGEST_TEXT) -> str:
+    """A text for one line of a table or log: control characters become spaces, what is too long is cut."""
+    return "".join(c if c.isprintable() else " " for c in text[:longest]).strip()
+
+
+def dtype_named(name: Any) -> torch.dtype:
+    """The type of a tensor that a site describes.
+
+    Raises:
+        SiteError: when torch has none of this name.
+    """
+    kind = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(kind, torch.dtype):
+        raise _useless(f"it describes a tensor of type '{_shown(name)}', which torch does not have")
+    return kind
+
+
+def _common(facts: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "state_round" in facts:
+        latest = max(request.round, int(request.facts.get("state_round", 0)))
+        found["state_round"] = _count("state_round", facts["state_round"], latest)
+    notes = facts.get("notes", [])
+    if not isinstance(notes, (list, tuple)):
+        raise _useless(f"notes is {_shown(notes)}, not a list")
+    found["notes"] = [_text("a note", note) for note in notes[:_MOST_NOTES]]
+    return found
+
+
+def _joined(facts: Mapping[str, Any]) -> dict[str, Any]:
+    structure, private = _present(facts, "structure", Mapping), _present(facts, "private", (list, tuple))
+    if len(structure) > _MOST_TENSORS or len(private) > _MOST_TENSORS:
+        raise _useless(f"it describes more than {_MOST_TENSORS} tensors")
+    if not structure and not private:
+        raise _useless("it describes a network without tensors")
+    described = {}
+    for key, one in structure.items():
+        _name("a tensor", key)
+        if not isinstance(one, (list, tuple)) or len(one) != 2 or not isinstance(one[0], (list, tuple)):
+            raise _useless(f"the tensor '{key}' is described as {_shown(one)}")
+        shape = [_count(f"a length of '{key}'", length) for length in one[0]]
+        if len(shape) > _MOST_DIMENSIONS or math.prod(shape) > _LARGEST_COUNT:
+            raise _useless(f"the tensor '{key}' has the shape {_shown(shape)}")
+        dtype_named(one[1])
+        described[key] = [shape, one[1]]
+    return {"structure": described, "private": [_name("a private tensor", key) for key in private]}
+
+
+def _examined(facts: Mapping[str, Any], request: Request, notes: list[str]) -> dict[str, Any]:
+    listed = _present(facts, "found", (list, tuple))
+    if len(listed) > _MOST_FOUND:
+        raise _useless(f"it holds {len(listed)} evaluations")
+    ended = facts.get("ended")
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for one in listed:
+        if not isinstance(one, Mapping) or set(one) != {"model", "split", "round", "metrics"}:
+            raise _useless(f"an evaluation is {_shown(one)}, not model, split, round and metrics")
+        model, split = _name("a model", one["model"]), one["split"]
+        number = _count("round", one["round"])
+        if split != {"validate": "val", "test": "test"}[request.kind] or number not in _rounds(model, request):
+            raise _useless(f"it evaluates '{model}' on '{_shown(split)}' in round {number}, which was not asked for")
+        if (model, split, number) in found:
+            raise _useless(f"it evaluates '{model}' in round {number} twice")
+        metrics = dict(_metrics(one["metrics"], f"of model '{model}'", notes))
+        found[model, split, number] = {"model": model, "split": split, "round": number, "metrics": metrics}
+    return {"found": list(found.values()), "ended": None if ended is None else _text("ended", ended)}
+
+
+def _rounds(model: str, request: Request) -> Collection[int]:
+    """The rounds whose weights a request lets a site evaluate as ``model``; reference methods have round 0."""
+    if model not in _MODELS:
+        return (0,) if request.kind == "test" else ()
+    if request.kind == "validate":
+        return (request.round,)
+    best = request.facts.get("best")
+    return (0, request.round) if best is None else (0, request.round, int(best[1]))
+
+
+def _metrics(metrics: Any, whose: str, notes: list[str]) -> Iterator[tuple[str, float]]:
+    if not isinstance(metrics, Mapping) or len(metrics) > _MOST_METRICS:
+        raise _useless(f"the metrics {whose} are {_shown(metrics)}")
+    for name, value in metrics.items():
+        named = f"metric '{_name('a metric', name)}' {whose}"
+        number = _number(named, value)
+        if abs(number) <= _LARGEST_VALUE:  # false for NaN
+            yield name, number
+        else:
+            notes.append(f"{named} is {number:g} and is left out")
+
+
+def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObject:
+    """The message without training metrics that are not finite; all else of it is checked by the guard."""
+    if not isinstance(message.statistics or {}, Mapping):
+        raise _useless(f"its statistics are {_shown(message.statistics)}")
+    statistics = dict(message.statistics or {})
+    for name, value in list(statistics.items()):
+        odd = isinstance(value, float) and not abs(value) <= _LARGEST_VALUE  # true for NaN
+        if odd and str(name).startswith("train_"):
+            notes.append(f"the training metric '{printable(name)}' is {value:g} and is left out")
+            del statistics[name]
+    for key in message.weights if isinstance(message.weights, Mapping) else ():
+        _name("a tensor", key)
+    for attachment, tensors in attachments_of(message).items():
+        if not isinstance(tensors, Mapping):
+            raise _useless(f"the attachment '{_name('an attachment', attachment)}' is {_shown(tensors)}")
+        for key in (attachment, *tensors):
+            _name("a tensor", key)
+    message.statistics = statistics
+    return message
+
+
+def _present(facts: Mapping[str, Any], name: str, kind: Any) -> Any:
+    if not isinstance(facts.get(name), kind):
+        raise _useless(f"{name} is {_shown(facts[name]) if name in facts else 'missing'}")
+    return facts[name]
+
+
+def _count(name: str, value: Any, largest: int = _LARGEST_COUNT) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+        raise _useless(f"{name} is {_shown(value)}, not a whole number from 0 to {largest}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _useless(f"{name} is {_shown(value)}, not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise _useless(f"{name} is {_shown(value)}, too large a number") from None
+
+
+def _name(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or not value.isprintable():
+        raise _useless(f"the name of {what} is {_shown(value)}; give a short text without control characters")
+    return value
+
+
+def _text(what: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _useless(f"{what} is {_shown(value)}, not a text")
+    return printable(value) or "no message"
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; of a large number its size, because its digits would take long to write."""
+    if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, (str, int, float, type(None))):
+        return printable(repr(value) if not isinstance(value, str) else value, 80)
+    return f"a {type(value).__name__}"
+
+
+def _useless(reason: str) -> SiteError:
+    return SiteError(f"the answer cannot be used: {printable(reason)}")

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Job of a deployed federation: the bundle's own configs, their order, its overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from fedmonai.bundle.ids import config_files
+from fedmonai.bundle.lint import lint_bundle
+from fedmonai.errors import ConfigError
+from fedmonai.gate.names import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
+
+__all__ = [
+    "MACHINE_IDS",
+    "WORKFLOW_ARGUMENTS",
+    "Deployment",
+    "bundle_digest",
+    "describe",
+    "file_ids",
+    "id_problems",
+    "named_files",
+    "normalized",
+    "overlay_files",
+    "packed",
+    "refuse_other_files",
+    "stage",
+    "unpack_files",
+    "unpacked_bundle",
+]
+
+
+SEP = "::"
+#: ids that every machine decides for itself
+MACHINE_IDS = ("bundle_root", "output_dir", "standalone")
+#: sections through which a job could undo what a machine decides: how its sites are built, the check of ids
+_MACHINE_SECTIONS = ("federation::sites", "check")
+#: ids that name config files
+_FILES = ("base", "overlay")
+#: arguments of MONAI's workflow; as an id of a site they would reach it and name files, or entries to run
+WORKFLOW_ARGUMENTS = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) - {"self", "override"}
+
+_PLAIN = (
+    "; a job takes plain values only, because its overrides are not linted. Put it in a config file of the bundle and "
+    "name that file in --federation."
+)
+_MACHINE = ", which every machine decides for itself; leave it out of the job."
+
+
+def normalized(key: Any) -> str:
+    """An id with ``::`` between its parts, as MONAI reads it."""
+    return str(key).replace("#", SEP)
+
+
+def id_problems(ids: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Ids that a job may not override, each with the reason and the remedy."""
+    for key, value in _walk(ids, ""):
+        problem = _problem(key, key.split(SEP), value)
+        if problem:
+            yield key, problem
+
+
+def file_ids(ids: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The config files that overrides name, each with its id."""
+    for key, value in _walk(ids, ""):
+        if key.split(SEP)[-1] in _FILES:
+            files = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
+            yield from ((key, str(file)) for file in files)
+
+
+def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if key:
+        yield key, value
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    for name, inner in items:
+        yield from _walk(inner, f"{key}{SEP}{normalized(name)}" if key else normalized(name) or SEP)
+
+
+def _problem(key: str, parts: list[str], value: Any) -> str:
+    last = parts[-1]
+    if "" in parts:
+        return "no id; give the names of its sections with '::' between them."
+    if any(part.startswith("_") for part in parts):
+        return f"a component{_PLAIN}"
+    if last in MACHINE_IDS or key == "federation" or _within(key, _MACHINE_SECTIONS):
+        return f"a setting{_MACHINE}"
+    if _site_id(parts) in WORKFLOW_ARGUMENTS:
+        return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
+    if (last in LOCATING_ARGUMENTS and value is not None) or value not in RISKY_ARGUMENTS.get(last, (value,)):
+        return f"an argument that can load code or data from elsewhere{_PLAIN}"
+    if (key in ("local", "sites") or re.fullmatch("sites::[^:]+", key)) and not isinstance(value, Mapping):
+        return "" if value is None and key.startswith("sites::") else f"'{value}'; give ids with their values."
+    return _not_plain(value)
+
+
+def _not_plain(value: Any) -> str:
+    if isinstance(value, str) and value.startswith(("$", "@", "%")):
+        return f"'{value}', an expression or a reference{_PLAIN}"
+    if not isinstance(value, (str, int, float, bool, type(None), Mapping, list, tuple)):
+        return f"a {type(value).__name__}{_PLAIN}"
+    return ""
+
+
+def _site_id(parts: list[str]) -> str:
+    """The first part of an id of the sites' own config; empty for one of the federation's."""
+    depth = {"local": 1, "sites": 2}.get(parts[0], len(parts))
+    return parts[depth] if len(parts) > depth else ""
+
+
+def _within(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(f"{section}{SEP}") for section in sections)
+
+
+#: parts of a bundle that travel; weights, data and results do not
+PARTS = ("LICENSE", "configs", "docs")
+DESCRIPTION = "fedmonai.json"
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A federation as a job names it.
+
+    Args:
+        run: name of the run; server and sites keep its state in a folder of this name, so a job that is submitted again
+            under the same name finds it.
+        files: the federation's config and its overlays, relative to the bundle.
+        ids: overrides, plain values only.
+        digest: of the bundle's config files; a site that has its own copy of the bundle compares it.
+        isolate: let every site train in a process of its own, which is started again when it dies.
+        reply_timeout: seconds that the server waits for an answer; 0 for no limit.
+    """
+
+    run: str
+    files: tuple[str, ...]
+    ids: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    isolate: bool = False
+    reply_timeout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        if not self.run or self.run != Path(self.run).name or self.run.startswith("."):
+            raise ConfigError(f"'{self.run}' cannot be the name of a run; it becomes a folder. Give --name.")
+        for file in self.files:
+            if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+                raise ConfigError(f"config file '{file}' lies outside of the bundle; a job takes files of the bundle.")
+        for key, problem in id_problems(self.ids):
+            raise ConfigError(f"override '{key}' is {problem}")
+
+    def _check_kinds(self) -> None:
+        timeout: Any = self.reply_timeout
+        wrong = [name for name in ("run", "digest") if not isinstance(getattr(self, name), str)]
+        if not all(isinstance(file, str) for file in self.files):
+            wrong.append("files")
+        if not isinstance(self.ids, Mapping) or not all(isinstance(key, str) for key in self.ids):
+            wrong.append("ids")
+        if not isinstance(self.isolate, bool):
+            wrong.append("isolate")
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
+            wrong.append("reply_timeout")
+        if wrong:
+            raise ConfigError(
+                f"{wrong[0]} of a job is '{str(getattr(self, wrong[0]))[:100]}'; give run and digest as text, files as "
+                "a list, ids with values, isolate as a switch, reply_timeout in seconds, 0 or more."
+            )
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Deployment:
+        """Read what :func:`stage` has written.
+
+        Raises:
+            ConfigError: when it cannot be read, or is no description of a job.
+        """
+        path = Path(folder, DESCRIPTION)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"the job's {DESCRIPTION} cannot be read ({reason}).") from error
+        known = set(cls.__dataclass_fields__)
+        if not isinstance(content, dict) or not {"run", "files"} <= set(content) <= known:
+            raise ConfigError(f"the job's {DESCRIPTION} does not describe a job: it sets {', '.join(sorted(known))}.")
+        if not isinstance(content["files"], list):
+            raise ConfigError(f"the job's {DESCRIPTION}: files is '{content['files']}'; give a list of config files.")
+        return cls(**{**content, "files": tuple(content["files"])})
+
+
+def describe(
+    bundle: str | Path, federation: str | Sequence[str] = (), run: str | None = None, **options: Any
+) -> Deployment:
+    """Describe a federation for a job.
+
+    Args:
+        bundle: folder of the bundle.
+        federation: overlay(s): paths inside the bundle, or names of files in ``configs/federation`` or ``configs``.
+        run: name of the run; the name of the bundle's folder by default.
+        options: further fields of :class:`Deployment`.
+
+    Raises:
+        ConfigError: on files that are not there, or overrides that are no plain values.
+    """
+    root = Path(bundle).resolve()
+    files = ("configs/federated.yaml", *overlay_files(root, federation))
+    for file in files:
+        if not (root / file).is_file():
+            raise ConfigError(f"config file '{file}' is not in the bundle folder '{root}'.")
+    deployment = Deployment(run=run or root.name, files=files, digest=bundle_digest(root), **options)
+    refuse_other_files(root, named_files(deployment))
+    return deployment
+
+
+def overlay_files(bundle: Path, names: str | Sequence[str]) -> list[str]:
+    """Paths of overlays inside the bundle, from paths or bare names."""
+    found = []
+    for name in [names] if isinstance(names, str) else list(names):
+        candidates = [str(name), f"configs/federation/{name}.yaml", f"configs/{name}.yaml"]
+        existing = [c for c in candidates if (bundle / c).is_file()]
+        if not existing:
+            there = sorted(p.stem for p in (bundle / "configs" / "federation").glob("*.yaml"))
+            raise ConfigError(f"federation '{name}' is no file of '{bundle}'; choose one of {', '.join(there)}.")
+        found.append(existing[0])
+    return found
+
+
+def bundle_digest(bundle: str | Path) -> str:
+    """SHA-256 over names and contents of the bundle's config files."""
+    total = hashlib.sha256()
+    for path in config_files(bundle):
+        total.update(path.relative_to(bundle).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> None:
+    """Write the description and a copy of the bundle's configs into a folder that travels with the job."""
+    _copy_parts(Path(bundle), Path(folder, BUNDLE))
+    Path(folder, DESCRIPTION).write_text(json.dumps(asdict(deployment), indent=2) + "\n", encoding="utf-8")
+
+
+def packed(folder: str | Path) -> str:
+    """All files of a staged job as one JSON text, for runtimes that carry only some kinds of files."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return json.dumps({path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in files})
+
+
+def unpack_files(text: str, folder: str | Path) -> None:
+    """Write what :func:`packed` has read.
+
+    Raises:
+        ConfigError: when it is something else, or holds a name that leads out of ``folder``.
+    """
+    try:
+        files = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the job's files cannot be read ({str(error).splitlines()[0]}).") from error
+    if not isinstance(files, dict) or not all(name and isinstance(content, str) for name, content in files.items()):
+        raise ConfigError("the job's files cannot be read: they are no texts by name.")
+    for name, content in files.items():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise ConfigError(f"the job holds a file '{name}', which lies outside of its folder.")
+        target = Path(folder, *parts.parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content, encoding="utf-8")
+
+
+def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None, target: str | Path) -> Path:
+    """The bundle to use: the machine's own copy if it has one, else the one that came with the job, after a lint.
+
+    Args:
+        folder: where the job's files are.
+        deployment: the job's description.
+        own: folder of the machine's own copy.
+        target: folder for the job's copy; what a runtime put beside its files (signatures) stays behind.
+
+    Raises:
+        ConfigError: when the own copy differs from the job's, or the job's breaks a rule of
+            :func:`fedmonai.bundle.lint.lint_bundle`.
+    """
+    if own is not None:
+        if not Path(own, "configs").is_dir():
+            raise ConfigError(f"bundle '{own}' of this site's fedmonai.yaml is no bundle: it has no folder 'configs'.")
+        if bundle_digest(own) != deployment.digest:
+            raise ConfigError(
+                f"the bundle '{own}' of this site differs from the one that the job was made from; "
+                "install the same version at every site."
+            )
+        return Path(own)
+    for part in PARTS:
+        shutil.rmtree(Path(target, part), ignore_errors=True)
+    _copy_parts(Path(folder, BUNDLE), Path(target))
+    findings = lint_bundle(target).findings
+    if findings:
+        raise ConfigError(f"the job's bundle is refused: {findings[0]} ({len(findings)} findings of the lint).")
+    if bundle_digest(target) != deployment.digest:
+        raise ConfigError("the job's bundle is refused: its configs are not those that the job was made from.")
+    return Path(target)
+
+
+def _copy_parts(source: Path, target: Path) -> None:
+    for part in PARTS:
+        if (source / part).is_dir():
+            ignored = shutil.ignore_patterns(".*", "__pycache__")
+            shutil.copytree(source / part, target / part, ignore=ignored, dirs_exist_ok=True)
+        elif (source / part).is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / part, target / part)
+
+
+def refuse_other_files(bundle: Path, files: Iterable[tuple[str, str]]) -> None:
+    """Refuse a config file that is none of the bundle's: what is elsewhere, in its docs for example, no lint has seen.
+
+    Args:
+        bundle: folder of the bundle.
+        files: pairs of who names a file, and the file.
+
+    Raises:
+        ConfigError: for the first one.
+    """
+    linted = {path.resolve() for path in config_files(bundle)}
+    for who, file in files:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or Path(bundle, file).resolve() not in linted:
+            raise ConfigError(
+                f"config file '{file}' ({who}) is none of the configs of the bundle '{bundle}'; a job uses files of "
+                "its folder 'configs' only, by their paths in the bundle."
+            )
+
+
+def named_files(deployment: Deployment) -> Iterator[tuple[str, str]]:
+    """The config files that a job names, each with who names it."""
+    yield from (("a file of the job", file) for file in deployment.files)
+    yield from ((f"override '{key}'", file) for key, file in file_ids(deployment.ids))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site's service in a process of its own: what ends that process costs one turn, not the site's place in the job.
+
+A GPU that runs out of memory, a crash inside a reader or an operator's ``kill`` end the process that trains. The
+runtime's own process lives on, says so to the server, and starts another one for the next request; private state is on
+disk.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import torch
+
+from fedmonai.federated.messages import Reply, Request, pack, unpack
+from fedmonai.federated.run_log import reason_of
+from fedmonai.federated.service import SiteService
+from fedmonai.integrations.job import Deployment
+from fedmonai.integrations.runtime import SETTINGS, SiteSettings, site_service
+
+__all__ = ["LocalSite", "SiteEnd", "SiteProcess", "end_process", "site_end"]
+
+logger = logging.getLogger(__name__)
+
+
+#: seconds between asking a process to end and ending it
+_GRACE = 10.0
+_LENGTH = struct.Struct("<Q")
+
+
+class SiteEnd(Protocol):
+    """What a runtime needs of a site."""
+
+    def answer(self, request: Request) -> Reply:
+        """The answer to a request; never an exception."""
+
+    def close(self) -> None:
+        """Give everything free."""
+
+
+def site_end(folder: str | Path, name: str, kit: str | Path) -> SiteEnd:
+    """The end of a job at a site, as the job's description asks for it.
+
+    Args:
+        folder: where the job's files are.
+        name: the site.
+        kit: the site's startup kit; ``local/fedmonai.yaml`` in it holds what the site decides for itself.
+    """
+    kind = SiteProcess if Deployment.read(folder).isolate else LocalSite
+    return kind(folder, name, Path(kit, "local", SETTINGS), kit)
+
+
+class LocalSite:
+    """A site in this process, built with the first request.
+
+    Args:
+        folder: where the job's files are.
+        name: the site.
+        settings: file of what the site decides for itself.
+        root: where its state goes if neither that file nor the environment says so.
+        required: whether somebody named that file, so that it must be there.
+    """
+
+    def __init__(
+        self, folder: str | Path, name: str, settings: str | Path, root: str | Path, required: bool = False
+    ) -> None:
+        self.folder, self.name, self.settings, self.root = folder, name, settings, root
+        self.required = required
+        self._service: SiteService | None = None
+
+    def answer(self, request: Request) -> Reply:
+        """The site's answer; a site that cannot be built says so to the server instead of vanishing."""
+        try:
+            if self._service is None:
+                settings = SiteSettings.read(self.settings, self.required)
+                self._service = site_service(self.folder, self.name, settings, self.root)
+            return self._service.answer(request)
+        except Exception as error:  # whatever it is, the server gets to know the reason
+            logger.exception("site '%s' cannot answer", self.name)
+            return Reply(error=reason_of(error))
+
+    def close(self) -> None:
+        """Give the site's folder free."""
+        if self._service is not None:
+            self._service.close()
+            self._service = None
+
+
+class SiteProcess:
+    """A site in a process of its own, started with the first request and again whenever it has died.
+
+    It takes the arguments of :class:`LocalSite` but the last.
+    """
+
+    def __init__(self, folder: str | Path, name: str, settings: str | Path, root: str | Path) -> None:
+        self.arguments = [str(folder), name, str(settings), str(root)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def answer(self, request: Request) -> Reply:
+        """The process's answer; without one, how it ended."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._started()
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 (for mypy; pipes were asked for)
+        try:
+            tensors, plain = pack(request.message)
+            told = {"kind": request.kind, "site": request.site, "round": request.round, "facts": request.facts}
+            _write(process.stdin, {**told, "tensors": tensors, "plain": plain})
+            frame = _read(process.stdout)
+        except BrokenPipeError:
+            frame = None
+        if frame is None:
+            return Reply(error=f"the site's process ended during the request ({_how(process.wait())})")
+        return Reply(unpack(frame["tensors"], frame["plain"]), frame["facts"], frame["error"])
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            end_process(process)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", __name__, *self.arguments]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 (our own module)
+
+
+def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None:
+    """Ask a process to end; if it has not after ``grace`` seconds, end it."""
+    process.terminate()
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    """Answer requests until there are no more: the one who asks has closed the pipe, or died."""
+    while (frame := _read(incoming)) is not None:
+        message = unpack(frame["tensors"], frame["plain"])
+        reply = site.answer(Request(frame["kind"], frame["site"], frame["round"], message, frame["facts"]))
+        tensors, plain = pack(reply.message)
+        _write(outgoing, {"tensors": tensors, "plain": plain, "facts": reply.facts, "error": reply.error})
+    site.close()
+
+
+def _write(stream: Any, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    stream.write(_LENGTH.pack(buffer.tell()))
+    stream.write(buffer.getbuffer())
+    stream.flush()
+
+
+def _read(stream: Any) -> dict[str, Any] | None:
+    """The next frame, ``None`` at the end of the stream or inside a frame that was cut off."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (size,) = _LENGTH.unpack(head)
+    body = stream.read(size)
+    return torch.load(io.BytesIO(body), weights_only=True) if len(body) == size else None
+
+
+def _how(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(levelname)s - %(message)s")
+    frames = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what anything prints belongs to the log, not between the frames
+    folder, name, settings, root = sys.argv[1:5]
+    serve(LocalSite(folder, name, settings, root), sys.stdin.buffer, frames)

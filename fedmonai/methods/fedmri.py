@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedMRI: shared encoder, local decoder, contrast of encoder weights (Feng et al., TMI 2023)."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.messages import SharedKeys
+from fedmonai.losses.weight_contrast import WeightContrastLoss
+from fedmonai.methods.averaging import WeightedMean
+
+__all__ = ["FedMRIAggregator", "WeightContrast"]
+
+
+NEGATIVES = ("all", "self", "none")
+ATTACHMENT = "previous_encoders"
+
+
+class WeightContrast:
+    """Trains with lam * L_rec + beta * R, R of :class:`WeightContrastLoss` over encoder parameters.
+
+    Feng et al., TMI 2023. R is on from the second iteration of every local epoch on (in the first one the encoder may
+    equal the global one), and in rounds for which previous encoders exist: not in the first round of a federation.
+    Elsewhere the loss is plain L_rec. After the backward pass the iteration's ``loss`` is L_rec again, so that training
+    losses of rounds and methods compare; R stands beside it as ``weight_contrast``.
+
+    Args:
+        beta: weight of R; 0 is plain training (FedAvg of the shared part), to the bit.
+        lam: weight of the reconstruction loss where R is on.
+        negatives: ``all`` uses the attachment ``previous_encoders`` that the server sends, the encoders of all sites
+            after the round before. ``self`` uses this site's own one, which never leaves it: a private variant of ours.
+            ``none`` switches R off.
+        encoder_keys: regular expressions; parameters whose name one of them matches from its start are the encoder.
+
+    Under a client that hands on no attachments (a stock ``MonaiAlgo``) ``all`` is switched off with a warning.
+
+    Raises:
+        ConfigError: on another ``negatives`` or a negative weight; in a round, when no parameter is an encoder's, or
+            the previous encoders are missing or of another network.
+    """
+
+    def __init__(
+        self,
+        beta: float = 100.0,
+        lam: float = 1.0,
+        negatives: str = "all",
+        encoder_keys: str | Sequence[str] = (r"(.*\.)?encoder\.",),
+    ) -> None:
+        if negatives not in NEGATIVES:
+            raise ConfigError(f"negatives is '{negatives}'; choose one of {', '.join(NEGATIVES)}.")
+        if not (beta >= 0 and lam >= 0):
+            raise ConfigError(f"beta is {beta} and lam is {lam}; give weights of 0 or more.")
+        self.beta, self.lam, self.negatives = beta, lam, negatives
+        self.patterns = [encoder_keys] if isinstance(encoder_keys, str) else list(encoder_keys)
+        self._warned = False
+        self._own: dict[str, Tensor] = {}
+        self._end()
+
+    def _end(self) -> None:
+        self._parameters: list[Tensor] = []
+        self._contrast: WeightContrastLoss | None = None
+        self._plain: Tensor | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if self.beta > 0 and self.negatives != "none":
+            engine.add_event_handler(Events.STARTED, self._begin)
+            engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._show_plain_loss)
+            engine.add_event_handler(Events.COMPLETED, self._keep)
+
+    def abandon(self, engine: Engine) -> None:
+        """Forget a turn that failed."""
+        self._end()
+
+    def _begin(self, engine: Engine) -> None:
+        self._end()
+        encoder = self._encoder(engine)
+        previous = [self._own] if self._own else []
+        if self.negatives == "all":
+            previous = self._received(engine, encoder)
+        if previous:
+            self._parameters = list(encoder.values())
+            self._contrast = WeightContrastLoss(
+                self._parameters, [[tensors[name].to(p) for name, p in encoder.items()] for tensors in previous]
+            )
+
+    def _encoder(self, engine: Engine) -> dict[str, Tensor]:
+        parameters = dict(engine.network.named_parameters())  # type: ignore[attr-defined]
+        chosen = {n: p for n, p in parameters.items() if any(re.match(pattern, n) for pattern in self.patterns)}
+        if not chosen:
+            raise ConfigError(
+                f"encoder_keys {self.patterns} match no parameter of the network (they look like "
+                f"'{next(iter(parameters))}'); give patterns of the encoder's names."
+            )
+        return chosen
+
+    def _received(self, engine: Engine, encoder: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        state: Any = engine.state
+        received = getattr(state, "received", None)
+        if received is None and not self._warned:
+            warnings.warn("negatives is 'all', but this client hands on no previous encoders: the term is off.")
+            self._warned = True
+        sets = _by_site((received or {}).get(ATTACHMENT, {}))
+        if received is not None and ATTACHMENT not in received:
+            raise ConfigError(
+                f"negatives is 'all', but round {state.round} came without '{ATTACHMENT}'; use the strategy "
+                "fedmonai.methods.fedmri.FedMRIAggregator with the same negatives, or set negatives to self or none."
+            )
+        for site, tensors in sets.items():
+            wrong = [n for n, p in encoder.items() if n not in tensors or tensors[n].shape != p.shape]
+            if wrong:
+                raise ConfigError(
+                    f"{ATTACHMENT}: '{wrong[0]}' of site '{site}' is missing or of another shape; all sites need the "
+                    "same encoder and encoder_keys."
+                )
+        return list(sets.values())
+
+    def __call__(self, engine: Engine) -> None:
+        first_of_epoch = (engine.state.iteration - 1) % int(engine.state.epoch_length or 1) == 0
+        if self._contrast is None or first_of_epoch:
+            return
+        output: Any = engine.state.output
+        contrast = self._contrast(self._parameters)
+        self._plain, output["weight_contrast"] = output["loss"].detach(), contrast.detach()
+        output["loss"] = self.lam * output["loss"] + self.beta * contrast
+
+    def _show_plain_loss(self, engine: Engine) -> None:
+        if self._plain is not None:
+            output: Any = engine.state.output
+            output["loss"], self._plain = self._plain, None
+
+    def _keep(self, engine: Engine) -> None:
+        if self.negatives == "self":
+            self._own = {name: p.detach().clone() for name, p in self._encoder(engine).items()}
+        self._end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The site's own previous encoder (``negatives: self``), else nothing."""
+        return {"own": dict(self._own)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state written by :meth:`state_dict`."""
+        self._own = {name: torch.as_tensor(tensor) for name, tensor in state["own"].items()}
+
+
+def _by_site(attachment: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Sort ``{"<site>/<name>": tensor}`` by site; site names are folder names and hold no slash."""
+    sets: dict[str, dict[str, Tensor]] = {}
+    for key in sorted(attachment):
+        site, _, name = key.partition("/")
+        sets.setdefault(site, {})[name] = attachment[key]
+    return sets
+
+
+class FedMRIAggregator(WeightedMean):
+    """:class:`WeightedMean` that also sends down all sites' encoders as received in the round before (FedMRI).
+
+    Feng et al., TMI 2023: the references that :class:`WeightContrast` pushes away from. From the
+    second round on every message carries the attachment ``previous_encoders``, ``{"<site>/<tensor>": values}``, K times
+    the encoder (before that it is empty). Of a site that missed rounds the last encoder is kept; ``rounds.jsonl``
+    states the age of each in rounds (1 = the round before).
+
+    With ``negatives: all`` every site receives the other sites' own encoders, not only their mean: what protects a
+    site's update by averaging does not protect these. ``self`` and ``none`` send nothing beside the mean.
+
+    Args:
+        weighting: see :class:`WeightedMean`; ``uniform`` in the method.
+        shared_keys: regular expressions of the tensors that travel; the encoder in the method.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+        encoder_keys: regular expressions of the shared tensors that the attachment holds.
+        negatives: ``all``, ``self`` or ``none``, as at the sites.
+
+    Raises:
+        ConfigError: on another ``negatives``; at the start, when ``encoder_keys`` match nothing that is shared.
+    """
+
+    def __init__(
+        self,
+        weighting: str = "uniform",
+        shared_keys: str | Sequence[str] = (r"(.*\.)?encoder\.",),
+        local_keys: str | Sequence[str] = (),
+        encoder_keys: str | Sequence[str] = (r"(.*\.)?encoder\.",),
+        negatives: str = "all",
+    ) -> None:
+        super().__init__(weighting, shared_keys, local_keys)
+        if negatives not in NEGATIVES:
+            raise ConfigError(f"negatives is '{negatives}'; choose one of {', '.join(NEGATIVES)}.")
+        self.encoder_keys = SharedKeys(encoder_keys)
+        self.attachments_down = (ATTACHMENT,) if negatives == "all" else ()
+        #: encoder of every site as last received, and the round it is from
+        self.previous: dict[str, dict[str, Tensor]] = {}
+        self.previous_round: dict[str, int] = {}
+        self._ages: dict[str, int] = {}
+
+    def initialize(self, weights: Mapping[str, Tensor]) -> None:
+        """See :meth:`Strategy.initialize`."""
+        super().initialize(weights)
+        if self.attachments_down and not self._encoder():
+            raise ConfigError(
+                f"encoder_keys {list(self.encoder_keys.patterns)} match nothing of what is shared "
+                f"({list(self.shared_keys.patterns)}); share the encoder, or set negatives to self or none."
+            )
+
+    def _encoder(self) -> list[str]:
+        return [k for k, t in self.global_weights.items() if k in self.encoder_keys and t.is_floating_point()]
+
+    def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
+        """One message per site; the attachment is the same for all, and in process it is not copied."""
+        messages = super().configure_round(round_number, sites)
+        self._ages = {name: round_number - known for name, known in sorted(self.previous_round.items())}
+        if self.attachments_down:
+            flat = {f"{name}/{key}": t for name, own in sorted(self.previous.items()) for key, t in own.items()}
+            for message in messages.values():
+                message[ATTACHMENT] = flat
+        return messages
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        """See :class:`WeightedMean`; the updates' encoders are kept for the next round."""
+        super().aggregate(round_number, updates)
+        if self.attachments_down:
+            for name, update in updates.items():
+                self.previous[name] = {key: (update.weights or {})[key].clone() for key in self._encoder()}
+                self.previous_round[name] = round_number
+
+    def describe_round(self) -> dict[str, Any]:
+        """Age in rounds of every encoder that was sent down in this round."""
+        return {ATTACHMENT: {f"age_{name}": age for name, age in self._ages.items()}} if self.attachments_down else {}
+
+    def forget(self, sites: Collection[str]) -> None:
+        """Drop the encoders of sites that have left the federation."""
+        for name in sites:
+            self.previous.pop(name, None)
+            self.previous_round.pop(name, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Strategy.state_dict`."""
+        return {**super().state_dict(), "previous": self.previous, "previous_round": self.previous_round}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; one that another strategy wrote has no previous encoders: the next round starts anew."""
+        super().load_state_dict(state)
+        self.previous = {name: dict(tensors) for name, tensors in state.get("previous", {}).items()}
+        self.previous_round = dict(state.get("previous_round", {}))

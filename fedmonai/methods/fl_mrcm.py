@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FL-MRCM: cross-site alignment of latent features (Guo et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.validation import InvalidUpdate
+from fedmonai.losses.site_confusion import domain_confusion_loss, site_discrimination_loss
+from fedmonai.methods.averaging import WeightedMean
+from fedmonai.networks.reconstruction_unet import pooled_latent
+from fedmonai.networks.site_discriminator import SiteDiscriminator
+
+__all__ = ["FLMRCMAggregator", "FeatureAlignment", "IndependentLoader"]
+
+
+MODES = ("features", "inputs", "none")
+
+
+class FeatureAlignment:
+    """Adversarial alignment of the bottleneck with that of a target site (FL-MRCM; Guo et al., CVPR 2021).
+
+    z = 2 x 2 adaptive average of the bottleneck, flattened. In every iteration of a source site k the discriminator C_k
+    makes one step on ``site_discrimination_loss(C_k(z_k), C_k(z_t))``, then lambda_adv times ``domain_confusion_loss``
+    of the same vectors, C_k fixed, is added to the training loss. C_k and its RMSprop live here, persist over rounds
+    and restarts, and never leave the site. At the target site itself training is plain.
+
+    ``alignment``:
+
+    - ``features``: z_t are rows, drawn at random, of the bank that arrives as attachment ``target_latents``; they are
+      constants. At the start of its turn in round r, before any local step, the target encodes up to ``bank_size`` of
+      its undersampled training inputs with the global weights that round r starts from, and sends the bank with its
+      update. The sources use it from round r + 1 on, so in normal running their bank is one global model old. In round
+      1 there is no bank, and no term.
+    - ``inputs``: simulation only, the released behavior. The source site's encoder, and it alone, runs on the target's
+      undersampled training inputs, and gradient flows through both z_k and z_t.
+    - ``none``: nothing is done.
+
+    Deviation from the authors' program: it hands the target's raw inputs to every source site, and stops with an error
+    where the target is among the training sites.
+
+    Args:
+        site: name of this site.
+        target_site: name of the target site.
+        alignment: ``features``, ``inputs`` or ``none``.
+        share_features: must be true for ``features``: latent vectors of training images leave the target site.
+        lambda_adv: weight of the term. With 0 the network trains as in FL-MR, to the bit; the discriminator still
+            learns.
+        bank_size: most vectors in the target's bank.
+        latent_size: values per vector; 2048 for the default U-Net.
+        lr: learning rate of the discriminator's RMSprop.
+        layer: name of the module whose output is pooled.
+        encoder: name of the module that is run on further inputs; it holds ``layer``.
+        device: where the discriminator lives.
+        seed: of its first weights.
+
+    Raises:
+        ConfigError: on values outside their ranges, and on ``features`` without ``share_features``.
+    """
+
+    def __init__(
+        self,
+        site: str,
+        target_site: str,
+        alignment: str = "features",
+        share_features: bool = False,
+        lambda_adv: float = 1.0,
+        bank_size: int = 256,
+        latent_size: int = 2048,
+        lr: float = 1e-3,
+        layer: str = "encoder.bottleneck",
+        encoder: str = "encoder",
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        _check(alignment, share_features, lambda_adv, bank_size, target_site)
+        self.is_target = site == target_site
+        self.target_site, self.alignment, self.lambda_adv = target_site, alignment, lambda_adv
+        self.bank_size, self.layer, self.encoder = bank_size, layer, encoder
+        self.device = torch.device(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.discriminator = SiteDiscriminator(latent_size).to(self.device)
+        self.optimizer = torch.optim.RMSprop(self.discriminator.parameters(), lr=lr)
+        self._warned = False
+        self._hook: Any = None
+        self._latent: Tensor | None = None
+        self._target: Callable[[int], Tensor] | None = None
+        self._bank: Tensor | None = None
+        self.set_random_state(seed)
+
+    def set_random_state(self, seed: int | None = None) -> None:
+        """Seed the draws of the next turn: rows of the bank, or order and masks of the inputs that are encoded."""
+        self._seed = 0 if seed is None else seed
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if self.alignment == "none":
+            return
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+
+    def observe(self, engine: Engine) -> None:
+        """Encode the bank in a turn without training: the target site is not among the training sites."""
+        self._bank = self._encode(engine) if self.alignment == "features" and self.is_target else None
+
+    def contribute(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
+        """The bank of this turn, at the target site in mode ``features``; else nothing."""
+        return {} if self._bank is None else {"target_latents": {"latents": self._bank}}
+
+    def abandon(self, engine: Engine) -> None:
+        """Let go of the network after a failed turn."""
+        self._end()
+        self._bank = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Discriminator and optimizer."""
+        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state written by :meth:`state_dict`."""
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _begin(self, engine: Any) -> None:
+        self._end()
+        self._bank = None
+        if self.is_target:
+            self._bank = self._encode(engine) if self.alignment == "features" else None
+            return
+        self._target = self._from_bank(engine) if self.alignment == "features" else self._from_inputs(engine)
+        if self._target is not None:
+            self._hook = _submodule(engine.network, self.layer).register_forward_hook(self._keep)
+
+    def _end(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._latent = self._target = None
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._latent = output
+
+    def _taken(self) -> Tensor:
+        """The pooled latent of the last forward pass."""
+        latent, self._latent = self._latent, None
+        if latent is None:
+            raise ConfigError(f"alignment: '{self.layer}' was passed by without its hook; set compile to false.")
+        pooled = pooled_latent(latent.float())
+        size = self.discriminator.fc1.in_features
+        if pooled.shape[1] != size:
+            raise ConfigError(f"latent_size is {size}, but '{self.layer}' gives {pooled.shape[1]} values; give that.")
+        return pooled
+
+    def __call__(self, engine: Any) -> None:
+        if self._target is None:
+            return
+        with torch.autocast(self.device.type, enabled=False):
+            source = self._taken()
+            target = self._target(len(source))
+            self._train_discriminator(source.detach(), target.detach())
+            if self.lambda_adv == 0:
+                return
+            self.discriminator.requires_grad_(False)
+            term = domain_confusion_loss(self.discriminator(source), self.discriminator(target))
+            self.discriminator.requires_grad_(True)
+        engine.state.output["loss"] = engine.state.output["loss"] + self.lambda_adv * term
+
+    def _train_discriminator(self, source: Tensor, target: Tensor) -> None:
+        self.optimizer.zero_grad()
+        site_discrimination_loss(self.discriminator(source), self.discriminator(target)).backward()
+        self.optimizer.step()
+
+    def _from_bank(self, engine: Any) -> Callable[[int], Tensor] | None:
+        """Draws rows of the bank that arrived; ``None`` if there is none yet."""
+        received = getattr(engine.state, "received", None)
+        if received is None and not self._warned:
+            self._warned = True
+            warnings.warn("feature alignment is off: whatever runs this site passes no attachments on", stacklevel=2)
+        if not received or "target_latents" not in received:
+            return None
+        bank = received["target_latents"]["latents"].to(self.device, torch.float32)
+        generator = torch.Generator().manual_seed(self._seed)
+        return lambda count: bank[torch.randint(len(bank), (count,), generator=generator).to(self.device)]
+
+    def _from_inputs(self, engine: Any) -> Callable[[int], Tensor]:
+        """Encodes batches of the target site's inputs with this site's encoder."""
+        peer = getattr(engine.state, "peer", None)
+        if peer is None:
+            raise ConfigError(
+                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only the "
+                "in-process federation can do; between institutions choose alignment: features."
+            )
+        loader = engine.data_loader
+        batches: Iterator[Tensor] = IndependentLoader(peer(self.target_site), self._seed, loader.batch_size).endless()
+        encoder = _submodule(engine.network, self.encoder)
+
+        def encode(count: int) -> Tensor:
+            with torch.set_grad_enabled(self.lambda_adv != 0), torch.autocast(self.device.type, enabled=engine.amp):
+                encoder(next(batches))
+            return self._taken()
+
+        return encode
+
+    @torch.no_grad()
+    def _encode(self, engine: Any) -> Tensor:
+        """The bank: pooled latents of training inputs under the weights held now, float32 (vectors, latent_size)."""
+        encoder = _submodule(engine.network, self.encoder)
+        training = encoder.training
+        hook = _submodule(engine.network, self.layer).register_forward_hook(self._keep)
+        vectors: list[Tensor] = []
+        encoder.eval()
+        try:
+            for inputs in IndependentLoader(engine, self._seed).once():
+                encoder(inputs)
+                vectors.append(self._taken())
+                if sum(map(len, vectors)) >= self.bank_size:
+                    break
+        finally:
+            hook.remove()
+            encoder.train(training)
+        return torch.cat(vectors)[: self.bank_size].clone()
+
+
+def _submodule(network: nn.Module, name: str) -> nn.Module:
+    try:
+        return network.get_submodule(name)
+    except AttributeError as error:
+        raise ConfigError(f"alignment: the network {type(network).__name__} has no part '{name}'.") from error
+
+
+def _check(alignment: str, share_features: bool, lambda_adv: float, bank_size: int, target_site: str) -> None:
+    if alignment not in MODES:
+        raise ConfigError(f"alignment is '{alignment}'; choose one of {', '.join(MODES)}.")
+    if alignment == "features" and not share_features:
+        raise ConfigError(
+            f"alignment 'features' sends latent vectors of site '{target_site}'s training images to the other sites; "
+            "if its institution agrees say so with share_features: true, else choose alignment: none."
+        )
+    if not lambda_adv >= 0:
+        raise ConfigError(f"lambda_adv is {lambda_adv}; give 0 or more.")
+    if bank_size < 1:
+        raise ConfigError(f"bank_size is {bank_size}; give 1 vector or more.")
+
+
+NAME, KEY = "target_latents", "latents"
+
+
+class FLMRCMAggregator(WeightedMean):
+    """Federated averaging that hands the target site's newest latent bank to the source sites (Guo et al., CVPR 2021).
+
+    The bank that the target contributes in round r (encoded with the global weights that round r starts from, see
+    :class:`FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
+    Its age, the rounds since it was encoded, is 1 in normal running and grows while the target misses rounds. A target
+    that is not among the training sites is an observer: it is asked for its bank in every round and trains nothing.
+
+    Args:
+        target_site: name of the target site.
+        alignment: ``features``; with ``inputs`` or ``none`` nothing travels but weights.
+        share_features: must be true for ``features``; the opt-in of this federation to share latent vectors.
+        bank_size: most vectors that are accepted.
+        weighting: see :class:`~fedmonai.methods.averaging.WeightedMean`.
+        shared_keys: regular expressions of the tensors that travel.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Raises:
+        ConfigError: on ``features`` without ``share_features``.
+    """
+
+    def __init__(
+        self,
+        target_site: str,
+        alignment: str = "features",
+        share_features: bool = False,
+        bank_size: int = 256,
+        weighting: str = "uniform",
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+    ) -> None:
+        super().__init__(weighting, shared_keys, local_keys)
+        self.target_site, self.bank_size = str(target_site), bank_size
+        if alignment == "features":
+            if not share_features:
+                raise ConfigError(
+                    f"alignment 'features' sends latent vectors of site '{target_site}'s training images through the "
+                    "server to the other sites; if its institution agrees say so with share_features: true, else "
+                    "choose alignment: none."
+                )
+            self.attachments_up = self.attachments_down = (NAME,)
+            self.observers = (self.target_site,)
+        self.bank: Tensor | None = None
+        self.bank_round = 0
+        self._round: dict[str, int] = {}
+
+    def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
+        messages = super().configure_round(round_number, sites)
+        self._round = {}
+        if self.bank is not None:
+            self._round = {"vectors_down": len(self.bank), "age": round_number - self.bank_round}
+            for site, message in messages.items():
+                if site != self.target_site:
+                    message[NAME] = {KEY: self.bank}
+        return messages
+
+    def check_update(self, site: str, update: ExchangeObject) -> None:
+        """Accept a bank from the target site alone, and only as a matrix of at most ``bank_size`` vectors."""
+        if NAME not in update:
+            return
+        tensors = attachments_of(update)[NAME]
+        if site != self.target_site:
+            raise InvalidUpdate(f"'{NAME}' may come from the target site '{self.target_site}' only")
+        if set(tensors) != {KEY} or tensors[KEY].ndim != 2 or not 1 <= len(tensors[KEY]) <= self.bank_size:
+            shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+            raise InvalidUpdate(f"'{NAME}' is no matrix of 1 to {self.bank_size} vectors but {shapes}")
+        if self.bank is not None and tensors[KEY].shape[1] != self.bank.shape[1]:
+            raise InvalidUpdate(f"'{NAME}' has {tensors[KEY].shape[1]} values per vector, not {self.bank.shape[1]}")
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        fresh = attachments_of(updates[self.target_site]) if self.target_site in updates else {}
+        if NAME in fresh:
+            self.bank, self.bank_round = fresh[NAME][KEY], round_number
+            self._round["vectors_up"] = len(self.bank)
+        super().aggregate(round_number, {name: update for name, update in updates.items() if update.weights})
+
+    def describe_round(self) -> dict[str, Any]:
+        return {NAME: self._round} if self._round else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"bank": self.bank, "bank_round": self.bank_round, "target_site": self.target_site}
+        return {**super().state_dict(), **({} if self.bank is None else own)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; its bank counts only if vectors still travel, and only of the same target site."""
+        super().load_state_dict(state)
+        self.bank, self.bank_round = None, 0
+        if self.attachments_down and state.get("target_site") == self.target_site:
+            self.bank, self.bank_round = state["bank"], int(state["bank_round"])
+
+
+class IndependentLoader:
+    """Training inputs of a trainer in an order and with masks of its own.
+
+    Dataset, collation and preparation are those of ``trainer``, shuffling and the preparation's randomness come from
+    ``seed``: whether these batches are read or not, the trainer's own training is the same to the bit.
+
+    Args:
+        trainer: a MONAI trainer with ``data_loader`` and ``prepare_batch``.
+        seed: seed of order and masks.
+        batch_size: inputs per batch; that of the trainer's loader by default.
+    """
+
+    def __init__(self, trainer: Any, seed: int, batch_size: int | None = None) -> None:
+        loader = trainer.data_loader
+        self.device = trainer.state.device
+        self.non_blocking = trainer.non_blocking
+        self.prepare_batch = copy.deepcopy(trainer.prepare_batch)
+        if hasattr(self.prepare_batch, "set_random_state"):
+            self.prepare_batch.set_random_state(seed=seed)
+        # MONAI's loader would reseed the dataset's transforms when it is made
+        self.loader: DataLoader = DataLoader(
+            loader.dataset,
+            batch_size=batch_size or loader.batch_size or 1,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(seed),
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+        )
+
+    def once(self) -> Iterator[Tensor]:
+        """Every input once, in batches."""
+        for batch in self.loader:
+            yield self.prepare_batch(batch, self.device, self.non_blocking)[0]
+
+    def endless(self) -> Iterator[Tensor]:
+        """All inputs again and again, in a new order each time."""
+        while True:
+            yield from self.once()

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Federations of the smallest site there is, for tests of the round itself: a run of three rounds takes a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.protocol import Strategy
+from fedmonai.methods.averaging import WeightedMean
+
+TINY = str(Path(__file__).parents[1] / "benchmarks" / "tiny_bundle")
+
+
+def make_tiny(
+    out: Path,
+    names: Sequence[str] = ("A", "B", "C"),
+    strategy: Strategy | None = None,
+    kind: type[LocalPool] = LocalPool,
+    ids: dict[str, Any] | None = None,
+    site_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Federation:
+    """A federation whose sites differ in the offset of their labels."""
+    specs = {name: {"offset": 0.1 * index} for index, name in enumerate(names)}
+    sites = kind(TINY, specs, str(out), local=ids, **(site_options or {}))
+    options = {"num_rounds": 3, "key_metric": "mse", "key_metric_mode": "min", **options}
+    return Federation(sites, strategy or WeightedMean(), output_dir=str(out), **options)
+
+
+@pytest.fixture(scope="session")
+def tiny_federation() -> Callable[..., Federation]:
+    """Make a tiny federation: tiny_federation(folder, names="ABC", strategy=None, kind=LocalPool, ...)."""
+    return make_tiny
+
+
+@pytest.fixture(scope="session")
+def rounds_of() -> Callable[[Path], list[dict[str, Any]]]:
+    """Read the rounds of a run: rounds_of(folder)."""
+    return lambda out: [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]

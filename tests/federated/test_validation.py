@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of bad update is refused with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedmonai.errors import ConfigError
+from fedmonai.federated.messages import weights_message
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
+
+REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+
+
+def good(**changes: object) -> object:
+    weights = {"a": torch.ones(2, 3), "b": torch.ones(4)}
+    statistics: dict = {"num_samples": 3, "num_steps": 2, "num_batches": 2, "round": 5, "loss": 0.5}
+    for key, value in changes.items():
+        (weights if key in weights else statistics)[key] = value
+    return weights_message(weights, **statistics)
+
+
+def without_b() -> object:
+    message = good()
+    del message.weights["b"]
+    return message
+
+
+def with_extra() -> object:
+    message = good()
+    message.weights["c"] = torch.ones(1)
+    return message
+
+
+def with_attachment() -> object:
+    message = good()
+    message["secret"] = {"x": torch.ones(1)}
+    return message
+
+
+BAD: list[tuple[str, Callable[[], object]]] = [
+    ("NaN or infinite", lambda: good(a=torch.full((2, 3), float("nan")))),
+    ("NaN or infinite", lambda: good(b=torch.tensor([1.0, float("inf"), 0.0, 0.0]))),
+    ("NaN or infinite", lambda: good(b=torch.tensor([1.0, float("nan"), -float("inf"), 0.0]))),
+    ("max_abs", lambda: good(b=torch.full((4,), 1e9))),
+    ("'b' reaches 2e\\+09", lambda: good(b=torch.tensor([0.0, -2e9, 1.0, 0.0]))),
+    ("missing, for example 'b'", without_b),
+    ("not shared, for example 'c'", with_extra),
+    (r"shape \(3, 2\), not \(2, 3\)", lambda: good(a=torch.ones(3, 2))),
+    ("float16", lambda: good(a=torch.ones(2, 3, dtype=torch.float16))),
+    ("int64", lambda: good(a=torch.ones(2, 3, dtype=torch.int64))),
+    ("not a tensor", lambda: good(a=[1.0])),
+    ("num_samples is 0", lambda: good(num_samples=0)),
+    ("num_steps is -1", lambda: good(num_steps=-1)),
+    ("num_batches is -5", lambda: good(num_batches=-5)),
+    ("num_batches is '1e3', not a positive", lambda: good(num_batches="1e3")),
+    ("num_samples is a whole number beyond 1e", lambda: good(num_samples=10**5000)),
+    ("train_psnr is 'x', not a number", lambda: good(train_psnr="x")),
+    ("train_psnr is None, not a number", lambda: good(train_psnr=None)),
+    ("has the name 'two.*lines', which is none", lambda: good(**{"two\nlines": 1})),
+    ("name privacy_epsilon, but not privacy_clip_norm", lambda: good(privacy_epsilon=1.0)),
+    ("belongs to round True, not", lambda: good(round=True)),
+    ("num_samples is 2.5", lambda: good(num_samples=2.5)),
+    ("num_samples is True", lambda: good(num_samples=True)),
+    ("round 4, not to 5", lambda: good(round=4)),
+    ("loss is nan", lambda: good(loss=math.nan)),
+    ("loss is None", lambda: good(loss=None)),
+    ("loss is 'low'", lambda: good(loss="low")),
+    ("sparse_coo", lambda: good(a=torch.ones(2, 3).to_sparse())),
+    ("list, not a message", lambda: [torch.ones(2, 3)]),
+    ("list, not tensors by name", lambda: ExchangeObject(weights=[torch.ones(2, 3)])),
+    ("2 tensors are missing", lambda: weights_message({}, num_samples=1, num_steps=1, round=5, loss=0.0)),
+    ("undeclared attachment 'secret'", with_attachment),
+]
+
+
+@pytest.mark.parametrize(("reason", "make"), BAD, ids=[reason for reason, _ in BAD])
+def test_bad_update_is_refused(reason: str, make: Callable[[], object]) -> None:
+    with pytest.raises(InvalidUpdate, match=reason):
+        UpdateValidator().check_update(make(), REFERENCE, 5)
+
+
+def test_good_update_passes_and_declared_attachments_too() -> None:
+    UpdateValidator().check_update(good(), REFERENCE, 5)
+    UpdateValidator().check_update(with_attachment(), REFERENCE, 5, attachments=("secret",))
+
+
+def test_norm_bound_is_on_the_difference() -> None:
+    # ten ones against zeros: norm sqrt(10) = 3.162
+    UpdateValidator(max_norm=3.17).check_update(good(), REFERENCE, 5)
+    with pytest.raises(InvalidUpdate, match=r"norm 3\.16, more than max_norm = 3"):
+        UpdateValidator(max_norm=3.0).check_update(good(), REFERENCE, 5)
+
+
+def test_complex_values_are_checked_like_real_ones() -> None:
+    reference = {"k": torch.zeros(3, dtype=torch.complex64)}
+    UpdateValidator().check_weights({"k": torch.ones(3, dtype=torch.complex64)}, reference)
+    with pytest.raises(InvalidUpdate, match="NaN or infinite"):
+        UpdateValidator().check_weights({"k": torch.tensor([1.0, complex(0, math.nan), 0.0])}, reference)
+    with pytest.raises(InvalidUpdate, match="max_abs"):
+        UpdateValidator().check_weights({"k": torch.tensor([1.0, 1e9j, 0.0])}, reference)
+
+
+@pytest.mark.parametrize("count", [2**40, -(2**63)])
+def test_integer_buffers_have_the_same_bound(count: int) -> None:
+    """A mean takes the batch counter of one site: a hostile one must not set it to whatever it likes."""
+    reference = {"n": torch.tensor(7), "w": torch.zeros(2)}
+    UpdateValidator(max_norm=1.0).check_weights({"n": torch.tensor(70_000), "w": torch.zeros(2)}, reference)
+    with pytest.raises(InvalidUpdate, match=r"'n' reaches .* more than max_abs"):
+        UpdateValidator().check_weights({"n": torch.tensor(count), "w": torch.zeros(2)}, reference)
+
+
+def test_bounds_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match="max_abs is 0"):
+        UpdateValidator(max_abs=0)

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FL-MRCM over several sites: what travels, what stays, who may be the target, and what a resumed run equals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedmonai.errors import ConfigError, FederationError, root_user_error
+from fedmonai.federated.federation import Federation, attach
+from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.site import SiteAlgo
+from fedmonai.federated.validation import InvalidUpdate
+from fedmonai.methods.averaging import WeightedMean
+from fedmonai.methods.fl_mrcm import FLMRCMAggregator
+from fedmonai.report.page import write_report
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
+ALIGNMENT = ("alignment", "share_features", "lambda_adv", "bank_size", "target_site")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sites with 4, 5 and 7 training slices."""
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.RandomState(0)
+    for site, count in zip("ABC", (4, 5, 7), strict=True):
+        for split in ("train", "val", "test"):
+            folder = root / site / split
+            folder.mkdir(parents=True)
+            images = generator.rand(count, 32, 32).astype(np.float32) + np.outer(np.hanning(32), np.hanning(32))
+            shifted = np.fft.ifftshift(images, axes=(-2, -1))
+            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
+            with h5py.File(folder / f"{site}{split}.h5", "w") as stream:
+                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
+                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    return root
+
+
+def federation(data: Path, out: Path, **options: Any) -> Federation:
+    chosen = {"alignment": "features", "share_features": True, "target_site": "C"}
+    chosen |= {key: options.pop(key) for key in ALIGNMENT if key in options}
+    strategy = FLMRCMAggregator(**{k: v for k, v in chosen.items() if k != "lambda_adv"})
+    specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
+    resident = options.pop("resident_sites", None)
+    sites = LocalPool(
+        str(BUNDLES / "fl_mrcm"),
+        specs,
+        str(out),
+        local={**IDS, **chosen},
+        attachments=strategy.attachments_down,
+        resident_sites=resident,
+    )
+    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), **options)
+
+
+def final(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "models" / "model_final.pt", weights_only=True)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def rounds(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, ExchangeObject]]:
+    """Every message of the runs in a test: (way, site, message)."""
+    messages: list[tuple[str, str, ExchangeObject]] = []
+    train, send = SiteAlgo.train, SiteAlgo.get_weights
+
+    def watched_train(self: SiteAlgo, message: ExchangeObject, extra: dict | None = None) -> None:
+        messages.append(("down", self.site, message))
+        train(self, message, extra)
+
+    def watched_send(self: SiteAlgo, extra: dict | None = None) -> ExchangeObject:
+        messages.append(("up", self.site, send(self, extra)))
+        return messages[-1][2]
+
+    monkeypatch.setattr(SiteAlgo, "train", watched_train)
+    monkeypatch.setattr(SiteAlgo, "get_weights", watched_send)
+    return messages
+
+
+def test_only_weights_and_the_declared_bank_travel(data: Path, tmp_path: Path, wire: list) -> None:
+    engine = federation(data, tmp_path, bank_size=5)
+    engine.run()
+    assert len(wire) == 2 * 3 * 3
+    keys = set(final(tmp_path))
+    assert not [key for key in keys if "fc" in key or "discriminator" in key]
+    banks = []
+    for way, site, message in wire:
+        assert set(message.weights) == keys
+        assert set(message.statistics) <= {"round", "num_samples", "num_steps", "num_batches", "loss"}
+        assert set(message) <= {"target_latents"}
+        if message:
+            assert set(message["target_latents"]) == {"latents"}
+            assert message["target_latents"]["latents"].shape == (5, 128)  # 4 x 16 x 2 channels; an image is 32 x 32
+            banks.append((way, site))
+    assert banks.count(("up", "C")) == 3
+    assert banks.count(("down", "A")) == banks.count(("down", "B")) == 2
+    assert len(banks) == 7
+    discriminator = engine.sites.open("A").state_dict()["handlers"]
+    assert [name for name in discriminator if name.endswith("FeatureAlignment")]
+    first, second, _ = rounds(tmp_path)
+    assert first["attachments"] == {"target_latents": {"vectors_up": 5}}
+    assert second["attachments"] == {"target_latents": {"vectors_down": 5, "age": 1, "vectors_up": 5}}
+    assert second["bytes_up"]["C"]["target_latents"] == second["bytes_down"]["A"]["target_latents"] == 5 * 128 * 4
+    assert "target_latents" not in second["bytes_up"]["A"] | second["bytes_down"]["C"]
+    report = Path(write_report(tmp_path)).read_text()
+    assert "- target_latents, vectors down: 5 to 5, in 2 of 3 rounds" in report
+    assert "| A | target_latents | 0 bytes | 5120 bytes |" in report
+
+
+def test_alignment_trains_and_its_bank_is_that_of_the_round_before(data: Path, tmp_path: Path, wire: list) -> None:
+    federation(data, tmp_path / "on").run()
+    sent = {
+        message.statistics["round"]: message["target_latents"]["latents"]
+        for way, _, message in wire
+        if way == "up" and message
+    }
+    for way, _, message in wire:
+        if way == "down" and message:
+            assert torch.equal(message["target_latents"]["latents"], sent[message.statistics["round"] - 1])
+    federation(data, tmp_path / "off", alignment="none").run()
+    assert not same(final(tmp_path / "on"), final(tmp_path / "off"))
+
+
+@pytest.mark.parametrize("mode", ["features", "inputs"])
+def test_without_weight_it_is_fl_mr_with_persistent_optimizers(data: Path, tmp_path: Path, mode: str) -> None:
+    specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
+    sites = LocalPool(str(BUNDLES / "fl_mr"), specs, str(tmp_path / "fl_mr"), local={**IDS, "reset_optimizer": False})
+    Federation(sites, WeightedMean(), 3, str(tmp_path / "fl_mr")).run()
+    engine = federation(data, tmp_path / "ours", alignment=mode, lambda_adv=0)
+    engine.run()
+    assert same(final(tmp_path / "fl_mr"), final(tmp_path / "ours"))
+    handlers = engine.sites.open("A").handlers
+    assert [h for h in handlers if hasattr(h, "discriminator") and h.optimizer.state]
+
+
+class Interrupt:
+    """Ends the process's work in the middle of a run."""
+
+    def attach(self, engine: Federation) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
+
+    def __call__(self, engine: Federation) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"train_sites": ["A", "B"]}, {"alignment": "inputs"}],
+    ids=["target trains", "target observes", "inputs"],
+)
+def test_resumed_equals_uninterrupted_to_the_bit(data: Path, tmp_path: Path, options: dict) -> None:
+    federation(data, tmp_path / "whole", **options).run()
+    with pytest.raises(KeyboardInterrupt):
+        attach(federation(data, tmp_path / "cut", **options), [Interrupt()]).run()
+    federation(data, tmp_path / "cut", resume=True, **options).run()
+    assert same(final(tmp_path / "whole"), final(tmp_path / "cut"))
+    for name in ("metrics.csv", "cases.csv"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
+    states = [
+        torch.load(tmp_path / run / "sites" / "A" / "round_0003.pt", weights_only=True)["handlers"]
+        for run in ("whole", "cut")
+    ]
+    name = next(name for name in states[0] if name.endswith("FeatureAlignment"))
+    assert same(states[0][name]["discriminator"], states[1][name]["discriminator"])
+
+
+@pytest.mark.parametrize("change", [{"alignment": "none", "share_features": False}, {"target_site": "B"}])
+def test_a_resumed_run_forgets_a_bank_that_may_not_travel(data: Path, tmp_path: Path, change: dict, wire: list) -> None:
+    """Whoever takes the opt-in back, or names another target, sends nothing of the old bank from then on."""
+    federation(data, tmp_path, num_rounds=2).run()
+    wire.clear()
+    federation(data, tmp_path, resume=True, num_rounds=3, **change).run()
+    assert rounds(tmp_path)[2]["failed"] == {}
+    assert [message for way, _, message in wire if way == "down"]
+    assert not any(attachments_of(message) for way, _, message in wire if way == "down")
+
+
+@pytest.mark.parametrize("mode", ["features", "inputs"])
+def test_few_sites_in_memory_change_nothing(data: Path, tmp_path: Path, mode: str) -> None:
+    federation(data, tmp_path / "all", alignment=mode, num_rounds=2).run()
+    few = 2 if mode == "inputs" else 1
+    federation(data, tmp_path / "few", alignment=mode, num_rounds=2, resident_sites=few).run()
+    assert same(final(tmp_path / "all"), final(tmp_path / "few"))
+
+
+def test_inputs_with_one_site_in_memory_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="resident_sites is 1"):
+        federation(data, tmp_path, alignment="inputs", resident_sites=1, min_sites=3).run()
+
+
+def test_a_target_outside_the_training_sites_encodes_and_is_tested(data: Path, tmp_path: Path, wire: list) -> None:
+    engine = federation(data, tmp_path, train_sites=["A", "B"])
+    engine.run()
+    line = rounds(tmp_path)[1]
+    assert (line["participants"], line["completed"], line["observers"]) == (["A", "B"], ["A", "B"], ["C"])
+    assert line["bytes_up"]["C"] == {"weights": 0, "target_latents": 7 * 128 * 4}
+    update = next(message for way, site, message in wire if (way, site) == ("up", "C"))
+    assert update.weights is None
+    assert engine.sites.open("C").trainer.state.iteration == 0
+    tested = [row.split(",")[1] for row in (tmp_path / "metrics.csv").read_text().splitlines() if ",test," in row]
+    assert set(tested) == {"A", "B", "C"}
+    validated = [row.split(",")[1] for row in (tmp_path / "metrics.csv").read_text().splitlines() if ",val," in row]
+    assert set(validated) == {"A", "B"}
+
+
+def test_a_target_that_misses_a_round_leaves_its_last_bank(data: Path, tmp_path: Path) -> None:
+    engine = federation(data, tmp_path, num_rounds=4)
+    engine.prepare()
+
+    def fail(trainer: Any) -> None:
+        if trainer.state.round == 2:
+            raise RuntimeError("no power")
+
+    engine.sites.open("C").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
+    engine.run()
+    lines = rounds(tmp_path)
+    assert lines[1]["failed"] == {"C": "RuntimeError: no power"}
+    assert [line["attachments"]["target_latents"].get("age") for line in lines] == [None, 1, 2, 1]
+    assert "vectors_up" not in lines[1]["attachments"]["target_latents"]
+    assert "age: 1 to 2, in 3 of 4 rounds" in Path(write_report(tmp_path)).read_text()
+
+
+def test_features_are_shared_by_opt_in_only(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="share_features: true"):
+        federation(data, tmp_path, share_features=False)
+    bundle = BUNDLES / "fl_mrcm"
+    ids = {"bundle_root": str(bundle), "output_dir": str(tmp_path / "out"), "device": "cpu"}
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "federated.yaml"), workflow_type="train", logging_file=False, **ids
+    )
+    with pytest.raises(Exception) as caught:
+        workflow.initialize()
+        workflow.run()
+    assert "share_features: true" in str(root_user_error(caught.value))
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_target_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"target_site names 'Z'.*A, B, C"):
+        federation(data, tmp_path, target_site="Z")
+
+
+@pytest.mark.parametrize(
+    ("site", "bank", "reason"),
+    [
+        ("A", torch.zeros(2, 4), "target site 'C' only"),
+        ("C", torch.zeros(9, 4), "1 to 8 vectors"),
+        ("C", torch.zeros(0, 4), "1 to 8 vectors"),
+        ("C", torch.zeros(2, 2, 2), "1 to 8 vectors"),
+        ("C", torch.zeros(2, 5), "5 values per vector, not 4"),
+    ],
+)
+def test_other_banks_are_refused(site: str, bank: torch.Tensor, reason: str) -> None:
+    strategy = FLMRCMAggregator("C", share_features=True, bank_size=8)
+    strategy.bank = torch.zeros(2, 4)
+    update = ExchangeObject()
+    update["target_latents"] = {"latents": bank}
+    with pytest.raises(InvalidUpdate, match=reason):
+        strategy.check_update(site, update)
