@@ -182,6 +182,6 @@ def _entry(state: State, key: str, like: Tensor, owner: str) -> Tensor:
     if state[key].shape != like.shape:
         raise ConfigError(
             f"model {owner!r}: {key!r} has shape {tuple(state[key].shape)}, the network needs {tuple(like.shape)}; "
-            "give the options of the network (channels, ...) that it was trained with"
+            "give the options of the network (base_channels, ...) that it was trained with"
         )
     return state[key]

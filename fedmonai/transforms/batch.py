@@ -33,13 +33,13 @@ class _Slice:
 
     kspace: Tensor
     mask: Tensor | None
-    hybrid: bool
+    hybrid_kspace: bool
     file: str
 
     @property
     def form(self) -> tuple[Any, ...]:
         """What slices must share to be transformed together."""
-        return self.hybrid, *self.kspace.shape
+        return self.hybrid_kspace, *self.kspace.shape
 
     def image_size(self, limit: tuple[int, int]) -> tuple[int, int]:
         return min(limit[0], self.kspace.shape[-2]), min(limit[1], self.kspace.shape[-1])
@@ -53,7 +53,7 @@ class PrepareKspace(Randomizable, PrepareBatch):
     ``batchdata["std"]``, (B, 1, 1, 1), for :class:`~fedmonai.transforms.dictionary.DenormalizeInstanced`.
 
     Reads ``kspace`` (list of complex64 (coils, H, W), or one stacked tensor; shapes may differ), ``file`` and, where
-    present, ``hybrid``, ``mask`` (the slice's own (W,) sampling mask: it is used instead of a drawn one) and
+    present, ``hybrid_kspace``, ``mask`` (the slice's own (W,) sampling mask: it is used instead of a drawn one) and
     ``target`` (B, 1, h, w). Image and target are cropped to their common size, at most ``resolution``.
 
     Args:
@@ -117,21 +117,25 @@ class PrepareKspace(Randomizable, PrepareBatch):
             label = normalize_instance(target, mean, std, self.clamp).to(device=image.device, **kwargs)
         if not self.with_kspace:
             return image, label
-        kspace, mask = stack_masked([(s.kspace, s.mask, s.hybrid, s.file) for s in slices], image.device, non_blocking)
+        kspace, mask = stack_masked(
+            [(s.kspace, s.mask, s.hybrid_kspace, s.file) for s in slices], image.device, non_blocking
+        )
         return image, label, (kspace, mask, mean, std), {}
 
     def _slices(self, batchdata: dict[str, Any]) -> list[_Slice]:
         """Split the batch and draw the masks, in the order of the batch whatever the shapes."""
         kspace = batchdata["kspace"]
-        hybrid, own, files = (_per_slice(batchdata, key, len(kspace)) for key in ("hybrid", "mask", "file"))
+        hybrid_kspace, own, files = (
+            _per_slice(batchdata, key, len(kspace)) for key in ("hybrid_kspace", "mask", "file")
+        )
         if self.seed_from_file and self.mask is not None and None in files:
             raise ConfigError("seed_from_file needs the file name of every slice: add the key 'file' to the dataset")
         rng = None if self.seed_from_file else self.R
         slices = []
         for index, data in enumerate(kspace):
             name = files[index] if files[index] is not None else f"slice {index} of the batch"
-            mask = choose_mask(data, self.mask, rng, name, own[index], bool(hybrid[index]))
-            slices.append(_Slice(data, mask, bool(hybrid[index]), name))
+            mask = choose_mask(data, self.mask, rng, name, own[index], bool(hybrid_kspace[index]))
+            slices.append(_Slice(data, mask, bool(hybrid_kspace[index]), name))
         return slices
 
 
@@ -170,7 +174,7 @@ def _transform(chunk: Sequence[_Slice], out: Tensor, non_blocking: bool) -> None
             work[index].copy_(item.kspace, non_blocking=non_blocking)
         if weights is not None:
             work.mul_(weights)
-    if chunk[0].hybrid:
+    if chunk[0].hybrid_kspace:
         hybrid_magnitude(work, out.shape[-2:], out)
     else:
         out.copy_(zero_filled(work, out.shape[-2:]))
@@ -187,7 +191,7 @@ def _per_slice(batchdata: dict[str, Any], key: str, count: int) -> list[Any]:
 def _weights(chunk: Sequence[_Slice], device: torch.device) -> Tensor | None:
     """What k-space is multiplied with, (n, 1, H or 1, W): the masks, and for hybrid k-space the columns' phase."""
     columns = chunk[0].kspace.shape[-1]
-    phase = column_phase(columns) if chunk[0].hybrid else None
+    phase = column_phase(columns) if chunk[0].hybrid_kspace else None
     if all(item.mask is None for item in chunk):
         return None if phase is None else phase.expand(len(chunk), 1, 1, columns).to(device, non_blocking=True)
     full = torch.ones(columns)

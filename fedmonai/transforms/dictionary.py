@@ -50,7 +50,7 @@ class MaskKspaced(MapTransform):
         mask: KspaceMask,
         mask_key: str = "mask",
         file_key: str = "file",
-        hybrid_key: str = "hybrid",
+        hybrid_key: str = "hybrid_kspace",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -68,8 +68,8 @@ class MaskKspaced(MapTransform):
         result = dict(data)
         file = str(data.get(self.file_key, "this slice"))
         for key in self.key_iterator(result):
-            own, hybrid = result.get(self.mask_key), bool(data.get(self.hybrid_key, False))
-            mask = choose_mask(result[key], self.mask, rng, file, own, hybrid)
+            own, hybrid_kspace = result.get(self.mask_key), bool(data.get(self.hybrid_key, False))
+            mask = choose_mask(result[key], self.mask, rng, file, own, hybrid_kspace)
             assert mask is not None  # noqa: S101 - there is a sampler
             result[self.mask_key] = mask.to(result[key].device)
             result[key] = result[key] * result[self.mask_key]
@@ -88,7 +88,7 @@ class RandMaskKspaced(MaskKspaced, Randomizable):
         mask: KspaceMask,
         mask_key: str = "mask",
         file_key: str = "file",
-        hybrid_key: str = "hybrid",
+        hybrid_key: str = "hybrid_kspace",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, mask, mask_key, file_key, hybrid_key, allow_missing_keys)
@@ -113,7 +113,7 @@ class ZeroFilledd(MapTransform):
         keys: KeysCollection,
         resolution: int = 256,
         output_keys: KeysCollection | None = None,
-        hybrid_key: str = "hybrid",
+        hybrid_key: str = "hybrid_kspace",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -126,8 +126,8 @@ class ZeroFilledd(MapTransform):
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         result = dict(data)
         for key, output in self.key_iterator(result, self.output_keys):
-            hybrid = bool(data.get(self.hybrid_key, False))
-            result[output] = zero_filled(data[key], self.resolution, hybrid=hybrid).unsqueeze(-3)
+            hybrid_kspace = bool(data.get(self.hybrid_key, False))
+            result[output] = zero_filled(data[key], self.resolution, hybrid_kspace=hybrid_kspace).unsqueeze(-3)
         return result
 
 

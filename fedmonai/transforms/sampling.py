@@ -35,7 +35,7 @@ def choose_mask(
     rng: np.random.RandomState | None,
     file: str,
     own: Tensor | None = None,
-    hybrid: bool = False,
+    hybrid_kspace: bool = False,
 ) -> Tensor | None:
     """Return the mask for one slice, float32 on the CPU or wherever ``own`` lies, or None for k-space as it is.
 
@@ -65,11 +65,11 @@ def choose_mask(
         mask = sampler.from_file_name(file, plane)
     else:
         mask = sampler.sample(plane, rng)
-    if hybrid and ((own is None and sampler is not None and not sampler.is_column) or mask.numel() != plane[-1]):
+    if hybrid_kspace and ((own is None and sampler is not None and not sampler.is_column) or mask.numel() != plane[-1]):
         name = "its own mask" if own is not None else type(sampler).__name__
         raise ConfigError(
             f"{file}: {name} is not a mask over whole columns, but its k-space is cached in hybrid form: "
-            "set lean (hybrid) to false for this dataset"
+            "set hybrid_kspace: false"
         )
     return mask
 
@@ -87,9 +87,11 @@ def stack_masked(
     Raises:
         ConfigError: hybrid k-space, or k-space of different shapes; the message names the files.
     """
-    first, _, hybrid, file = slices[0]
-    if hybrid:
-        raise ConfigError(f"{file}: k-space is in hybrid form, a dual-domain network needs it whole: set lean: false")
+    first, _, hybrid_kspace, file = slices[0]
+    if hybrid_kspace:
+        raise ConfigError(
+            f"{file}: k-space is in hybrid form, a dual-domain network needs it whole: set hybrid_kspace: false"
+        )
     for kspace, _, _, other in slices:
         if kspace.shape != first.shape:
             raise ConfigError(

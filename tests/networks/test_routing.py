@@ -15,7 +15,7 @@ from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 def small_network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    network = SegmentationUNet(channels=2, num_pool=2)
+    network = SegmentationUNet(base_channels=2, num_pool=2)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()

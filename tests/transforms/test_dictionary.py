@@ -18,16 +18,16 @@ from fedmonai.transforms.dictionary import (
     RandMaskKspaced,
     ZeroFilledd,
 )
-from fedmonai.transforms.kspace import fft2c, hybrid_kspace
+from fedmonai.transforms.kspace import fft2c, to_hybrid_kspace
 from fedmonai.transforms.masks import CartesianMask
 
 
-def example(hybrid: bool = False) -> dict:
+def example(hybrid_kspace: bool = False) -> dict:
     image = torch.rand(2, 30, 28, generator=torch.Generator().manual_seed(0))
     kspace = fft2c(image.to(torch.complex64))
     return {
-        "kspace": hybrid_kspace(kspace, 24) if hybrid else kspace,
-        "hybrid": hybrid,
+        "kspace": to_hybrid_kspace(kspace, 24) if hybrid_kspace else kspace,
+        "hybrid_kspace": hybrid_kspace,
         "target": image.square().sum(0, keepdim=True).sqrt(),
         "file": "a.h5",
     }
@@ -44,13 +44,13 @@ def chain(mask_transform) -> Compose:
     )
 
 
-@pytest.mark.parametrize("hybrid", [False, True])
-def test_chain_equals_the_batched_form(hybrid):
-    data = example(hybrid)
+@pytest.mark.parametrize("hybrid_kspace", [False, True])
+def test_chain_equals_the_batched_form(hybrid_kspace):
+    data = example(hybrid_kspace)
     result = chain(MaskKspaced("kspace", CartesianMask()))(data)
     batch = {
         "kspace": [data["kspace"]],
-        "hybrid": torch.tensor([hybrid]),
+        "hybrid_kspace": torch.tensor([hybrid_kspace]),
         "target": data["target"][None],
         "file": ["a.h5"],
     }
@@ -98,7 +98,11 @@ def test_denormalize_undoes_normalize_for_an_example_and_for_a_batch():
 
 def test_denormalize_as_postprocessing_of_an_engine():
     data = example()
-    batch = {"kspace": [data["kspace"]], "hybrid": torch.tensor([False]), "target": data["target"][None, :, 3:-3, 2:-2]}
+    batch = {
+        "kspace": [data["kspace"]],
+        "hybrid_kspace": torch.tensor([False]),
+        "target": data["target"][None, :, 3:-3, 2:-2],
+    }
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=[batch],

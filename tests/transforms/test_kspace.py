@@ -14,8 +14,8 @@ from fedmonai.transforms.kspace import (
     coil_magnitude,
     column_phase,
     fft2c,
-    hybrid_kspace,
     ifft2c,
+    to_hybrid_kspace,
     zero_filled,
 )
 from fedmonai.transforms.masks import CartesianMask
@@ -77,13 +77,15 @@ def test_column_path_equals_the_plain_path(coils, plane):
     kspace, resolution = complex_noise(2, coils, *plane), 48
     mask = CartesianMask().from_file_name("a.h5", plane[1])
     plain = zero_filled(kspace, resolution, mask)
-    lean = zero_filled(hybrid_kspace(kspace, resolution), resolution, mask, hybrid=True)
+    hybrid = zero_filled(to_hybrid_kspace(kspace, resolution), resolution, mask, hybrid_kspace=True)
     assert plain.shape == (2, min(48, plane[0]), min(48, plane[1]))
-    assert (plain - lean).abs().max() <= 1e-6 * plain.max()
+    assert (plain - hybrid).abs().max() <= 1e-6 * plain.max()
 
 
 def test_without_a_mask_the_image_comes_back():
     image = torch.rand(1, 1, 20, 24, generator=torch.Generator().manual_seed(0))
     kspace = fft2c(image.to(torch.complex64))
     torch.testing.assert_close(zero_filled(kspace, 24), image[:, 0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(zero_filled(hybrid_kspace(kspace, 24), 24, hybrid=True), image[:, 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        zero_filled(to_hybrid_kspace(kspace, 24), 24, hybrid_kspace=True), image[:, 0], rtol=0, atol=1e-6
+    )

@@ -47,7 +47,7 @@ def test_neighbors_repeat_at_both_edges(index, count, expected):
 
 def test_stacking_a_metatensor_keeps_its_affine():
     affine = torch.diag(torch.tensor([0.5, 0.5, 3.0, 1.0], dtype=torch.float64))
-    stacked = stack_neighbors(MetaTensor(numbered(3), affine=affine), reach=2)
+    stacked = stack_neighbors(MetaTensor(numbered(3), affine=affine), context_slices=2)
     assert stacked.shape == (5, 2, 2, 3)
     assert torch.equal(stacked.affine, affine)
 

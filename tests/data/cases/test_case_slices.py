@@ -59,7 +59,7 @@ def test_all_slices_and_edges(tmp_path):
     dataset = CaseSliceDataset([make_case(tmp_path)], slices="all", normalization="none", merge_labels=False)
     assert [dataset[i]["image"][:, 0, 0].tolist() for i in (0, 4)] == [[0, 0, 10], [30, 40, 40]]
     assert int(dataset[2]["label"].max()) == 2 and int(dataset[0]["label"].max()) == 0
-    assert CaseSliceDataset([make_case(tmp_path)], slices="all", reach=0)[0]["image"].shape == (1, 4, 6)
+    assert CaseSliceDataset([make_case(tmp_path)], slices="all", context_slices=0)[0]["image"].shape == (1, 4, 6)
 
 
 def test_unlabeled_cases_never_open_a_label(tmp_path, monkeypatch):
