@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +13,27 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import optional_import
 
+from fedmonai.bundle.id_table import TABLE_FILE, TABLE_SECTION, IdTable
 from fedmonai.errors import ConfigError
 
-__all__ = ["apply_overrides", "bundle_ids", "config_files", "nearest_of", "unknown_ids"]
+__all__ = [
+    "apply_overrides",
+    "config_files",
+    "known_ids",
+    "nearest_of",
+    "read_configs",
+    "referred_ids",
+    "unknown_ids",
+    "written_ids",
+]
 
 
 SEP = ReferenceResolver.sep
-#: what MONAI itself puts into a config at run time
+#: what MONAI itself puts into a config at run time, and where an overlay declares ids
 RUNTIME_IDS = {
+    TABLE_SECTION,
     "_meta_",
+    "_desc_",
     "run_name",
     "tracking",
     "tracking_uri",
@@ -30,26 +42,40 @@ RUNTIME_IDS = {
     "save_execute_config",
 }
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
-#: sections whose keys are names that a user gives
-OPEN_SECTIONS = {"owners", "sites", "targets"}
+#: sections in which every key is the name of a site or an id of its config
+SITE_SECTIONS = {"local", "sites"}
 
 
 def config_files(bundle_root: str | Path) -> list[Path]:
-    """All config files of a bundle but its metadata."""
+    """All config files of a bundle but its metadata and its table of ids."""
     folder = Path(bundle_root, "configs")
     found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
-    return sorted(p for p in found if p != folder / "metadata.json")
+    return sorted(p for p in found if p not in (folder / "metadata.json", folder / TABLE_FILE))
 
 
-def bundle_ids(bundle_root: str | Path) -> set[str]:
-    """Every id that stands in some config file of the bundle, sections included."""
+def read_configs(bundle_root: str | Path) -> dict[Path, dict[str, Any]]:
+    """The content of every config file of a bundle, by file."""
+    return {path: ConfigParser.load_config_file(path) or {} for path in config_files(bundle_root)}
+
+
+def written_ids(contents: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Every id that stands in some of these contents of config files, sections included."""
     known: set[str] = set()
-    for path in config_files(bundle_root):
-        for key, value in (ConfigParser.load_config_file(path) or {}).items():
+    for content in contents:
+        for key, value in content.items():
             parts = key.lstrip("+").replace("#", SEP).split(SEP)
             known.update(SEP.join(parts[: n + 1]) for n in range(len(parts)))
             known.update(_walk(value, SEP.join(parts)))
     return known
+
+
+def known_ids(contents: Iterable[Mapping[str, Any]], table: IdTable) -> set[str]:
+    """The ids that a config of a bundle may have: those of its table, and all that its files write inside of sections.
+
+    A bundle without a table knows what its files write.
+    """
+    written = written_ids(contents)
+    return {name for name in written if not table or SEP in name} | set(table)
 
 
 def _walk(value: Any, prefix: str) -> Iterator[str]:
@@ -60,17 +86,28 @@ def _walk(value: Any, prefix: str) -> Iterator[str]:
         yield from _walk(inner, name)
 
 
-def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
-    """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
-    referred = {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
-    accepted = known | referred | RUNTIME_IDS
+def unknown_ids(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> list[str]:
+    """The ids of a live config that the bundle does not know, nothing refers to, and no component takes.
+
+    Args:
+        config: the live config.
+        known: from :func:`known_ids`.
+        open_ids: ids whose keys are names that a user gives.
+    """
+    accepted = known | referred_ids(config) | RUNTIME_IDS
+    unchecked = RUNTIME_IDS | SITE_SECTIONS | set(open_ids)
     found = []
     for key, value in config.items():
         if key not in accepted:
             found.append(key)
-        elif key not in OPEN_SECTIONS and key != "local" and key not in RUNTIME_IDS:
+        elif key not in unchecked:
             found += _unknown_inside(value, key, accepted)
     return found
+
+
+def referred_ids(config: Any) -> set[str]:
+    """The ids that a config refers to by ``@``, with all sections that lead to them."""
+    return {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
 
 
 def _unknown_inside(value: Any, prefix: str, accepted: set[str]) -> list[str]:
@@ -122,13 +159,13 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(inner)
 
 
-def refuse_unknown(config: Mapping[str, Any], known: set[str]) -> None:
+def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> None:
     """Raise for the first unknown id, with the nearest known one.
 
     Raises:
         ConfigError: when there is an unknown id.
     """
-    found = unknown_ids(config, known)
+    found = unknown_ids(config, known, open_ids)
     if not found:
         return
     name = found[0]

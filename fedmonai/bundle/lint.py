@@ -14,9 +14,9 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import merge_kv
 
 from fedmonai.bundle import lint_files
-from fedmonai.bundle.ids import config_files, unknown_ids
+from fedmonai.bundle.id_table import TABLE_FILE, TABLE_SECTION, IdTable
+from fedmonai.bundle.ids import RUNTIME_IDS, config_files, unknown_ids
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
-from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
 from fedmonai.errors import ConfigError
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.reading import load_strictly, walk
@@ -95,6 +95,7 @@ def lint_bundle(bundle: str | Path) -> LintReport:
         report.add(".", "", "Python would import modules from this folder; run the check from another one")
         return report
     contents = dict(_contents(root, report))
+    table = _table(root, contents, report)
     suspect = set()
     for path, content in contents.items():
         report.count(content)
@@ -104,14 +105,28 @@ def lint_bundle(bundle: str | Path) -> LintReport:
     for path, content in contents.items():
         # the check of ids looks into components, which imports them: not before all of them are known to be allowed
         if not suspect & {path, _base_of(root, path, content)}:
-            _lint_together(root, path, contents, report)
+            _lint_together(root, path, contents, table, report)
     _lint_others(root, report)
     return report
 
 
-def _lint_together(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], report: LintReport) -> None:
+def _table(root: Path, contents: Mapping[Path, dict[str, Any]], report: LintReport) -> IdTable:
+    """The bundle's table of ids; empty, with a finding, where it is missing or wrong."""
+    if not (root / "configs" / TABLE_FILE).is_file():
+        report.add(f"configs/{TABLE_FILE}", "", "is missing; it says what each id of the bundle means")
+        return IdTable()
     try:
-        for config_id, problem in _id_problems(root, path, contents[path], contents):
+        return IdTable.of_bundle(root, contents)
+    except ConfigError as error:
+        report.add(f"configs/{TABLE_FILE}", "", str(error))
+        return IdTable()
+
+
+def _lint_together(
+    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, report: LintReport
+) -> None:
+    try:
+        for config_id, problem in _id_problems(root, path, contents[path], contents, table):
             report.add(_name(root, path), config_id, problem)
     except Exception as error:  # MONAI's parser fails in many ways; what cannot be checked is not clean
         report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {str(error)[:120]})")
@@ -156,7 +171,7 @@ def _base_of(root: Path, path: Path, content: Mapping[str, Any]) -> Path | None:
 
 
 def _id_problems(
-    root: Path, path: Path, content: dict[str, Any], contents: Mapping[Path, dict[str, Any]]
+    root: Path, path: Path, content: dict[str, Any], contents: Mapping[Path, dict[str, Any]], table: IdTable
 ) -> Iterator[tuple[str, str]]:
     base = _base_of(root, path, content)
     if base is not None and base not in contents:
@@ -172,14 +187,23 @@ def _id_problems(
         if isinstance(value, str) and not config_id.endswith("_desc_"):
             yield from ((config_id, f"refers to '@{ref}', which no config has") for ref in _dangling(value, ids))
     if base is not None:
-        known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | FEDERATION_IDS
-        if path.parent.name == "data":  # what stands under an id of data (classes by name, ...) is the data's own
-            known |= {config_id for config_id, _ in walk(content) if config_id.split(SEP)[0] in known & DATA_IDS}
-        yield from ((unknown, "is unknown: nothing reads it") for unknown in unknown_ids(merged, known))
-    yield from data_problems(path, content)
+        # of the table what an overlay may add: what it declares itself, and what no config that stands alone has
+        in_bases = {key for other in contents.values() if "bundle_root" in other for key in other}
+        declared = set(content.get(TABLE_SECTION) or {}) | (set(table) - in_bases)
+        known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | declared
+        unknown = unknown_ids(merged, known, table.names(open=True))
+        yield from ((config_id, "is unknown: nothing reads it") for config_id in unknown)
+    if table:
+        yield from ((key, f"has no entry in configs/{TABLE_FILE}") for key in content if not _has_entry(key, table))
+        yield from data_problems(path, content, table.names(data=True))
     yield from file_problems(root, content, contents)
     own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
     yield from site_problems(content, own)
+
+
+def _has_entry(key: str, table: IdTable) -> bool:
+    plain = key.removeprefix("+")
+    return SEP in plain or plain in table or plain in RUNTIME_IDS
 
 
 def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:

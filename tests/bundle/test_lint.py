@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from fedmonai.bundle.__main__ import lint
+from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_files import logging_problems, metadata_problems
 from fedmonai.errors import ConfigError
@@ -34,8 +35,8 @@ def test_bundles_are_found() -> None:
 def test_bundle_of_the_collection_is_clean(bundle: Path) -> None:
     report = lint_bundle(bundle)
     assert [str(finding) for finding in report.findings] == []
-    # the check really looked: every config but the metadata, with components and expressions in them
-    assert report.configs == sum(p.suffix in (".json", ".yaml") for p in bundle.glob("configs/**/*")) - 1
+    # the check really looked: every config, with components and expressions in them
+    assert report.configs == len(config_files(bundle))
     assert report.components > 20
     assert report.expressions > 20
 

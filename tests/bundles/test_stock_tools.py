@@ -15,9 +15,9 @@ from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from tiny_sites import TINY_SITES
 
-from fedmonai.bundle.ids import config_files
+from fedmonai.bundle.id_table import IdTable
+from fedmonai.bundle.ids import config_files, read_configs
 from fedmonai.bundle.live_config import check_config
-from fedmonai.bundle.overlay_ids import DATA_IDS
 from fedmonai.errors import ConfigError, root_user_error
 
 ROOT = Path(__file__).parents[2] / "bundles"
@@ -142,7 +142,8 @@ def test_overlay_sets_known_ids_only(overlay: Path) -> None:
     of_site = set(ConfigParser.load_config_file(bundle / "configs" / "train.json"))
     known = set(ConfigParser.load_config_file(bundle / "configs" / "federated.yaml")) | {"data_root"}
     known |= {f"local::{name}" for name in of_site}
-    allowed = {"data": DATA_IDS & of_site, "federation": known, "network": of_site}
+    data_ids = IdTable.of_bundle(bundle, read_configs(bundle)).names(data=True)
+    allowed = {"data": data_ids & of_site, "federation": known, "network": of_site}
     assert set(config) <= allowed[overlay.parent.name]
     assert overlay.read_text().startswith("# ")
     assert overlay in config_files(bundle)
