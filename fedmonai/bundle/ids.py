@@ -14,8 +14,10 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import optional_import
 
 from fedmonai.errors import ConfigError
+from fedmonai.gate.known_ids import unknown_ids as gate_unknown_ids
+from fedmonai.gate.reading import config_files
 
-__all__ = ["apply_overrides", "bundle_ids", "config_files", "nearest_of", "unknown_ids"]
+__all__ = ["apply_overrides", "bundle_ids", "nearest_of", "unknown_ids"]
 
 
 SEP = ReferenceResolver.sep
@@ -30,15 +32,6 @@ RUNTIME_IDS = {
     "save_execute_config",
 }
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
-#: sections whose keys are names that a user gives
-OPEN_SECTIONS = {"owners", "sites", "targets"}
-
-
-def config_files(bundle_root: str | Path) -> list[Path]:
-    """All config files of a bundle but its metadata."""
-    folder = Path(bundle_root, "configs")
-    found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
-    return sorted(p for p in found if p != folder / "metadata.json")
 
 
 def bundle_ids(bundle_root: str | Path) -> set[str]:
@@ -62,36 +55,8 @@ def _walk(value: Any, prefix: str) -> Iterator[str]:
 
 def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
     """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
-    referred = {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
-    accepted = known | referred | RUNTIME_IDS
-    found = []
-    for key, value in config.items():
-        if key not in accepted:
-            found.append(key)
-        elif key not in OPEN_SECTIONS and key != "local" and key not in RUNTIME_IDS:
-            found += _unknown_inside(value, key, accepted)
-    return found
-
-
-def _unknown_inside(value: Any, prefix: str, accepted: set[str]) -> list[str]:
-    if not isinstance(value, Mapping):
-        return []
-    found = []
-    for key, inner in value.items():
-        name = f"{prefix}{SEP}{key}"
-        if name in accepted or key in ("_target_", "_disabled_", "_requires_", "_mode_", "_desc_"):
-            found += _unknown_inside(inner, name, accepted)
-        elif not _takes(value.get("_target_"), key, prefix, accepted):
-            found.append(name)
-    return found
-
-
-def _takes(target: Any, key: str, prefix: str, accepted: set[str]) -> bool:
-    """Whether a component takes ``key`` as an argument, or a section without component may hold any key."""
-    if target is not None:
-        names = _argument_names(target)
-        return names is None or key in names
-    return not any(known.startswith(f"{prefix}{SEP}") for known in accepted)
+    plain = {key: value for key, value in config.items() if key not in RUNTIME_IDS}
+    return gate_unknown_ids(plain, known, _argument_names)
 
 
 def _argument_names(target: Any) -> set[str] | None:
@@ -109,17 +74,6 @@ def _argument_names(target: Any) -> set[str] | None:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
     return {p.name for p in parameters}
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield from ReferenceResolver.match_refs_pattern(value)
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _references(inner)
 
 
 def refuse_unknown(config: Mapping[str, Any], known: set[str]) -> None:
