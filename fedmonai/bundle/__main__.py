@@ -10,9 +10,7 @@ from typing import Any
 
 import fire
 
-from fedmonai.bundle.id_list import id_page, id_rows, id_text
 from fedmonai.bundle.lint import lint_bundle
-from fedmonai.bundle.site_check import check_site, format_findings
 from fedmonai.errors import ConfigError
 
 
@@ -27,6 +25,8 @@ def check(
         config_file: federation config, or a list of it and its overlays, relative to the bundle.
         ids: overrides, as for ``python -m monai.bundle run``: ``--sites::B::dataset_dir /data/B``.
     """
+    from fedmonai.bundle.site_check import check_site, format_findings  # torch, which the lint does without
+
     logging.disable(logging.WARNING)
     files = [config_file] if isinstance(config_file, str) else list(config_file)
     findings = check_site(bundle, str(site), files, **ids)
@@ -34,17 +34,21 @@ def check(
     sys.exit(0 if all(f.good for f in findings) else 1)
 
 
-def lint(bundle: str = ".") -> None:
+def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = ()) -> None:
     """Check a bundle statically, without evaluating any of it: one line per finding, exit code 1 if there is one.
 
     Args:
         bundle: folder of the bundle.
+        allow: packages of one's own whose classes and functions the configs may use: ``--allow my_lab``, or several
+            with commas between them; sites admit them in their ``fedmonai.yaml``.
     """
     logging.disable(logging.WARNING)
     try:
-        report = lint_bundle(bundle)
+        report = lint_bundle(str(bundle), allow)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    for note in report.notes:
+        print(f"note: {note}")
     for finding in report.findings:
         print(finding)
     print(
@@ -63,6 +67,8 @@ def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = F
         as_json: print JSON for programs.
         page: print the bundle's page ``docs/ids.md``.
     """
+    from fedmonai.bundle.id_list import id_page, id_rows, id_text  # torch, which the lint does without
+
     try:
         rows = [row for part in (False, True) for row in id_rows(bundle, part)]
         text = id_page(bundle) if page else ""

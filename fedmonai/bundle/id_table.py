@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedmonai.errors import ConfigError
-from fedmonai.gate.reading import load_strictly
+from fedmonai.gate.reading import TABLE_FILE, load_strictly
 
-__all__ = ["KINDS", "TABLE_FILE", "TABLE_SECTION", "IdEntry", "IdTable"]
+__all__ = ["KINDS", "TABLE_SECTION", "IdEntry", "IdTable"]
 
-#: the table of a bundle, in its folder ``configs``
-TABLE_FILE = "ids.yaml"
 #: top-level id under which an overlay declares ids of its own, in the same form
 TABLE_SECTION = "ids"
 #: kinds of values, and how a value of that kind is called in a message

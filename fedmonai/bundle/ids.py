@@ -13,12 +13,14 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import optional_import
 
-from fedmonai.bundle.id_table import TABLE_FILE, TABLE_SECTION, IdTable
+from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.errors import ConfigError
+from fedmonai.gate.known_ids import unknown_ids as gate_unknown_ids
+from fedmonai.gate.reading import config_files
+from fedmonai.gate.references import walk_references
 
 __all__ = [
     "apply_overrides",
-    "config_files",
     "known_ids",
     "nearest_of",
     "read_configs",
@@ -42,15 +44,6 @@ RUNTIME_IDS = {
     "save_execute_config",
 }
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
-#: sections in which every key is the name of a site or an id of its config
-SITE_SECTIONS = {"local", "sites"}
-
-
-def config_files(bundle_root: str | Path) -> list[Path]:
-    """All config files of a bundle but its metadata and its table of ids."""
-    folder = Path(bundle_root, "configs")
-    found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
-    return sorted(p for p in found if p not in (folder / "metadata.json", folder / TABLE_FILE))
 
 
 def read_configs(bundle_root: str | Path) -> dict[Path, dict[str, Any]]:
@@ -94,41 +87,13 @@ def unknown_ids(config: Mapping[str, Any], known: set[str], open_ids: Collection
         known: from :func:`known_ids`.
         open_ids: ids whose keys are names that a user gives.
     """
-    accepted = known | referred_ids(config) | RUNTIME_IDS
-    unchecked = RUNTIME_IDS | SITE_SECTIONS | set(open_ids)
-    found = []
-    for key, value in config.items():
-        if key not in accepted:
-            found.append(key)
-        elif key not in unchecked:
-            found += _unknown_inside(value, key, accepted)
-    return found
+    plain = {key: value for key, value in config.items() if key not in RUNTIME_IDS}
+    return gate_unknown_ids(plain, known, _argument_names, open_ids)
 
 
 def referred_ids(config: Any) -> set[str]:
     """The ids that a config refers to by ``@``, with all sections that lead to them."""
-    return {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
-
-
-def _unknown_inside(value: Any, prefix: str, accepted: set[str]) -> list[str]:
-    if not isinstance(value, Mapping):
-        return []
-    found = []
-    for key, inner in value.items():
-        name = f"{prefix}{SEP}{key}"
-        if name in accepted or key in ("_target_", "_disabled_", "_requires_", "_mode_", "_desc_"):
-            found += _unknown_inside(inner, name, accepted)
-        elif not _takes(value.get("_target_"), key, prefix, accepted):
-            found.append(name)
-    return found
-
-
-def _takes(target: Any, key: str, prefix: str, accepted: set[str]) -> bool:
-    """Whether a component takes ``key`` as an argument, or a section without component may hold any key."""
-    if target is not None:
-        names = _argument_names(target)
-        return names is None or key in names
-    return not any(known.startswith(f"{prefix}{SEP}") for known in accepted)
+    return {SEP.join(ref.split(SEP)[: n + 1]) for ref in walk_references(config) for n in range(ref.count(SEP) + 1)}
 
 
 def _argument_names(target: Any) -> set[str] | None:
@@ -146,17 +111,6 @@ def _argument_names(target: Any) -> set[str] | None:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
     return {p.name for p in parameters}
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield from ReferenceResolver.match_refs_pattern(value)
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _references(inner)
 
 
 def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> None:

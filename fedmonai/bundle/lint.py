@@ -3,27 +3,24 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser, ReferenceResolver
-from monai.bundle.utils import merge_kv
-
 from fedmonai.bundle import lint_files
-from fedmonai.bundle.id_table import TABLE_FILE, TABLE_SECTION, IdTable
-from fedmonai.bundle.ids import RUNTIME_IDS, config_files, unknown_ids
+from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
 from fedmonai.errors import ConfigError
 from fedmonai.gate.config import config_problems
-from fedmonai.gate.reading import load_strictly, walk
+from fedmonai.gate.known_ids import unknown_ids
+from fedmonai.gate.names import NameProblem, Names, names_for
+from fedmonai.gate.reading import SEP, TABLE_FILE, config_files, load_strictly, walk
+from fedmonai.gate.references import merge_layers, references
 
 __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 
-SEP = ReferenceResolver.sep
 #: overlays in configs/ that are laid over train.json although they are YAML
 OVER_TRAIN = {"outside.yaml"}
 #: ids that MONAI looks for by name, so that nothing in a config needs to refer to them
@@ -44,9 +41,10 @@ class LintFinding:
 
 @dataclass
 class LintReport:
-    """The findings, and how much was looked at."""
+    """The findings, how much was looked at, and notes on the check itself."""
 
     findings: list[LintFinding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     configs: int = 0
     components: int = 0
     expressions: int = 0
@@ -65,26 +63,29 @@ class LintReport:
             self.findings.append(finding)
 
 
-def lint_bundle(bundle: str | Path) -> LintReport:
+def lint_bundle(bundle: str | Path, allow: str | Sequence[str] = ()) -> LintReport:
     """Check every file of a bundle statically.
 
-    A bundle config is code: MONAI evaluates its expressions and calls its components. Here nothing is evaluated:
-    expressions are parsed and compared with a small grammar, components are looked up by name in packages that are
-    installed and allowed. The check narrows what a config can do; it does not replace trust in where it comes from.
+    A bundle config is code: MONAI evaluates its expressions and calls its components. Here nothing is evaluated or
+    imported: expressions are parsed and compared with a small grammar, components are looked up by name in a catalogue
+    and in the sources of admitted packages. The check narrows what a config can do; it does not replace trust in where
+    it comes from.
 
     Args:
         bundle: folder of the bundle.
+        allow: packages of one's own whose public classes and functions the configs may use, such as ``["my_lab"]``.
 
     Returns:
         the findings (none for a bundle that keeps the rules) and counts.
 
     Raises:
-        ConfigError: when ``bundle`` is no bundle folder.
+        ConfigError: when ``bundle`` is no bundle folder, or ``allow`` names no package of one's own.
     """
     root = Path(bundle)
     if not (root / "configs").is_dir():
         raise ConfigError(f"'{bundle}' is no bundle: it has no folder 'configs'.")
-    report = LintReport()
+    names = names_for(allow)
+    report = LintReport(notes=names.catalogue.other_versions())
     for found in lint_files.special_files(root):
         report.add(*found)
     if report.findings:
@@ -99,13 +100,13 @@ def lint_bundle(bundle: str | Path) -> LintReport:
     suspect = set()
     for path, content in contents.items():
         report.count(content)
-        for config_id, problem in config_problems(content):
+        for config_id, problem in config_problems(content, names):
             report.add(_name(root, path), config_id, problem)
             suspect.add(path)
     for path, content in contents.items():
-        # the check of ids looks into components, which imports them: not before all of them are known to be allowed
+        # what is wrong by itself would be said again
         if not suspect & {path, _base_of(root, path, content)}:
-            _lint_together(root, path, contents, table, report)
+            _lint_together(root, path, contents, table, names, report)
     _lint_others(root, report)
     return report
 
@@ -123,12 +124,12 @@ def _table(root: Path, contents: Mapping[Path, dict[str, Any]], report: LintRepo
 
 
 def _lint_together(
-    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, report: LintReport
+    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, names: Names, report: LintReport
 ) -> None:
     try:
-        for config_id, problem in _id_problems(root, path, contents[path], contents, table):
+        for config_id, problem in _id_problems(root, path, contents, table, names):
             report.add(_name(root, path), config_id, problem)
-    except Exception as error:  # MONAI's parser fails in many ways; what cannot be checked is not clean
+    except (KeyError, ValueError, IndexError, TypeError, RecursionError) as error:  # as MONAI's parser would fail
         report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {str(error)[:120]})")
 
 
@@ -171,14 +172,14 @@ def _base_of(root: Path, path: Path, content: Mapping[str, Any]) -> Path | None:
 
 
 def _id_problems(
-    root: Path, path: Path, content: dict[str, Any], contents: Mapping[Path, dict[str, Any]], table: IdTable
+    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, names: Names
 ) -> Iterator[tuple[str, str]]:
-    base = _base_of(root, path, content)
+    content, base = contents[path], _base_of(root, path, contents[path])
     if base is not None and base not in contents:
         yield "", f"is laid over {base.name}, which is missing or unreadable"
         return
-    merged = _merged([content] if base is None else [contents[base], content])
-    problems = list(config_problems(merged))
+    merged = merge_layers(*([content] if base is None else [contents[base], content]))
+    problems = list(config_problems(merged, names))
     yield from problems
     if problems:
         return
@@ -191,8 +192,9 @@ def _id_problems(
         in_bases = {key for other in contents.values() if "bundle_root" in other for key in other}
         declared = set(content.get(TABLE_SECTION) or {}) | (set(table) - in_bases)
         known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | declared
-        unknown = unknown_ids(merged, known, table.names(open=True))
-        yield from ((config_id, "is unknown: nothing reads it") for config_id in unknown)
+        plain = {key: value for key, value in merged.items() if key != TABLE_SECTION}
+        found = unknown_ids(plain, known, lambda target: _argument_names(target, names), table.names(open=True))
+        yield from ((unknown, "is unknown: nothing reads it") for unknown in found)
     if table:
         yield from ((key, f"has no entry in configs/{TABLE_FILE}") for key in content if not _has_entry(key, table))
         yield from data_problems(path, content, table.names(data=True))
@@ -203,19 +205,18 @@ def _id_problems(
 
 def _has_entry(key: str, table: IdTable) -> bool:
     plain = key.removeprefix("+")
-    return SEP in plain or plain in table or plain in RUNTIME_IDS
+    return SEP in plain or plain in table or plain in (TABLE_SECTION, "_desc_")
 
 
-def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    parser = ConfigParser(config={})
-    for layer in layers:
-        for key, value in layer.items():
-            merge_kv(parser, key, copy.deepcopy(value))
-    return dict(parser.get())
+def _argument_names(target: Any, names: Names) -> set[str] | None:
+    try:
+        found = names.component(target)
+    except NameProblem:
+        return None  # said at the target
+    return None if found.takes_any else set(found.parameters or ())
 
 
 def _dangling(value: str, ids: set[str]) -> Iterator[str]:
-    references = ReferenceResolver.match_refs_pattern(value) if value.startswith(("$", "@")) else {}
-    yield from (name for name in references if name not in ids)
+    yield from (name for name in references(value) if name not in ids)
     if value.startswith("%") and value[1:] not in ids:
         yield value

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonschema import Draft202012Validator
 
 from fedmonai.gate.reading import load_strictly, shape_problems, walk
@@ -176,6 +175,8 @@ def weight_files(root: Path) -> list[Path]:
 
 def weights_problems(path: Path) -> Iterator[str]:
     """Whether a weight file holds tensors and plain values only; no code in it runs and no tensor is read."""
+    import torch  # seconds, which a bundle without weights saves
+
     try:
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # torch raises six kinds by where a file is cut or what it hides

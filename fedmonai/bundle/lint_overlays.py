@@ -3,24 +3,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow, ReferenceResolver
-
 from fedmonai.bundle.id_table import TABLE_SECTION
 from fedmonai.gate.expressions import composed, expression_problems
-from fedmonai.gate.reading import walk
+from fedmonai.gate.policy import load_policy
+from fedmonai.gate.reading import SEP, walk
 
 __all__ = ["data_problems", "file_problems", "site_problems"]
 
-SEP = ReferenceResolver.sep
 #: sections whose values become ids of the sites' configs, and how many levels above these ids they hold
 _SECTIONS = {"local": 0, "sites": 1}
-#: arguments of MONAI's workflow, which a site is: as ids they would name files to it, and entries to run
-_WORKFLOW = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) - {"self", "override"}
 
 
 def data_problems(path: Path, content: Mapping[str, Any], data_ids: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -51,7 +46,7 @@ def site_problems(content: Mapping[str, Any], known: Collection[str]) -> Iterato
     for config_id, name, value in _site_ids(content):
         if name is None:
             yield config_id, f"is {value!r:.60}; it holds a mapping of ids"
-        elif name.split(SEP)[0] in _WORKFLOW:
+        elif name.split(SEP)[0] in load_policy().workflow_arguments:
             yield config_id, "is an argument of MONAI's workflow, not an id of a site"
         elif name != "overlay" and name not in known:
             yield config_id, "is unknown at a site: its train.json has no such id"

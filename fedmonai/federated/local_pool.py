@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
@@ -51,6 +51,9 @@ class LocalPool:
     Raises:
         ConfigError: on an empty federation, a name that is no folder name, or a component among the ids.
     """
+
+    #: what becomes files and ids of sites stands in the federation's config itself, where it can be checked
+    CONFIG_FORMS: ClassVar[dict[str, str]] = {"sites": "@sites", "local": "@local", "bundle_root": "@bundle_root"}
 
     def __init__(
         self,

@@ -34,6 +34,8 @@ class Strategy(ABC):
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
     """
 
+    #: what expressions of a config may use of an object
+    CONFIG_NAMES = ("attachments_down",)
     #: names of the attachments that may travel from the sites / to the sites beside the weights
     attachments_up: tuple[str, ...] = ()
     attachments_down: tuple[str, ...] = ()

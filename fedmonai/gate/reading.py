@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from monai.bundle import ReferenceResolver
 
-__all__ = ["load_strictly", "shape_problems", "walk"]
+__all__ = ["COMPONENT_KEYS", "SEP", "TABLE_FILE", "config_files", "load_strictly", "shape_problems", "walk"]
 
 
-SEP = ReferenceResolver.sep
+#: the table of a bundle's ids, in its folder ``configs``
+TABLE_FILE = "ids.yaml"
+#: between the parts of an id
+SEP = "::"
 MAX_DEPTH = 40
 #: a part of an id; MONAI writes ids into expressions, so that nothing that means something to Python may stand in one
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\- ]*")
@@ -86,6 +88,13 @@ def _deeper_than(content: Any, limit: int) -> bool:
 
 def _inside(value: dict | list) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value
+
+
+def config_files(bundle_root: str | Path) -> list[Path]:
+    """All config files of a bundle but its metadata and its table of ids."""
+    folder = Path(bundle_root, "configs")
+    found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
+    return sorted(p for p in found if p not in (folder / "metadata.json", folder / TABLE_FILE))
 
 
 def walk(value: Any, config_id: str = "") -> Iterator[tuple[str, Any]]:

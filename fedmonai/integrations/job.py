@@ -16,10 +16,10 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
-from fedmonai.gate.names import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
+from fedmonai.gate.policy import load_policy
+from fedmonai.gate.reading import config_files
 
 __all__ = [
     "MACHINE_IDS",
@@ -100,7 +100,10 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return f"a setting{_MACHINE}"
     if _site_id(parts) in WORKFLOW_ARGUMENTS:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
-    if (last in LOCATING_ARGUMENTS and value is not None) or value not in RISKY_ARGUMENTS.get(last, (value,)):
+    policy = load_policy()
+    if (last in policy.locating_arguments and value is not None) or value not in policy.risky_arguments.get(
+        last, (value,)
+    ):
         return f"an argument that can load code or data from elsewhere{_PLAIN}"
     if (key in ("local", "sites") or re.fullmatch("sites::[^:]+", key)) and not isinstance(value, Mapping):
         return "" if value is None and key.startswith("sites::") else f"'{value}'; give ids with their values."

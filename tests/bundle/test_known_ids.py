@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from fedmonai.bundle.id_table import IdTable
-from fedmonai.bundle.ids import config_files, known_ids, read_configs, refuse_unknown, unknown_ids
+from fedmonai.bundle.ids import known_ids, read_configs, refuse_unknown, unknown_ids
 from fedmonai.errors import ConfigError
+from fedmonai.gate.reading import config_files
 
 LAYER = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}
 TRAIN = {"epochs": 3, "lr": 0.1, "layer": LAYER, "plain": {"a": 1}, "open": {}, "sites": {}, "steps": ["@lr", {"b": 2}]}

@@ -17,10 +17,10 @@ import torch
 import yaml
 
 from fedmonai.bundle.__main__ import lint
-from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_files import logging_problems, metadata_problems
 from fedmonai.errors import ConfigError
+from fedmonai.gate.reading import config_files
 
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))

@@ -16,9 +16,10 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from tiny_sites import TINY_SITES
 
 from fedmonai.bundle.id_table import IdTable
-from fedmonai.bundle.ids import config_files, read_configs
+from fedmonai.bundle.ids import read_configs
 from fedmonai.bundle.live_config import check_config
 from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.gate.reading import config_files
 
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))
