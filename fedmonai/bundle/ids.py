@@ -15,7 +15,7 @@ from monai.utils import optional_import
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["apply_overrides", "bundle_ids", "config_files", "nearest_of", "unknown_ids"]
+__all__ = ["apply_overrides", "bundle_ids", "config_files", "nearest_of", "read_by_name", "unknown_ids"]
 
 
 SEP = ReferenceResolver.sep
@@ -65,7 +65,7 @@ def _walk(value: Any, prefix: str) -> Iterator[str]:
 def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
     """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
     referred = {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
-    accepted = known | referred | RUNTIME_IDS | _read_by_name(config)
+    accepted = known | referred | RUNTIME_IDS | read_by_name(config)
     found = []
     for key, value in config.items():
         if key not in accepted:
@@ -75,7 +75,7 @@ def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
     return found
 
 
-def _read_by_name(config: Mapping[str, Any]) -> set[str]:
+def read_by_name(config: Mapping[str, Any]) -> set[str]:
     """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
     targets = [part.get("_target_") if isinstance(part := config.get(name), Mapping) else None for name in _BY_NAME]
     module, _, name = str(targets[0]).rpartition(".")
