@@ -9,8 +9,8 @@ from typing import Any
 
 from monai.bundle import ReferenceResolver
 
-from fedmonai.bundle.id_table import IdTable
-from fedmonai.bundle.ids import RUNTIME_IDS, referred_ids
+from fedmonai.bundle.id_table import IdEntry, IdTable
+from fedmonai.bundle.ids import RUNTIME_IDS, read_by_name, referred_ids
 from fedmonai.errors import ConfigError
 
 __all__ = [
@@ -130,24 +130,28 @@ def refuse_unread_ids(config: Mapping[str, Any], table: IdTable) -> None:
 
 
 def refuse_without_effect(
-    config: Mapping[str, Any], contents: Mapping[Path, Mapping[str, Any]], table: IdTable
+    config: Mapping[str, Any],
+    contents: Mapping[Path, Mapping[str, Any]],
+    table: IdTable,
+    site_config: str = "train.json",
 ) -> None:
     """Refuse top-level ids that were set but do nothing in this config.
 
-    Three ways to do nothing: the id belongs to another config (``--lr`` beside ``federated.yaml``, whose sites have
-    it), what read it was replaced (``--weighting`` under a strategy without weights), or it needs a federation and
-    the config runs alone (``lambda_adv`` beside ``train.json``). An id at the value that a file of the bundle gives it
-    passes: nobody asked for anything.
+    Three ways to do nothing: the id belongs to another config (``--weighting`` beside ``train.json``, ``--preview``
+    beside ``federated.yaml``), what read it was replaced (``--weighting`` under a strategy without weights), or it acts
+    in the other mode only (``lambda_adv`` where a site trains alone, ``epochs`` in a federation). An id at the value
+    that a file of the bundle gives it passes: nobody asked for anything.
 
     Args:
         config: the live config.
         contents: the bundle's config files, from :func:`fedmonai.bundle.ids.read_configs`.
         table: the bundle's table of ids.
+        site_config: file in ``configs`` whose ids a federation gives to its sites.
 
     Raises:
         ConfigError: for the first such id, with its value and where it belongs.
     """
-    whole = {path: content for path, content in contents.items() if "bundle_root" in content}
+    whole = {path.name: content for path, content in contents.items() if "bundle_root" in content}
     base = next((content for content in whole.values() if content.keys() <= config.keys()), None)
     if base is None:
         return
@@ -156,30 +160,45 @@ def refuse_without_effect(
     passed = _READ_BY_NAME | read | (_GIVEN_TO_SITES if at_site else {"site"})
     for key, value in config.items():
         entry = table.get(key)
-        if key in passed or (entry is not None and not entry.is_setting) or _is_section(value):
+        if key in _READ_BY_NAME or (entry is not None and not entry.is_setting) or _is_section(value):
             continue
-        if key not in base:
-            by_name = in_federation and entry is not None and entry.read != "alone"
-            elsewhere = [path.name for path, content in whole.items() if key in content]
-            if elsewhere or (entry is not None and not by_name):
-                raise ConfigError(_inert(key, value, _belongs(key, elsewhere, in_federation)))
-        elif key in read_before and not _is_written(key, value, contents.values()):
-            raise ConfigError(_inert(key, value, "what read it was replaced by another file or override"))
-    for key, value in config.items():
-        entry = table.get(key)
-        if entry is None or in_federation or value == base.get(key, value) or _is_expression(value):
-            continue
-        if not at_site and entry.read == "federation":
-            raise ConfigError(_inert(key, value, "it acts in a federation only (configs/federated.yaml)"))
-        if at_site and key not in _GIVEN_TO_SITES and (entry.at_sites or entry.read == "alone"):
-            raise ConfigError(
-                _inert(key, value, f"in a federation set {entry.at_sites or 'nothing: it is read alone'}")
+        why = ""
+        if key in base:
+            changed = value != base[key] and not _is_expression(value)
+            if changed and entry is not None and not in_federation and key not in (_GIVEN_TO_SITES if at_site else ()):
+                why = _other_mode(entry, at_site)
+            if key in read_before and key not in passed and not _is_written(key, value, contents.values()):
+                why = "what read it was replaced by another file or override"
+        elif key not in passed:
+            why = _elsewhere(
+                key, entry, [name for name in whole if key in whole[name]], site_config if in_federation else ""
             )
+        if why:
+            raise ConfigError(f"config id '{key}' (value {value!r:.80}) has no effect here: {why}.")
+
+
+def _other_mode(entry: IdEntry, at_site: bool) -> str:
+    """Why an id of a site's config does nothing where the site runs alone, or at a site of a federation."""
+    if at_site and (entry.at_sites or entry.read == "alone"):
+        return f"in a federation set {entry.at_sites}" if entry.at_sites else "it is read where a site runs alone"
+    if not at_site and entry.read == "federation":
+        return "it acts in a federation only (configs/federated.yaml)"
+    return ""
+
+
+def _elsewhere(key: str, entry: IdEntry | None, files: list[str], site_config: str) -> str:
+    """Why an id does nothing that the base config does not have and that nothing reads; a federation's sites may."""
+    if site_config in files:
+        return _other_mode(entry, at_site=True) if entry is not None else ""
+    if files:
+        return f"it belongs to {', '.join(f'configs/{name}' for name in files)}"
+    return "" if entry is None else "nothing in this config reads it"
 
 
 def _read_ids(config: Mapping[str, Any]) -> set[str]:
-    """The ids that components, sections and lists of a config refer to, directly or through texts of settings."""
+    """The ids that components, sections and lists of a config read, directly or through texts of settings."""
     found = referred_ids([value for value in config.values() if isinstance(value, (Mapping, list))])
+    found |= read_by_name(config)
     pending = list(found)
     while pending:
         value = config.get(pending.pop())
@@ -187,22 +206,6 @@ def _read_ids(config: Mapping[str, Any]) -> set[str]:
         found |= new
         pending += new
     return found
-
-
-def _inert(key: str, value: Any, why: str) -> str:
-    return f"config id '{key}' (value {value!r:.80}) has no effect here: {why}."
-
-
-def _belongs(key: str, files: list[str], in_federation: bool) -> str:
-    if in_federation and "train.json" in files:
-        return (
-            f"it is an id of the sites; set 'local{SEP}{key}' for all of them or 'sites{SEP}<name>{SEP}{key}' for one"
-        )
-    return (
-        f"it belongs to {', '.join(f'configs/{name}' for name in files)}"
-        if files
-        else "nothing in this config reads it"
-    )
 
 
 def _is_written(key: str, value: Any, contents: Iterable[Mapping[str, Any]]) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "apply_overrides",
     "known_ids",
     "nearest_of",
+    "read_by_name",
     "read_configs",
     "referred_ids",
     "unknown_ids",
@@ -44,6 +45,8 @@ RUNTIME_IDS = {
     "save_execute_config",
 }
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
+#: components that may take ids by their names: the one that does, and the one that it completes
+_BY_NAME = ("federation", "strategy")
 
 
 def read_configs(bundle_root: str | Path) -> dict[Path, dict[str, Any]]:
@@ -88,12 +91,21 @@ def unknown_ids(config: Mapping[str, Any], known: set[str], open_ids: Collection
         open_ids: ids whose keys are names that a user gives.
     """
     plain = {key: value for key, value in config.items() if key not in RUNTIME_IDS}
-    return gate_unknown_ids(plain, known, _argument_names, open_ids)
+    return gate_unknown_ids(plain, known | read_by_name(config), _argument_names, open_ids)
 
 
 def referred_ids(config: Any) -> set[str]:
     """The ids that a config refers to by ``@``, with all sections that lead to them."""
     return {SEP.join(ref.split(SEP)[: n + 1]) for ref in walk_references(config) for n in range(ref.count(SEP) + 1)}
+
+
+def read_by_name(config: Mapping[str, Any]) -> set[str]:
+    """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
+    targets = [part.get("_target_") if isinstance(part := config.get(name), Mapping) else None for name in _BY_NAME]
+    module, _, name = str(targets[0]).rpartition(".")
+    component = optional_import(module, name=name)[0] if module else None
+    read = set(getattr(component, "reads_ids", ()))
+    return read | (_argument_names(targets[1]) or set()) if read else set()
 
 
 def _argument_names(target: Any) -> set[str] | None:

@@ -172,7 +172,10 @@ class Names:
             parameters = self._parameters(module, node)
             return Found(name, "callable", parameters, forms if isinstance(forms, dict) else None, own=True)
         if first in module.functions:
-            return Found(name, "callable", parameters_of(module.functions[first].args), own=True)
+            declared = module.values.get(sources.CONFIG_FORMS)
+            forms = sources.plain_value(declared) if declared is not None else None
+            own = forms.get(first) if isinstance(forms, dict) else None
+            return Found(name, "callable", parameters_of(module.functions[first].args), own, own=True)
         written = module.values[first]
         if written is None or sources.plain_value(written) is UNKNOWN:
             raise NameProblem(f"'{name}' is no class, no function and no written value")

@@ -200,8 +200,9 @@ class FeatureAlignment:
         peer = getattr(engine.state, "peer", None)
         if peer is None:
             raise ConfigError(
-                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only the "
-                "in-process federation can do; between institutions choose alignment: features."
+                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only a "
+                "simulated federation in one process can do (simulated: true); between institutions choose alignment: "
+                "features."
             )
         loader = engine.data_loader
         batches: Iterator[Tensor] = IndependentLoader(peer(self.target_site), self._seed, loader.batch_size).endless()

@@ -14,6 +14,7 @@ from fedmonai.bundle.id_values import refuse_without_effect
 from fedmonai.bundle.ids import read_configs
 from fedmonai.errors import ConfigError
 
+TRANSFER = {"_target_": "fedmonai.methods.cyclic_transfer.CyclicWeightTransfer"}
 ROOT = Path(__file__).parents[2] / "bundles"
 
 
@@ -34,7 +35,9 @@ def refused(bundle: str, files: list[str], **ids: Any) -> str | None:
 @pytest.mark.parametrize(
     ("bundle", "file", "ids", "text"),
     [
-        ("fl_mr", "federated.yaml", {"lr": 0.5}, "'lr' (value 0.5) has no effect here: it is an id of the sites; set"),
+        ("fl_mr", "federated.yaml", {"epochs": 5}, "'epochs' (value 5) has no effect here: in a federation set local_"),
+        ("fl_mr", "federated.yaml", {"standalone": True}, "it is read where a site runs alone."),
+        ("fl_mr", "federated.yaml", {"strategy": TRANSFER, "weighting": "steps"}, "what read it was replaced"),
         ("fl_mr", "federated.yaml", {"preview": False}, "it belongs to configs/inference.json."),
         ("fl_mr", "train.json", {"weighting": "samples"}, "it belongs to configs/federated.yaml."),
         ("fl_mr", "train.json", {"overwrite": True}, "it belongs to configs/inference.json."),
@@ -61,6 +64,7 @@ def test_refused(bundle: str, file: str, ids: dict[str, Any], text: str) -> None
         ("fl_mr", ["train.json"], {"site": "X", "dataset_dir": "/data"}),
         ("fl_mr", ["train.json", "evaluate.json"], {"ckpt_path": "model.pt"}),
         ("fl_mr", ["train.json"], {"standalone": False, "reset_optimizer": False, "seed": 5, "output_dir": "/o"}),
+        ("fl_mr", ["federated.yaml"], {"lr": 0.5, "mu": 0.1, "weighting": "steps"}),  # sites read the first two
         ("fl_mr", ["federated.yaml"], {"num_rounds": 3, "mine": 4, "epochs_of_mine": "@mine"}),
         ("iop_fl", ["train.json", "data/prostate6.yaml", "outside.yaml"], {"passes": 3}),
         ("fedicra", ["train.json", "data/generated_fundus.yaml"], {"dataset_dir": "/data", "num_rounds": 4}),

@@ -94,10 +94,10 @@ def test_killed_around_a_rename(
 def test_killed_while_a_line_is_written(whole: Path, tmp_path: Path, tiny_federation: Callable) -> None:
     def work() -> None:
         engine = tiny_federation(tmp_path)
-        engine.run_state.folder.add_round = lambda record: (
+        engine.checkpoint.folder.add_round = lambda record: (
             (tmp_path / "rounds.jsonl").open("a").write('{"round": 2, "compl') and os.kill(os.getpid(), signal.SIGKILL)
             if record["round"] == 2
-            else type(engine.run_state.folder).add_round(engine.run_state.folder, record)
+            else type(engine.checkpoint.folder).add_round(engine.checkpoint.folder, record)
         )
         engine.run()
 

@@ -19,6 +19,7 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import Reply, Request, pack, unpack, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.run_log import SiteError
 from fedmonai.federated.service import SiteService
@@ -85,10 +86,8 @@ def specs(data: Path) -> dict[str, dict]:
 
 
 def services(data: Path, out: Path, local_keys: tuple, ids: dict) -> dict[str, SiteService]:
-    return {
-        name: SiteService(LocalPool(BUNDLE, specs(data), str(out / name), local=ids, local_keys=local_keys), name)
-        for name in "AB"
-    }
+    plans = {name: SitePlan(BUNDLE, specs(data), out / name, local=ids, local_keys=local_keys) for name in "AB"}
+    return {name: SiteService(plan, name) for name, plan in plans.items()}
 
 
 def remote(
@@ -96,10 +95,9 @@ def remote(
 ) -> tuple[Federation, Wire]:
     ids = {**IDS, **(ids or {})}
     wire = Wire(services(data, out, local_keys, ids))
-    sites = RemotePool(BUNDLE, specs(data), str(out / "server"), local=ids, local_keys=local_keys)
-    sites.transport = wire
+    sites = RemotePool(SitePlan(BUNDLE, specs(data), out / "server", local=ids), wire)
     rounds = options.pop("num_rounds", 3)
-    return Federation(sites, WeightedMean(local_keys=local_keys), rounds, str(out / "server"), **options), wire
+    return Federation(sites, WeightedMean(local_keys=local_keys), rounds, **options), wire
 
 
 def close(wire: Wire) -> None:
@@ -108,8 +106,8 @@ def close(wire: Wire) -> None:
 
 
 def in_process(data: Path, out: Path, local_keys: tuple = (), ids: dict | None = None) -> Path:
-    sites = LocalPool(BUNDLE, specs(data), str(out), local={**IDS, **(ids or {})}, local_keys=local_keys)
-    Federation(sites, WeightedMean(local_keys=local_keys), 3, str(out)).run()
+    sites = LocalPool(SitePlan(BUNDLE, specs(data), out, local={**IDS, **(ids or {})}))
+    Federation(sites, WeightedMean(local_keys=local_keys), 3).run()
     return out
 
 
@@ -232,7 +230,7 @@ def test_site_that_does_not_join_is_noted_and_a_mistake_ends_the_run(data: Path,
     assert line["failed"] == {"A": "no answer"}
     assert "site 'A' did not join: no answer" in line["notes"]
     engine, wire = remote(data, tmp_path / "other", ids={"dataset_dir": "/nowhere"})
-    wire.services["B"].sites.specs["B"]["dataset_dir"] = "/nowhere/at/all"
+    wire.services["B"].plan.sites["B"]["dataset_dir"] = "/nowhere/at/all"
     with pytest.raises(ConfigError, match=r"site 'B' cannot take part: ConfigError: .*nowhere"):
         engine.run()
     close(wire)

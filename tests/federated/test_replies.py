@@ -16,6 +16,7 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.messages import Reply, Request, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.run_log import SiteError
 from fedmonai.federated.validation import validated_reply
@@ -70,9 +71,8 @@ class Made:
 
 
 def run(spoil: Callable[[Request, Reply], Any] | None, out: Path, rounds: int = 2) -> list[dict[str, Any]]:
-    sites = RemotePool(str(out), {"A": {}, "B": {}}, str(out / "run"))
-    sites.transport = Made(spoil)
-    Federation(sites, WeightedMean(), rounds, str(out / "run")).run()
+    sites = RemotePool(SitePlan(str(out), {"A": {}, "B": {}}, out / "run"), Made(spoil))
+    Federation(sites, WeightedMean(), rounds).run()
     return [json.loads(line) for line in (out / "run" / "rounds.jsonl").read_text().splitlines()]
 
 
@@ -251,18 +251,17 @@ def test_bad_answer_at_the_join_names_the_site(spoil: Any, reason: str, tmp_path
     ],
 )
 def test_weights_to_start_from_must_be_those_described(message: Any, reason: str, tmp_path: Path) -> None:
-    sites = RemotePool(str(tmp_path), {"B": {}}, str(tmp_path / "run"))
-    sites.transport = Made(lambda q, r: setattr(r, "message", message) if q.facts.get("with_weights") else None)
+    made = Made(lambda q, r: setattr(r, "message", message) if q.facts.get("with_weights") else None)
+    sites = RemotePool(SitePlan(str(tmp_path), {"B": {}}, tmp_path / "run"), made)
     with pytest.raises(ConfigError, match=reason):
-        Federation(sites, WeightedMean(), 1, str(tmp_path / "run")).run()
+        Federation(sites, WeightedMean(), 1).run()
 
 
 def test_notes_of_sites_and_transport_are_written_down(tmp_path: Path) -> None:
-    sites = RemotePool(str(tmp_path), {"B": {}}, str(tmp_path / "run"))
     transport = Made(facts("train", notes=["state\x07 lost\nagain", *["more"] * 100]))
     transport.notes = ["somebody else knocked"]  # type: ignore[attr-defined]
-    sites.transport = transport
-    Federation(sites, WeightedMean(), 1, str(tmp_path / "run")).run()
+    sites = RemotePool(SitePlan(str(tmp_path), {"B": {}}, tmp_path / "run"), transport)
+    Federation(sites, WeightedMean(), 1).run()
     (line,) = [json.loads(text) for text in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     assert line["notes"][:2] == ["somebody else knocked", "site 'B': state  lost again"]
     assert len(line["notes"]) == 51

@@ -12,8 +12,8 @@ from test_remote_pool import Wire, final, same
 
 from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.service import SiteService
 from fedmonai.methods.fl_mrcm import FLMRCMAggregator
@@ -26,15 +26,15 @@ def remote(root: Path, out: Path, chosen: dict[str, Any], **options: Any) -> tup
     """The federation of ``test_target_latents``, each site behind a service that has no other site's data."""
     strategy = FLMRCMAggregator(**{**chosen, "bank_size": 5})
     local = {**IDS, **chosen, "bank_size": 5}
-    common: dict[str, Any] = {"local": local, "attachments": strategy.attachments_down}
     nowhere = {name: {"dataset_dir": "/nowhere"} for name in "ABC"}
     services = {}
     for name in "ABC":
         specs = {**nowhere, name: {"dataset_dir": str(root / name)}}
-        services[name] = SiteService(LocalPool(BUNDLE, specs, str(out / name), **common), name)
-    sites = RemotePool(BUNDLE, nowhere, str(out / "server"), **common)
-    sites.transport = wire = Wire(services)
-    return Federation(sites, strategy, 2, str(out / "server"), **options), wire
+        plan = SitePlan(BUNDLE, specs, out / name, local=local)
+        services[name] = SiteService(plan.serving(strategy), name)
+    wire = Wire(services)
+    sites = RemotePool(SitePlan(BUNDLE, nowhere, out / "server", local=local), wire)
+    return Federation(sites, strategy, 2, **options), wire
 
 
 @pytest.mark.parametrize("train_sites", [["A", "B", "C"], ["A", "B"]], ids=["target trains", "target observes"])
@@ -66,7 +66,7 @@ def test_remote_equals_in_process_and_only_the_bank_travels(
 
 def test_inputs_are_refused_where_the_target_is_elsewhere(data: Path, tmp_path: Path) -> None:  # noqa: F811
     engine, wire = remote(data, tmp_path, {**CHOSEN, "alignment": "inputs"}, min_sites=3)
-    with pytest.raises(FederationError, match=r"reads the images of site 'C'.*only the in-process federation"):
+    with pytest.raises(FederationError, match=r"reads the images of site 'C'.*only a simulated federation"):
         engine.run()
     for service in wire.services.values():
         service.close()

@@ -19,6 +19,7 @@ from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.validation import InvalidUpdate
 from fedmonai.methods.averaging import WeightedMean
@@ -54,15 +55,9 @@ def federation(data: Path, out: Path, **options: Any) -> Federation:
     strategy = FLMRCMAggregator(**{k: v for k, v in chosen.items() if k != "lambda_adv"})
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
     resident = options.pop("resident_sites", None)
-    sites = LocalPool(
-        str(BUNDLES / "fl_mrcm"),
-        specs,
-        str(out),
-        local={**IDS, **chosen},
-        attachments=strategy.attachments_down,
-        resident_sites=resident,
-    )
-    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), **options)
+    plan = SitePlan(str(BUNDLES / "fl_mrcm"), specs, out, local={**IDS, **chosen})
+    sites = LocalPool(plan, resident, simulated=options.pop("simulated", chosen["alignment"] == "inputs"))
+    return Federation(sites, strategy, options.pop("num_rounds", 3), **options)
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:
@@ -143,8 +138,9 @@ def test_alignment_trains_and_its_bank_is_that_of_the_round_before(data: Path, t
 @pytest.mark.parametrize("mode", ["features", "inputs"])
 def test_without_weight_it_is_fl_mr_with_persistent_optimizers(data: Path, tmp_path: Path, mode: str) -> None:
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
-    sites = LocalPool(str(BUNDLES / "fl_mr"), specs, str(tmp_path / "fl_mr"), local={**IDS, "reset_optimizer": False})
-    Federation(sites, WeightedMean(), 3, str(tmp_path / "fl_mr")).run()
+    ids = {**IDS, "reset_optimizer": False}
+    sites = LocalPool(SitePlan(str(BUNDLES / "fl_mr"), specs, tmp_path / "fl_mr", local=ids))
+    Federation(sites, WeightedMean(), 3).run()
     engine = federation(data, tmp_path / "ours", alignment=mode, lambda_adv=0)
     engine.run()
     assert same(final(tmp_path / "fl_mr"), final(tmp_path / "ours"))
@@ -200,6 +196,11 @@ def test_few_sites_in_memory_change_nothing(data: Path, tmp_path: Path, mode: st
     few = 2 if mode == "inputs" else 1
     federation(data, tmp_path / "few", alignment=mode, num_rounds=2, resident_sites=few).run()
     assert same(final(tmp_path / "all"), final(tmp_path / "few"))
+
+
+def test_inputs_need_a_simulated_pool(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="simulated: true"):
+        federation(data, tmp_path, alignment="inputs", simulated=False, min_sites=3).run()
 
 
 def test_inputs_with_one_site_in_memory_is_refused(data: Path, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_hooks_are_gone_after_a_turn_and_after_a_failure() -> None:
 
 def test_inputs_outside_the_in_process_federation_is_refused() -> None:
     engine = trainer(images(2, 1), images(2, 2), network(), [alignment(alignment="inputs", share_features=False)])
-    with pytest.raises(ConfigError, match=r"reads the images of site 'I'.*in-process federation.*alignment: features"):
+    with pytest.raises(ConfigError, match=r"reads the images of site 'I'.*simulated: true.*alignment: features"):
         engine.run()
 
 
