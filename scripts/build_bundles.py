@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the files that bundles have in common from one source: ``python scripts/build_bundles.py``.
 
+Bundles are committed, complete and edited by their users; here their authors write once what several of them have.
 ``bundles_source/<bundle>/bundle.yaml`` names a bundle's family and the values of its templates. A bundle gets the files
 of ``shared``, of its family and of its own folder in ``bundles_source``; of two with the same path the later one is
 taken, which may be a template that changes some blocks of the earlier one. Folders that begin with ``_`` hold parts of
@@ -17,6 +18,8 @@ from typing import Any
 import fire
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fedmonai.bundle.id_list import id_page
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "bundles_source"
@@ -59,7 +62,7 @@ def rendered(bundle: str, source: Path = SOURCE) -> dict[str, str]:
 
 
 def build(output: str | Path = ROOT / "bundles", source: str | Path = SOURCE) -> None:
-    """Write the files of all bundles that have a source.
+    """Write the files of all bundles that have a source, and each bundle's page of ids.
 
     Args:
         output: folder of the bundles.
@@ -70,6 +73,9 @@ def build(output: str | Path = ROOT / "bundles", source: str | Path = SOURCE) ->
             target = Path(output, settings.parent.name, path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
+        bundle = Path(output, settings.parent.name)
+        if (bundle / "configs" / "train.json").is_file():
+            (bundle / "docs" / "ids.md").write_text(id_page(bundle), encoding="utf-8")
 
 
 if __name__ == "__main__":
