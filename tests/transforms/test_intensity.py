@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from numerics import assert_within
 
 from fedmonai.transforms import denormalize_instance, instance_statistics, normalize_instance
 from fedmonai.transforms.intensity import standardize_instance_
@@ -15,7 +16,7 @@ def test_by_hand():
     assert mean.shape == std.shape == (1, 1, 1, 1)
     assert mean.item() == 3.0
     # (4 + 1 + 0 + 9) / (4 - 1)
-    torch.testing.assert_close(std.square().item(), 14 / 3, rtol=1e-6, atol=0)
+    assert_within(std.square().squeeze(), 14 / 3, 10)  # four squares, their sum, a root, a factor, a square
     limited = normalize_instance(image, mean, std, clamp=0.8).flatten()
     torch.testing.assert_close(limited, torch.tensor([-0.8, -((3 / 14) ** 0.5), 0.0, 0.8]))
 
@@ -27,8 +28,8 @@ def test_each_image_of_a_batch_has_its_own_statistics_even_with_a_large_offset()
     mean, std = instance_statistics(image)
     for index in range(3):
         exact = image[index].double()
-        torch.testing.assert_close(mean[index].item(), exact.mean().item(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(std[index].item(), exact.std().item(), rtol=1e-5, atol=0)
+        assert_within(mean[index].squeeze(), exact.mean(), 50 + 60)  # sums go by rows and over the rows
+        assert_within(std[index].squeeze(), exact.std(), 50 + 60)
     assert instance_statistics(image[0])[0].shape == (1, 1, 1)
 
 
@@ -47,7 +48,7 @@ def test_inverse():
     image = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 1e-5
     mean, std = instance_statistics(image)
     back = denormalize_instance(normalize_instance(image, mean, std), mean, std)
-    assert (back - image).abs().max() <= 1e-6 * image.max()
+    assert_within(back, image, 6, scale=float(2 * image.max()))  # minus the mean, over the spread, and back
     half = denormalize_instance(torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16), mean, std)
     assert half.dtype == torch.float32
 
