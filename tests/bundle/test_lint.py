@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from bundle_copy import copy_bundle
 
 from fedmonai.bundle import lint_bundle
 from fedmonai.bundle.__main__ import lint
@@ -42,10 +43,8 @@ def test_bundle_of_the_collection_is_clean(bundle: Path) -> None:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    root = tmp_path / "fl_mr"
-    shutil.copytree(
-        ROOT / "fl_mr", root, ignore=shutil.ignore_patterns("data_generated*", "runs", "eval", "federation")
-    )
+    root = copy_bundle(ROOT / "fl_mr", tmp_path / "fl_mr")
+    shutil.rmtree(root / "configs" / "federation")
     return root
 
 
