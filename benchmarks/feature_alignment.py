@@ -22,8 +22,8 @@ import torch
 from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader, Dataset
 
-from fedmonai.handlers import FeatureAlignment
-from fedmonai.networks import ReconstructionUNet
+from fedmonai.handlers.feature_alignment import FeatureAlignment
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 TARGET = 1.45
 SIDES = ("FL-MR", "FL-MRCM, features", "FL-MRCM, inputs")

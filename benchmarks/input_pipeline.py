@@ -29,8 +29,9 @@ import torch
 from monai.data import DataLoader
 from torch import Tensor
 
-from fedmonai.data import KspaceDataset, collate_slices
-from fedmonai.transforms import CartesianMask, PrepareKspace
+from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.masks import CartesianMask
 
 ACCELERATION, CENTER_FRACTION, RESOLUTION, CLAMP = 4, 0.08, 256, 6.0
 SLICES_PER_FILE = 16

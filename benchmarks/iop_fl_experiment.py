@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle import leave_one_out
+from fedmonai.bundle.leave_one_out import leave_one_out
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "iop_fl"
 SITES = ("BIDMC", "HK", "I2CVB", "ISBI", "ISBI_1.5", "UCL")
@@ -51,7 +51,7 @@ def ids(output: Path, seed: int, lr: float) -> dict[str, Any]:
     """Ids of every federation: sizes, and the seed of the weights, the batches and the choice of cases."""
     local = {**LOCAL, "lr": lr, "generated_dir": str(output / "data"), "split_seed": seed}
     common = {"num_rounds": ROUNDS, "val_interval": VAL_INTERVAL, "seed": seed, "device": "cpu"}
-    unreported = {"_target_": "fedmonai.report.read_run", "_mode_": "callable", "run_dir": "@output_dir"}
+    unreported = {"_target_": "fedmonai.report.run_tables.read_run", "_mode_": "callable", "run_dir": "@output_dir"}
     return {**common, "report": unreported} | {f"local::{key}": value for key, value in local.items()}
 
 

@@ -35,8 +35,10 @@ import torch
 from ignite.engine import Events
 from torch import Tensor
 
-from fedmonai.federated import Federation, Sites, WeightedMean, attach
-from fedmonai.networks import ReconstructionUNet
+from fedmonai.federated.federation import Federation, attach
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.strategy import WeightedMean
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "fl_mr"
 TARGET_SECONDS, TARGET_RATIO = 0.06, 1.5

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedmonai.networks import RoutedConv2d
+from fedmonai.networks.routed import RoutedConv2d
 
 TARGET = 1.5
 #: (batch, channels, side, deep = bottleneck on small maps): images of 96 and 192 pixels by 16, of 384 by the paper's 5

@@ -30,17 +30,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedmonai.data.generated.octa import OCTA_SITES, draw_octa
-from fedmonai.losses import (
-    GatedCRFLoss,
-    PartialCrossEntropyLoss,
-    SiteContrastLoss,
-    TreeEnergyLoss,
-    edge_costs,
-    grid_edges,
-    minimum_spanning_trees,
-    root_forest,
-)
-from fedmonai.networks import ChannelSelectionUNet
+from fedmonai.losses.gated_crf import GatedCRFLoss
+from fedmonai.losses.partial_cross_entropy import PartialCrossEntropyLoss
+from fedmonai.losses.site_contrast import SiteContrastLoss
+from fedmonai.losses.spanning_tree import edge_costs, grid_edges, minimum_spanning_trees, root_forest
+from fedmonai.losses.tree_energy import TreeEnergyLoss
+from fedmonai.networks.channel_selection_unet import ChannelSelectionUNet
 
 
 @dataclass

@@ -29,8 +29,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedmonai.losses import WeightContrastLoss
-from fedmonai.networks import ReconstructionUNet
+from fedmonai.losses.weight_contrast import WeightContrastLoss
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 FASTER, SHARE = 4.0, 0.10
 #: training steps that are timed; they take seconds each

@@ -9,7 +9,7 @@ class ConfigError(ValueError):
 
     The message is for the person who made the setting: it names the file or id, the value, what is allowed and the
     remedy, in one or two lines. ``python -m monai.bundle`` prints it without a traceback (see
-    :func:`fedmonai.bundle.check_config`).
+    :func:`fedmonai.bundle.live_config.check_config`).
     """
 
 

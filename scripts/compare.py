@@ -15,11 +15,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fedmonai.bundle import PlannedRun, check_runs, execute, planned_runs, read_plan
+from fedmonai.bundle.comparison import PlannedRun, check_runs, execute, planned_runs
+from fedmonai.bundle.plan import read_plan
 from fedmonai.data.command_line import run_command
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated import write_cross_site
-from fedmonai.report import ComparedRun, check_projection, write_comparison
+from fedmonai.federated.cross_site import write_cross_site
+from fedmonai.report.compared import ComparedRun
+from fedmonai.report.comparison import write_comparison
+from fedmonai.report.comparison_figures import check_projection
 
 
 def compare(

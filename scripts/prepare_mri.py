@@ -17,7 +17,8 @@ After an interruption add --resume. All options: python scripts/prepare_mri.py -
 from __future__ import annotations
 
 from fedmonai.data.command_line import run_command
-from fedmonai.data.convert import Summary, prepare_mri
+from fedmonai.data.convert.prepare import prepare_mri
+from fedmonai.data.convert.summary import Summary
 
 
 def report(summary: Summary) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numerics import assert_within, roundings_of
 
-from fedmonai.networks import ReconstructionUNet
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 
 def test_three_percent_in_any_one_tensor_of_a_network_are_found() -> None:

@@ -33,7 +33,11 @@ _CUDA = ("current_device", "device_count", "empty_cache", "is_available", "manua
 #: starts processes, unpickles, reads other configs, or has no business in the config of a bundle
 ALLOWED = (
     *(f"fedmonai.{room}" for room in ("data", "federated", "handlers", "losses", "metrics", "networks", "transforms")),
-    *("fedmonai.bundle.check_config", "fedmonai.bundle.record_config", "fedmonai.report.finish"),
+    *(
+        "fedmonai.bundle.live_config.check_config",
+        "fedmonai.bundle.record.record_config",
+        "fedmonai.report.write.finish",
+    ),
     *(f"ignite.{room}" for room in ("distributed.sync", "engine", "handlers", "metrics")),
     *(f"monai.{room}" for room in ("data", "engines", "fl.utils", "handlers", "inferers", "losses", "metrics")),
     *(f"monai.{room}" for room in ("networks", "optimizers", "transforms", "utils.enums", "visualize")),
@@ -56,7 +60,7 @@ REFUSED = (
     "fedmonai.data.convert",
     "fedmonai.federated.run_folder",
     "fedmonai.federated.site.SiteAlgo",  # reads configs
-    "fedmonai.federated.SiteAlgo",
+    "fedmonai.federated.site.SiteAlgo",
     *(f"ignite.handlers.{name}_logger" for name in ("clearml", "fbresearch", "mlflow", "neptune", "polyaxon")),
     *(f"ignite.handlers.{name}_logger" for name in ("visdom", "wandb")),  # these talk to servers
     "ignite.metrics.gan",  # downloads its network
@@ -96,7 +100,7 @@ CALLABLE = {f"torch.{name}": 9 for name in _TORCH if name not in {"Generator", "
 CALLABLE |= {f"torch.cuda.{name}": 1 for name in _CUDA}
 CALLABLE |= {f"torch.distributed.{name}": 0 for name in _DISTRIBUTED}
 CALLABLE |= {"torch.distributed.init_process_group": 1}  # a second argument would be an address
-CALLABLE |= {"fedmonai.federated.derive_seed": 9, "monai.handlers.from_engine": 2}
+CALLABLE |= {"fedmonai.federated.seeding.derive_seed": 9, "monai.handlers.from_engine": 2}
 #: attributes of what a reference stands for that an expression may read ...
 ATTRIBUTES = set(
     """

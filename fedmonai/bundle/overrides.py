@@ -22,7 +22,7 @@ def apply_overrides(parser: ConfigParser, ids: Mapping[str, Any]) -> None:
     """Put ``ids`` into a config in their order, as ``ConfigParser.update`` does, which ends in a bare ``KeyError``.
 
     The last level of an id may be new in an existing section (``sites::B::lr``), all levels before it must be there.
-    Whether anything reads the id is the question of :func:`fedmonai.bundle.check_config`.
+    Whether anything reads the id is the question of :func:`fedmonai.bundle.live_config.check_config`.
 
     Args:
         parser: the config, not parsed yet.

@@ -65,7 +65,7 @@ def check_prostate(
 def check_cases(cases: Sequence[dict[str, str]], inverted: bool = False, site: str = "") -> list[CaseProblem]:
     """Check listed cases (``image``, ``label``, ``volume``), for example slice pictures.
 
-    ``inverted`` says that 0 marks the foreground, as :class:`fedmonai.data.CaseSliceDataset` will be told.
+    ``inverted`` says that 0 marks the foreground, as :class:`fedmonai.data.case_slices.CaseSliceDataset` will be told.
     """
     problems = []
     for case in cases:

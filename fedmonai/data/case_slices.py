@@ -15,13 +15,7 @@ from fedmonai.data.case_files import CaseVolume, read_case_file, volume_shape
 from fedmonai.data.memory_limits import available_memory, refuse_if_larger
 from fedmonai.data.origin import Origin, case_origin
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.slices import (
-    NORMALIZATIONS,
-    labeled_slices,
-    merge_labels,
-    neighbor_indices,
-    normalize_volume,
-)
+from fedmonai.transforms.slices import NORMALIZATIONS, labeled_slices, merge_labels, neighbor_indices, normalize_volume
 
 __all__ = ["CaseSliceDataset"]
 
@@ -38,19 +32,19 @@ class CaseSliceDataset(Dataset):
     - ``spacing`` float32 (3,): row, column and slice in mm; absent for pictures unless given.
 
     Args:
-        cases: dicts with ``image``, ``label`` and ``volume``, from :func:`fedmonai.data.prostate_cases` or
-            :func:`fedmonai.data.prostate_pictures`.
+        cases: dicts with ``image``, ``label`` and ``volume``, from :func:`fedmonai.data.prostate.prostate_cases` or
+            :func:`fedmonai.data.prostate.prostate_pictures`.
         labeled: False forgets the labels' paths: no label is opened, and none can be asked for. Test-time adaptation
             gets this form.
         slices: ``labeled`` keeps the slices with foreground, ``all`` every slice; None (default) = ``labeled`` where
             there are labels.
         central_share: with ``all``, the share of every volume's slices that is kept around its middle, in (0, 1]: a
             choice of slices that needs no label.
-        normalization: ``zscore``, ``minmax`` or ``none``: see :func:`fedmonai.transforms.normalize_volume`.
+        normalization: ``zscore``, ``minmax`` or ``none``: see :func:`fedmonai.transforms.slices.normalize_volume`.
         reach: neighbors on each side; 0 gives one channel.
         merge_labels: every class above 0 becomes 1.
         inverted: masks with 0 = foreground; they become 0 and 1.
-        orientation: of rows, columns, slices; see :func:`fedmonai.data.read_case_file`.
+        orientation: of rows, columns, slices; see :func:`fedmonai.data.case_files.read_case_file`.
         spacing: in mm for files without it (pictures); [1, 1, 1] measures in pixels.
         transform: applied to every item, as MONAI does it.
         cache: ``memory`` (default) reads all cases once, at construction; ``none`` keeps the last case only.

@@ -67,7 +67,7 @@ class KspaceDataset(monai.data.Dataset):
     ) -> None:
         super().__init__([_named(volume) for volume in data], transform)
         if not self.data:
-            raise ConfigError("data: the list of volumes is empty; see fedmonai.data.kspace_volumes.")
+            raise ConfigError("data: the list of volumes is empty; see fedmonai.data.volume_list.kspace_volumes.")
         if resolution < 1:
             raise ConfigError(f"resolution: {resolution} is not a positive number of pixels.")
         self.form = SliceForm(int(resolution), bool(hybrid), bool(target_from_kspace))
@@ -137,7 +137,7 @@ def collate_slices(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _named(volume: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(volume.get("kspace"), str):
-        raise ConfigError(f"data: {dict(volume)} has no path 'kspace'; see fedmonai.data.kspace_volumes.")
+        raise ConfigError(f"data: {dict(volume)} has no path 'kspace'; see fedmonai.data.volume_list.kspace_volumes.")
     return {"volume": Path(volume["kspace"]).stem, **volume}
 
 

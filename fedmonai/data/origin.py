@@ -37,7 +37,7 @@ class Origin:
 
 
 def kspace_origin(volume: Mapping[str, Any]) -> Origin:
-    """Origin of an entry of :func:`fedmonai.data.kspace_volumes`; the subject is the attribute ``patient_id``.
+    """Origin of an entry of :func:`fedmonai.data.volume_list.kspace_volumes`; the subject is the attribute ``patient_id``.
 
     Pooled folders number their subjects by themselves, so the folder's part of the name is part of the subject.
 
@@ -52,7 +52,7 @@ def kspace_origin(volume: Mapping[str, Any]) -> Origin:
 
 
 def case_origin(case: Mapping[str, str]) -> Origin:
-    """Origin of an entry of :func:`fedmonai.data.prostate_cases`: the image's voxels, on the grid of the file.
+    """Origin of an entry of :func:`fedmonai.data.prostate.prostate_cases`: the image's voxels, on the grid of the file.
 
     Raises:
         ConfigError: a file that cannot be read.
@@ -61,7 +61,7 @@ def case_origin(case: Mapping[str, str]) -> Origin:
 
 
 def weak_origin(entry: Mapping[str, str]) -> Origin:
-    """Origin of an entry of :func:`fedmonai.data.weak_files`: the pixels of the image, whatever labels it has.
+    """Origin of an entry of :func:`fedmonai.data.weak_files.weak_files`: the pixels of the image, whatever labels it has.
 
     Raises:
         ConfigError: a file that cannot be read.

@@ -15,7 +15,7 @@ from fedmonai.data.kspace_file import open_volume
 from fedmonai.data.weak_files import IMAGE_SUFFIXES
 from fedmonai.data.weak_sources import IMAGE_KEY, min_max_normalize, picture_size, read_dataset, read_picture
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.plane import fit_plane
+from fedmonai.transforms.slices import fit_plane
 
 __all__ = ["PictureFolder"]
 

@@ -76,7 +76,7 @@ def prostate_pictures(
     """List slice pictures ``<dataset_dir>/<site>/<split>/image/*.png`` with ``.../mask/*.png`` of the same name.
 
     Every picture is a case of one slice, named ``<split>_<stem>``. Published pictures of the six sites have inverted
-    masks (0 = prostate): read them with ``inverted=True`` of :class:`fedmonai.data.CaseSliceDataset`.
+    masks (0 = prostate): read them with ``inverted=True`` of :class:`fedmonai.data.case_slices.CaseSliceDataset`.
 
     Args:
         dataset_dir: folder of the federation.

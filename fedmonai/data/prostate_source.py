@@ -26,7 +26,7 @@ def prostate_source(
     labeled: bool = True,
     label_suffix: str = "_segmentation",
 ) -> list[dict[str, str]]:
-    """List the cases of a split: :func:`fedmonai.data.prostate_cases` or :func:`fedmonai.data.prostate_pictures`.
+    """List the cases of a split: :func:`fedmonai.data.prostate.prostate_cases` or :func:`fedmonai.data.prostate.prostate_pictures`.
 
     Args:
         dataset_dir: folder of the federation.

@@ -24,7 +24,7 @@ KINDS = ("nifti", "dicom")
 
 
 class SegmentationFolder(monai.data.Dataset):
-    """One example = one whole volume, for inference; prepared as :class:`fedmonai.data.CaseSliceDataset` does it.
+    """One example = one whole volume, for inference; prepared as :class:`fedmonai.data.case_slices.CaseSliceDataset` does it.
 
     An item holds, for n slices: ``image`` float32 (n, 2 * reach + 1, H, W), every slice between its neighbors,
     normalized over the volume and turned to ``orientation``; ``volume``, a name that is unique in the folder;
@@ -38,7 +38,7 @@ class SegmentationFolder(monai.data.Dataset):
         data: folder, searched with its sub-folders, or one file.
         normalization: ``zscore``, ``minmax`` or ``none``, as in training.
         reach: neighbors on each side, as in training.
-        orientation: of rows, columns and slices, as in training; see :func:`fedmonai.data.read_case_file`.
+        orientation: of rows, columns and slices, as in training; see :func:`fedmonai.data.case_files.read_case_file`.
         skip_damaged: go on without files that cannot be read instead of stopping before the first volume.
 
     Raises:

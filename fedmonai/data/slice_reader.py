@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmonai.data.kspace_file import KspaceHeader, read_slice
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import center_crop, hybrid_kspace, zero_filled
+from fedmonai.transforms.kspace import center_crop, hybrid_kspace, zero_filled
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def kspace_volumes(
 
     Files come from ``<dataset_dir>/[<sequence>/]<train|val|test>/*.h5`` or, with ``data_list``, from a JSON file in
     MONAI's form ``{"training": [{"kspace": "relative/path.h5"}, ...], "validation": [...], "test": [...]}``; the
-    manifests that :func:`fedmonai.data.write_manifest` writes are such lists.
+    manifests that :func:`fedmonai.data.manifest.write_manifest` writes are such lists.
 
     Args:
         dataset_dir: folder of one site, or several folders whose volumes are pooled (the upper bound of a federation).

@@ -62,7 +62,7 @@ def make_weak_labels(
 
     Returns:
         One row per form: ``form``, ``slices``, and over these the means ``labeled``, ``agreement`` and ``labeled_<c>``,
-        and the smallest ``agreement_min``; see :func:`fedmonai.transforms.weak_label_statistics`.
+        and the smallest ``agreement_min``; see :func:`fedmonai.transforms.weak_labels.weak_label_statistics`.
 
     Raises:
         ConfigError: unreadable or misfitting files, unknown gray levels or classes, a foreign file in the way.

@@ -23,7 +23,7 @@ from fedmonai.data.weak_sources import (
     read_picture_mask,
 )
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.plane import FITS, fit_plane
+from fedmonai.transforms.slices import FITS, fit_plane
 from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label
 
 __all__ = ["WeakSliceDataset"]

@@ -22,7 +22,7 @@ ATTACHMENT = "previous_encoders"
 class MeanWithPrevious(WeightedMean):
     """:class:`WeightedMean` that also sends down all sites' encoders as received in the round before (FedMRI).
 
-    Feng et al., TMI 2023: the references that :class:`~fedmonai.handlers.WeightContrast` pushes away from. From the
+    Feng et al., TMI 2023: the references that :class:`~fedmonai.handlers.weight_contrast.WeightContrast` pushes away from. From the
     second round on every message carries the attachment ``previous_encoders``, ``{"<site>/<tensor>": values}``, K times
     the encoder (before that it is empty). Of a site that missed rounds the last encoder is kept; ``rounds.jsonl``
     states the age of each in rounds (1 = the round before).

@@ -23,7 +23,7 @@ class TargetLatents(WeightedMean):
     """Federated averaging that hands the target site's newest latent bank to the source sites (Guo et al., CVPR 2021).
 
     The bank that the target contributes in round r (encoded with the global weights that round r starts from, see
-    :class:`fedmonai.handlers.FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
+    :class:`fedmonai.handlers.feature_alignment.FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
     Its age, the rounds since it was encoded, is 1 in normal running and grows while the target misses rounds. A target
     that is not among the training sites is an observer: it is asked for its bank in every round and trains nothing.
 

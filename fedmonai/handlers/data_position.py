@@ -16,7 +16,7 @@ class DataPosition:
     ``SiteAlgo`` keeps that number over rounds, restarts and failed turns, so the sampler needs no state of its own.
 
     Args:
-        sampler: anything with ``begin(iteration)``, for example :class:`fedmonai.data.RoundBatches`.
+        sampler: anything with ``begin(iteration)``, for example :class:`fedmonai.data.round_batches.RoundBatches`.
     """
 
     def __init__(self, sampler: Any) -> None:

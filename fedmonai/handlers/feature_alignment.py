@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
 from fedmonai.handlers.own_batches import OwnBatches
-from fedmonai.losses import site_confusion_loss, site_discrimination_loss
-from fedmonai.networks import SiteDiscriminator, pooled_latent
+from fedmonai.losses.site_confusion import site_confusion_loss, site_discrimination_loss
+from fedmonai.networks.reconstruction_unet import pooled_latent
+from fedmonai.networks.site_discriminator import SiteDiscriminator
 
 __all__ = ["FeatureAlignment"]
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import pooled_latent
+from fedmonai.networks.reconstruction_unet import pooled_latent
 
 __all__ = ["SaveLatents"]
 

@@ -24,9 +24,9 @@ SUFFIXES = {"picture": ".png", "hdf5": ".h5"}
 
 
 class SaveMasks(VolumeResults):
-    """Write the mask of every file of an evaluator over a :class:`fedmonai.data.PictureFolder`, whole or not at all.
+    """Write the mask of every file of an evaluator over a :class:`fedmonai.data.picture_folder.PictureFolder`, whole or not at all.
 
-    Predictions are classes ``(N, rows, columns)`` (:class:`fedmonai.transforms.ClassesInPlaned`). A picture gets
+    Predictions are classes ``(N, rows, columns)`` (:class:`fedmonai.transforms.slices.ClassesInPlaned`). A picture gets
     ``<volume>_mask.png``, gray, with the size of the picture; an HDF5 file ``<volume>_mask.h5`` with ``mask`` uint8 of
     the shape of its planes. ``previews/<volume>.png`` shows what the network saw of the slice with the largest mask
     and the mask's outlines on it. ``masks.csv`` lists all of it, with the pixels of every class above 0.

@@ -8,7 +8,7 @@ from monai.engines import IterationEvents
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import SiteContrastLoss, gate_saturation
+from fedmonai.losses.site_contrast import SiteContrastLoss, gate_saturation
 
 __all__ = ["SiteContrast"]
 
@@ -17,7 +17,7 @@ class SiteContrast:
     """Adds ``weight * contrast(gates, site)`` to the loss before the backward pass (arXiv 2304.05635, "LC").
 
     The gates of all sites come with the prediction of
-    :class:`fedmonai.networks.ChannelSelectionUNet`, from the same pass of the encoder: nothing is computed twice and no
+    :class:`fedmonai.networks.channel_selection_unet.ChannelSelectionUNet`, from the same pass of the encoder: nothing is computed twice and no
     statistics move. Iterations in which the gates receive no gradient (only the last layer is trained) are skipped; the
     authors' program computes the term there in vain.
 

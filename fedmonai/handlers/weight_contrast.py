@@ -14,7 +14,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import WeightContrastLoss
+from fedmonai.losses.weight_contrast import WeightContrastLoss
 
 __all__ = ["WeightContrast"]
 
@@ -23,7 +23,7 @@ ATTACHMENT = "previous_encoders"
 
 
 class WeightContrast:
-    """Trains with lam * L_rec + beta * R, R of :class:`~fedmonai.losses.WeightContrastLoss` over encoder parameters.
+    """Trains with lam * L_rec + beta * R, R of :class:`~fedmonai.losses.weight_contrast.WeightContrastLoss` over encoder parameters.
 
     Feng et al., TMI 2023. R is on from the second iteration of every local epoch on (in the first one the encoder may
     equal the global one), and in rounds for which previous encoders exist: not in the first round of a federation.
@@ -111,7 +111,7 @@ class WeightContrast:
         if received is not None and ATTACHMENT not in received:
             raise ConfigError(
                 f"negatives is 'all', but round {state.round} came without '{ATTACHMENT}'; use the strategy "
-                "fedmonai.federated.MeanWithPrevious with the same negatives, or set negatives to self or none."
+                "fedmonai.federated.mean_with_previous.MeanWithPrevious with the same negatives, or set negatives to self or none."
             )
         for site, tensors in sets.items():
             wrong = [n for n, p in encoder.items() if n not in tensors or tensors[n].shape != p.shape]

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedmonai.bundle import config_files, lint_bundle
+from fedmonai.bundle.known_ids import config_files
+from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
 from fedmonai.integrations.job_ids import file_ids, id_problems
 
@@ -193,7 +194,7 @@ def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None,
 
     Raises:
         ConfigError: when the own copy differs from the job's, or the job's breaks a rule of
-            :func:`fedmonai.bundle.lint_bundle`.
+            :func:`fedmonai.bundle.lint.lint_bundle`.
     """
     if own is not None:
         if not Path(own, "configs").is_dir():

@@ -10,9 +10,11 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle import apply_overrides
+from fedmonai.bundle.overrides import apply_overrides
 from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.federated import Federation, RemoteSites, SiteService, Transport
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.remote import RemoteSites, Transport
+from fedmonai.federated.service import SiteService
 from fedmonai.integrations.deployment import Deployment, named_files, refuse_other_files, unpacked_bundle
 from fedmonai.integrations.site_decisions import decide
 from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings

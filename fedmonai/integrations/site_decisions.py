@@ -10,8 +10,8 @@ from typing import Any
 from monai.bundle import ConfigParser, ReferenceResolver
 
 from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.federated import Sites
 from fedmonai.federated.site_arguments import as_list
+from fedmonai.federated.sites import Sites
 from fedmonai.integrations.deployment import refuse_other_files
 from fedmonai.integrations.job_ids import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized
 from fedmonai.integrations.site_settings import SETTINGS, SiteSettings

@@ -21,13 +21,13 @@ class WeakSupervisionLoss(nn.Module):
     """Loss of a weakly labeled batch (FedICRA, arXiv 2304.05635): ``L = L_pCE + w_tree L_tree + w_crf L_CRF``.
 
     The fourth term of the paper, the site contrast, needs the index of the site and is added by
-    :class:`fedmonai.handlers.SiteContrast`. As in the authors' program the weights are constant (no ramp-up), the
+    :class:`fedmonai.handlers.site_contrast.SiteContrast`. As in the authors' program the weights are constant (no ramp-up), the
     logits alone are compared with labels, and the auxiliary maps serve as embeddings of the trees only. A term of
     weight 0 is not computed; with both at 0 this is the partial cross entropy. Terms are computed in float32, also
     inside autocast.
 
     After every call :attr:`terms` holds the terms without their weights, detached and on the device;
-    :class:`fedmonai.handlers.LossTerms` averages them and reads them once per epoch.
+    :class:`fedmonai.handlers.loss_terms.LossTerms` averages them and reads them once per epoch.
 
     Args:
         num_classes: classes K; label K is unlabeled.
@@ -40,7 +40,7 @@ class WeakSupervisionLoss(nn.Module):
         crf_radius: largest offset of a pair of pixels.
         crf_sigma_xy: width of the CRF's kernel in pixels.
         crf_sigma_rgb: width of the CRF's kernel in units of the image.
-        backend: how trees are built, see :func:`fedmonai.losses.minimum_spanning_trees`.
+        backend: how trees are built, see :func:`fedmonai.losses.spanning_tree.minimum_spanning_trees`.
 
     Raises:
         ConfigError: on a negative weight, and for what the terms refuse.
@@ -77,7 +77,7 @@ class WeakSupervisionLoss(nn.Module):
 
         Args:
             output: ``logits`` ``(B, K, H, W)``, ``auxiliary`` (maps from coarse to fine) and ``image`` ``(B, C, H, W)``
-                in [0, 1], as :class:`fedmonai.networks.ChannelSelectionOutput` has them; logits alone will do when both
+                in [0, 1], as :class:`fedmonai.networks.channel_selection_unet.ChannelSelectionOutput` has them; logits alone will do when both
                 weights are 0.
             label: ``(B, 1, H, W)`` or ``(B, H, W)``.
 

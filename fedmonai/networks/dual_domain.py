@@ -43,7 +43,7 @@ class DualDomainUNet(nn.Module):
         self.image_net = ReconstructionUNet(1, 1, channels, num_pool, dropout, residual=residual)
 
     def forward(self, image: Tensor, kspace: Tensor, mask: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Reconstruct; the arguments are what :class:`fedmonai.transforms.PrepareKspace` returns ``with_kspace``.
+        """Reconstruct; the arguments are what :class:`fedmonai.transforms.batch.PrepareKspace` returns ``with_kspace``.
 
         Args:
             image: normalized zero-filled image (B, 1, h, w); it gives the size of the output.

@@ -16,9 +16,8 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.intensity import normalize_instance, standardize_instance_
 from fedmonai.transforms.kspace import center_crop, column_phase, hybrid_magnitude, zero_filled
-from fedmonai.transforms.masked_kspace import stack_masked
 from fedmonai.transforms.masks import KspaceMask
-from fedmonai.transforms.sampling import choose_mask
+from fedmonai.transforms.sampling import choose_mask, stack_masked
 
 __all__ = ["PrepareKspace"]
 
@@ -51,7 +50,7 @@ class PrepareKspace(Randomizable, PrepareBatch):
 
     x = sqrt(sum_c |crop(IFFT(m * kspace_c))|^2); x and the target are mapped with the mean and standard deviation of x
     and limited to [-clamp, clamp] (Guo et al., CVPR 2021). The statistics are written to ``batchdata["mean"]`` and
-    ``batchdata["std"]``, (B, 1, 1, 1), for :class:`~fedmonai.transforms.DenormalizeInstanced`.
+    ``batchdata["std"]``, (B, 1, 1, 1), for :class:`~fedmonai.transforms.dictionary.DenormalizeInstanced`.
 
     Reads ``kspace`` (list of complex64 (coils, H, W), or one stacked tensor; shapes may differ), ``file`` and, where
     present, ``hybrid``, ``mask`` (the slice's own (W,) sampling mask: it is used instead of a drawn one) and
@@ -64,7 +63,7 @@ class PrepareKspace(Randomizable, PrepareBatch):
             slice from this object's own generator (training; seed it with ``set_random_state``).
         clamp: limit in standard deviations, or None for no limit.
         with_kspace: hand on what a network that works on k-space needs besides: further arguments (masked k-space,
-            mask, mean, std), see :class:`fedmonai.networks.DualDomainUNet`. k-space must not be hybrid then, and of one
+            mask, mean, std), see :class:`fedmonai.networks.dual_domain.DualDomainUNet`. k-space must not be hybrid then, and of one
             shape within a batch.
 
     Raises:

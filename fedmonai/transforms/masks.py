@@ -1,19 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Undersampling masks: what a mask must offer, and the Cartesian column masks of fastMRI."""
+"""Sampling masks of k-space: Cartesian, variable density, radial, from arrays and files, and a choice by name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+import scipy.io
 import torch
 from monai.utils import ensure_tuple
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["CartesianMask", "KspaceMask"]
+__all__ = [
+    "MASK_KINDS",
+    "ArrayMask",
+    "CartesianMask",
+    "FixedMask",
+    "KspaceMask",
+    "MixedMask",
+    "RadialMask",
+    "VariableDensityMask",
+    "sampling_mask",
+]
 
 
 class KspaceMask(ABC):
@@ -110,3 +123,306 @@ class CartesianMask(KspaceMask):
             offset = rng.randint(0, round(spacing))
             mask[np.around(np.arange(offset, columns - 1, spacing)).astype(int)] = 1.0
         return mask
+
+
+class VariableDensityMask(KspaceMask):
+    """Exactly round(N / R) of the N columns (or samples), more of them near the middle of k-space.
+
+    A central block is always kept: ``round(W * center_fraction)`` columns, and in two dimensions as large a share of
+    the rows. The others are drawn without replacement with weights (1 - r)^power, r being the distance from the middle
+    over that of the farthest sample (Efraimidis and Spirakis, 2006, by exponential keys). power = 0 is uniform.
+
+    Args:
+        dimensions: 1 for columns (Cartesian), 2 for single samples.
+        accelerations: R >= 1; each draw picks one (with its fraction) first.
+        center_fractions: in [0, 1), one for each acceleration.
+        power: how fast the density falls, 0 or more.
+
+    Raises:
+        ConfigError: a value is out of range, or (when drawing) the central block alone exceeds N / R.
+    """
+
+    def __init__(
+        self,
+        dimensions: int = 1,
+        accelerations: Sequence[float] | float = (4,),
+        center_fractions: Sequence[float] | float = (0.08,),
+        power: float = 2.0,
+    ) -> None:
+        self.accelerations = tuple(float(value) for value in ensure_tuple(accelerations))
+        self.center_fractions = tuple(float(value) for value in ensure_tuple(center_fractions))
+        self.dimensions, self.power = dimensions, power
+        self.is_column = dimensions == 1
+        if dimensions not in (1, 2):
+            raise ConfigError(f"a mask of {dimensions} dimensions is not possible: use 1 (columns) or 2")
+        if not self.accelerations or len(self.accelerations) != len(self.center_fractions):
+            raise ConfigError(
+                f"accelerations {self.accelerations} and center_fractions {self.center_fractions} do not form pairs: "
+                "give one fraction for each acceleration"
+            )
+        for acceleration, fraction in zip(self.accelerations, self.center_fractions, strict=True):
+            if not 1.0 <= acceleration < float("inf"):
+                raise ConfigError(f"acceleration {acceleration:g} is not allowed: it must be 1 (all samples) or more")
+            if not 0.0 <= fraction < 1.0:
+                raise ConfigError(f"center_fraction {fraction:g} is not allowed: it must lie in [0, 1), e.g. 0.08")
+        if not 0.0 <= power < float("inf"):
+            raise ConfigError(f"density_power {power} is not allowed: it must be 0 (uniform) or more")
+
+    def sample(self, shape: int | Sequence[int], rng: np.random.RandomState) -> Tensor:
+        """Draw the pair, then the samples; returns float32 (W,) or (H, W)."""
+        full = (shape,) if isinstance(shape, int) else tuple(shape)
+        if len(full) < self.dimensions:
+            raise ConfigError(f"a mask over rows and columns needs both sizes, not {full}")
+        plane = full[-self.dimensions :]
+        pair = rng.randint(0, len(self.accelerations))
+        acceleration, fraction = self.accelerations[pair], self.center_fractions[pair]
+        total = round(int(np.prod(plane)) / acceleration)
+        center = _center(plane, fraction)
+        left = total - int(center.sum())
+        if left < 0:
+            raise ConfigError(
+                f"the center of {int(center.sum())} samples (center_fraction {fraction:g}) is more than acceleration "
+                f"{acceleration:g} keeps of {plane} in all ({total}): lower one of the two"
+            )
+        weight = (1.0 - _distance(plane)) ** self.power
+        keys = rng.exponential(size=plane) / weight
+        keys[center] = np.inf
+        mask = center.astype(np.float32)
+        if left:
+            mask.reshape(-1)[np.argpartition(keys, left - 1, axis=None)[:left]] = 1.0
+        return torch.from_numpy(mask)
+
+
+def _distance(plane: tuple[int, ...]) -> np.ndarray:
+    """Distance from the middle of k-space, 0 there and just below 1 at the farthest sample."""
+    axes = [np.abs(np.arange(length) - length // 2) / max(length / 2, 1) for length in plane]
+    radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij")))
+    return np.asarray(radius / (radius.max() * (1 + 1e-3) or 1.0))
+
+
+def _center(plane: tuple[int, ...], fraction: float) -> np.ndarray:
+    inside = np.ones(plane, dtype=bool)
+    for axis, length in enumerate(plane):
+        kept = round(length * fraction)
+        start = (length - kept + 1) // 2
+        along = np.zeros(length, dtype=bool)
+        along[start : start + kept] = True
+        inside &= along.reshape([-1 if other == axis else 1 for other in range(len(plane))])
+    return inside
+
+
+class RadialMask(KspaceMask):
+    """Equally spaced spokes from edge to edge, rotated by a random angle; as many as come nearest to N / R samples.
+
+    A spoke is the grid points nearest to a straight line through the middle of the plane, which is stretched with the
+    image where it is not square. The spokes cover the middle by themselves: there is no central block.
+
+    Args:
+        accelerations: R >= 1; each draw picks one first. What is kept differs from N / R by half a spoke at most
+            (a spoke has about max(H, W) samples).
+
+    Raises:
+        ConfigError: an acceleration below 1, or (when drawing) one that leaves less than one spoke.
+    """
+
+    def __init__(self, accelerations: Sequence[float] | float = (4,)) -> None:
+        self.accelerations = tuple(float(value) for value in ensure_tuple(accelerations))
+        for acceleration in self.accelerations or (0.0,):
+            if not 1.0 <= acceleration < float("inf"):
+                raise ConfigError(f"acceleration {acceleration:g} is not allowed: it must be 1 (all samples) or more")
+
+    def sample(self, shape: int | Sequence[int], rng: np.random.RandomState) -> Tensor:
+        """Draw the acceleration, then the angle; returns float32 (H, W)."""
+        if isinstance(shape, int) or len(shape) < 2:
+            raise ConfigError(f"a radial mask needs rows and columns, not {shape}")
+        plane = int(shape[-2]), int(shape[-1])
+        acceleration = self.accelerations[rng.randint(0, len(self.accelerations))]
+        if acceleration == 1.0:
+            return torch.ones(plane)
+        spokes = _number_of_spokes(plane, acceleration)
+        return torch.from_numpy(_spokes(plane, spokes, rng.uniform()).astype(np.float32))
+
+
+@lru_cache(maxsize=64)
+def _number_of_spokes(plane: tuple[int, int], acceleration: float) -> int:
+    wanted = plane[0] * plane[1] / acceleration
+    if wanted < max(plane) / 2:
+        raise ConfigError(f"acceleration {acceleration:g} keeps {wanted:.0f} of {plane} samples, less than one spoke")
+    low, high = 1, 4 * max(plane)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _spokes(plane, middle).sum() <= wanted:
+            low = middle
+        else:
+            high = middle
+    return min(low, high, key=lambda number: abs(_spokes(plane, number).sum() - wanted))
+
+
+def _spokes(plane: tuple[int, int], number: int, turn: float = 0.0) -> np.ndarray:
+    """A boolean plane with ``number`` spokes, rotated by ``turn`` of their spacing."""
+    angle = (np.arange(number) + turn) * np.pi / number
+    # half steps of the longer side leave no gaps; beyond the plane's corners nothing is cut off too early
+    reach = np.arange(-max(plane), max(plane) + 1) / max(plane) / np.sqrt(2)
+    inside = np.zeros(plane, dtype=bool)
+    rows = np.rint(plane[0] // 2 + np.outer(np.sin(angle), reach) * plane[0]).astype(int)
+    columns = np.rint(plane[1] // 2 + np.outer(np.cos(angle), reach) * plane[1]).astype(int)
+    kept = (rows >= 0) & (rows < plane[0]) & (columns >= 0) & (columns < plane[1])
+    inside[rows[kept], columns[kept]] = True
+    return inside
+
+
+class ArrayMask(KspaceMask):
+    """The mask in a file, the same in training, validation and test.
+
+    Args:
+        file: ``.npy``, or ``.mat`` (up to version 7) with the variable ``key``. 0 and 1, (W,) or (1, W) for columns,
+            (H, W) for single samples, with the zero frequency at index ``size // 2`` as in the k-space files. A plane
+            whose rows are all alike is a mask over columns.
+        key: name of the variable in a ``.mat`` file.
+
+    Raises:
+        ConfigError: the file cannot be read or holds something else; when drawing, if mask and k-space differ in shape.
+    """
+
+    def __init__(self, file: str, key: str = "mask") -> None:
+        self.file = str(file)
+        self.mask = _checked_mask(_read_mask(Path(file), key), self.file)
+        self.is_column = self.mask.ndim == 1
+
+    def sample(self, shape: int | Sequence[int], rng: np.random.RandomState) -> Tensor:
+        """The mask, (W,) or (H, W); nothing is drawn."""
+        plane = (shape,) if isinstance(shape, int) else tuple(shape)[-2:]
+        own = tuple(self.mask.shape)
+        if own != plane[-len(own) :]:
+            raise ConfigError(
+                f"mask_file '{self.file}' has shape {own}, the k-space {plane}: give a mask of the same size, or "
+                "bring the k-space to the mask's size when it is converted"
+            )
+        return self.mask
+
+
+class FixedMask(KspaceMask):
+    """Draws another mask once per k-space shape, from one seed: a site's own sampling pattern.
+
+    Args:
+        mask: what is drawn.
+        seed: of the pattern, 0 or more.
+    """
+
+    def __init__(self, mask: KspaceMask, seed: int = 0) -> None:
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"mask_seed {seed} is not allowed: give a whole number from 0, or null for fresh masks")
+        self.mask, self.seed = mask, seed
+        self.is_column = mask.is_column
+        self._drawn: dict[tuple[int, ...], Tensor] = {}
+
+    def sample(self, shape: int | Sequence[int], rng: np.random.RandomState) -> Tensor:
+        """The pattern for this shape; ``rng`` is not used."""
+        plane = (shape,) if isinstance(shape, int) else tuple(shape)[-2:]
+        if plane not in self._drawn:
+            self._drawn[plane] = self.mask.sample(plane, np.random.RandomState(self.seed))
+        return self._drawn[plane]
+
+
+class MixedMask(KspaceMask):
+    """Draws one of several masks first: the sampling patterns of all sites in pooled data.
+
+    Args:
+        masks: one or more, equally likely.
+    """
+
+    def __init__(self, masks: Sequence[KspaceMask]) -> None:
+        if not masks:
+            raise ConfigError("mask_kind is empty: name one kind or more")
+        self.masks = tuple(masks)
+        self.is_column = all(mask.is_column for mask in self.masks)
+
+    def sample(self, shape: int | Sequence[int], rng: np.random.RandomState) -> Tensor:
+        """The chosen mask's draw, (W,) or (H, W)."""
+        return self.masks[rng.randint(0, len(self.masks))].sample(shape, rng)
+
+
+def _read_mask(path: Path, key: str) -> np.ndarray:
+    if path.suffix.lower() not in (".npy", ".mat"):
+        raise ConfigError(f"mask_file '{path}' is neither .npy nor .mat")
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        found = scipy.io.loadmat(str(path))
+    except Exception as error:  # SciPy's and NumPy's readers end in anything from OSError to their own types
+        raise ConfigError(
+            f"mask_file '{path}' cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:100]}); give a "
+            ".npy array of numbers, or a .mat file saved with -v7 or older."
+        ) from error
+    if key not in found:
+        names = ", ".join(name for name in found if not name.startswith("__")) or "nothing"
+        raise ConfigError(f"mask_file '{path}' has no variable '{key}'; it holds {names}.")
+    return np.asarray(found[key])
+
+
+def _checked_mask(array: np.ndarray, file: str) -> Tensor:
+    if array.dtype.kind not in "biuf" or array.ndim not in (1, 2) or not np.isin(array, (0, 1)).all():
+        raise ConfigError(
+            f"mask_file '{file}' holds {array.dtype} {array.shape}, not 0 and 1 of shape (W,), (1, W) or (H, W)."
+        )
+    if not array.any():
+        raise ConfigError(f"mask_file '{file}' keeps no sample at all.")
+    plane = np.atleast_2d(array).astype(np.float32)
+    return torch.from_numpy(plane[0].copy() if (plane == plane[:1]).all() else plane.copy())
+
+
+MASK_KINDS = ("random", "equispaced", "variable_density", "random_2d", "radial", "file")
+
+
+def sampling_mask(
+    kind: str | Sequence[str],
+    accelerations: Sequence[float] | float = (4,),
+    center_fractions: Sequence[float] | float = (0.08,),
+    density_power: float = 2.0,
+    file: str | None = None,
+    seed: int | None = None,
+) -> KspaceMask:
+    """The mask of a kind: over columns ``random``, ``equispaced``, ``variable_density``; over the plane ``random_2d``
+    and ``radial``; from a ``file`` either.
+
+    Args:
+        kind: one of the six; ``random`` and ``equispaced`` are fastMRI's, see :class:`CartesianMask`. A list of them
+            (for pooled data): each draw takes one of them with the acceleration (and fraction) at its place.
+        accelerations: R >= 1, any number of them; unused by ``file``.
+        center_fractions: one for each acceleration; unused by ``radial`` and ``file``.
+        density_power: of ``variable_density`` and ``random_2d``; 0 = uniform.
+        file: ``.npy`` or ``.mat`` of ``file``.
+        seed: draw the pattern once, from this seed; None for a fresh one per example in training and a fixed one per
+            volume in validation and test.
+
+    Raises:
+        ConfigError: another kind, ``file`` without a file or a file without ``file``; and as the masks themselves.
+    """
+    if not isinstance(kind, str):
+        return _mixed(kind, ensure_tuple(accelerations), ensure_tuple(center_fractions), density_power, seed)
+    if kind not in MASK_KINDS:
+        raise ConfigError(f"mask_kind '{kind}' is unknown: use one of {', '.join(MASK_KINDS)}")
+    if (kind == "file") != (file is not None):
+        raise ConfigError(f"mask_kind is '{kind}' and mask_file is {file!r}: a file and the kind 'file' go together")
+    if file is not None:
+        return ArrayMask(file)
+    mask: KspaceMask
+    if kind == "radial":
+        mask = RadialMask(accelerations)
+    elif kind in ("random", "equispaced"):
+        mask = CartesianMask(kind, accelerations, center_fractions)
+    else:
+        mask = VariableDensityMask(2 if kind == "random_2d" else 1, accelerations, center_fractions, density_power)
+    return mask if seed is None else FixedMask(mask, seed)
+
+
+def _mixed(
+    kinds: Sequence[str], accelerations: Sequence[float], fractions: Sequence[float], power: float, seed: int | None
+) -> KspaceMask:
+    if not len(kinds) == len(accelerations) == len(fractions):
+        raise ConfigError(
+            f"mask_kind {list(kinds)}, accelerations {list(accelerations)} and center_fractions {list(fractions)} "
+            "differ in length: a list of kinds needs one of each for every kind"
+        )
+    settings = zip(kinds, accelerations, fractions, strict=True)
+    return MixedMask([sampling_mask(kind, a, f, power, seed=seed) for kind, a, f in settings])

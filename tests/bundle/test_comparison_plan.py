@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fedmonai.bundle import Method, PlannedRun, check_runs, execute, planned_runs, read_plan
+from fedmonai.bundle.comparison import PlannedRun, check_runs, execute, planned_runs
+from fedmonai.bundle.plan import Method, read_plan
 from fedmonai.errors import ConfigError
 
 PLANS = sorted((Path(__file__).parents[2] / "scripts" / "plans").glob("*.yaml"))

@@ -17,8 +17,8 @@ import torch
 import yaml
 from bundle_copy import copy_bundle
 
-from fedmonai.bundle import lint_bundle
 from fedmonai.bundle.__main__ import lint
+from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_files import logging_problems, metadata_problems
 from fedmonai.errors import ConfigError
 

@@ -17,7 +17,7 @@ import pytest
 from bundle_copy import copy_bundle
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle import lint_bundle
+from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_config import config_problems
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
@@ -153,9 +153,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"x": "$@ + 1"}, "without an id"),
     ({"x": "$torch.distributed.init_process_group('gloo', 'tcp:' + '/' + '/host')"}, "gets 2 arguments"),
     ({"x": {"_target_": "torch.distributed.init_process_group", "init_method": "@a"}}, "is no component"),
-    ({"x": {"_target_": "fedmonai.federated.SiteAlgo", "bundle_root": "@a"}}, "not among the names"),
+    ({"x": {"_target_": "fedmonai.federated.site.SiteAlgo", "bundle_root": "@a"}}, "not among the names"),
     ({"x": {"_target_": "fedmonai.federated.sites.SiteAlgo"}}, "is really"),
-    ({"x": {"_target_": "fedmonai.bundle.leave_one_out"}}, "not among the names"),
+    ({"x": {"_target_": "fedmonai.bundle.leave_one_out.leave_one_out"}}, "not among the names"),
     ({"x": {"_target_": "MLFlowHandler", "tracking_uri": "@a"}}, "not among the names"),
     ({"x": {"_target_": "monai.data.CSVDataset", "src": "@a"}}, "is really"),
     ({"x": {"_target_": "monai.networks.layers.GaussianMixtureModel", "channel_count": "1; true"}}, "is really"),

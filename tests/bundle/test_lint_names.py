@@ -21,7 +21,7 @@ ALLOWED = [
     "$@train::handlers + [@handler]",
     "$@network.parameters()",
     "$not @standalone and @epochs > 3",
-    "$fedmonai.federated.derive_seed(@seed, 'x')",
+    "$fedmonai.federated.seeding.derive_seed(@seed, 'x')",
     "$[@device] if torch.cuda.is_available() else None",
     "$import os",
     "$2 * @channels ** 2",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle import config_files
+from fedmonai.bundle.known_ids import config_files
 from fedmonai.bundle.number_ranges import NUMBERS, UNREAD_AT_SITES, refuse_bad_numbers, refuse_unread_ids
 from fedmonai.errors import ConfigError
 

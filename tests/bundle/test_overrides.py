@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle import apply_overrides, leave_one_out
+from fedmonai.bundle.leave_one_out import leave_one_out
+from fedmonai.bundle.overrides import apply_overrides
 from fedmonai.bundle.site_check import check_site
 from fedmonai.errors import ConfigError
 

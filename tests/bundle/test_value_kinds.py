@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedmonai.bundle import config_files
+from fedmonai.bundle.known_ids import config_files
 from fedmonai.bundle.value_kinds import refuse_wrong_kinds, switch_and_number_ids
 from fedmonai.errors import ConfigError
 

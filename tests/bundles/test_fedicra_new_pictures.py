@@ -19,7 +19,7 @@ from numerics import assert_within, roundings_of
 from PIL import Image
 
 from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.networks import ChannelSelectionUNet
+from fedmonai.networks.channel_selection_unet import ChannelSelectionUNet
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fedicra"
 SIZES: dict[str, Any] = {"channels": [2, 2, 2, 2, 16], "head_channels": 2}

@@ -15,8 +15,11 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from tiny_sites import TINY_SITES, write_prostate_site
 
-from fedmonai.federated import Federation, SharedKeys, Sites, WeightedMean, attach, attachments_of, weights_message
-from fedmonai.networks import SegmentationUNet
+from fedmonai.federated.federation import Federation, attach
+from fedmonai.federated.message import SharedKeys, attachments_of, weights_message
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.strategy import WeightedMean
+from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 WATCHED = ("encoder.blocks.0.conv1.weight", "decoder.head.weight", "encoder.blocks.0.norm1.running_var")
 BUNDLE = Path(__file__).parents[2] / "bundles" / "iop_fl"

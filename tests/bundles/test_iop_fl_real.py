@@ -15,7 +15,8 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.data import check_cases, prostate_pictures
+from fedmonai.data.case_check import check_cases
+from fedmonai.data.prostate import prostate_pictures
 
 DATA = os.environ.get("FEDMONAI_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FEDMONAI_TEST_DATA (folder of real images) is not set")
@@ -88,7 +89,7 @@ def test_nifti_case_trains_tests_and_is_segmented(prostate: Path, tmp_path: Path
 
 def test_dicom_series_is_segmented_in_its_own_geometry(tmp_path: Path) -> None:
     """Brains, for the reading of a real series: the mask means nothing."""
-    from fedmonai.networks import SegmentationUNet
+    from fedmonai.networks.segmentation_unet import SegmentationUNet
 
     torch.manual_seed(0)
     torch.save(SegmentationUNet(channels=2, num_pool=4).state_dict(), tmp_path / "model.pt")

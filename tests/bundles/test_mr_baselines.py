@@ -15,8 +15,8 @@ from tiny_sites import MR, write_kspace
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated import SharedKeys
-from fedmonai.networks import ReconstructionUNet
+from fedmonai.federated.message import SharedKeys
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 ROOT = Path(__file__).parents[2] / "bundles"
 OVERLAY = "configs/federation/transfer.yaml"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from fedmonai.data.convert import prepare_mri
+from fedmonai.data.convert.prepare import prepare_mri
 
 DATA = os.environ.get("FEDMONAI_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FEDMONAI_TEST_DATA (folder of real images) is not set")

@@ -18,10 +18,10 @@ import torch
 from monai.bundle import ConfigWorkflow
 from tiny_sites import TINY_SITES, write_prostate_site
 
-from fedmonai.bundle import leave_one_out
+from fedmonai.bundle.leave_one_out import leave_one_out
 from fedmonai.data import case_files
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
-from fedmonai.report import write_outside_report
+from fedmonai.report.outside import write_outside_report
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "iop_fl"
@@ -197,7 +197,7 @@ def test_leave_one_out_resumes_and_reports(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:  # the second federation is trained, its outside step is not reached
-        patched.setattr("fedmonai.handlers.PassEvaluation._completed", stop)
+        patched.setattr("fedmonai.handlers.pass_evaluation.PassEvaluation._completed", stop)
         with pytest.raises(KeyboardInterrupt):
             leave(data, tmp_path / "loo", outside_sites=["B"])
     capsys.readouterr()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.federated import GaussianPrivacy, Median, TrimmedMean
+from fedmonai.federated.privacy import GaussianPrivacy
+from fedmonai.federated.robust import Median, TrimmedMean
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}

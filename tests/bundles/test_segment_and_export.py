@@ -19,7 +19,8 @@ from numerics import assert_within, roundings_of
 from pydicom.uid import MRImageStorage, generate_uid
 
 from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.networks import SegmentationUNet, build_routed_network
+from fedmonai.networks.routing import build_routed_network
+from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "iop_fl"
 SIZES = {"channels": 2, "num_pool": 2}

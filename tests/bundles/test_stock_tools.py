@@ -15,7 +15,9 @@ from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from tiny_sites import TINY_SITES
 
-from fedmonai.bundle import DATA_IDS, check_config, config_files
+from fedmonai.bundle.known_ids import config_files
+from fedmonai.bundle.live_config import check_config
+from fedmonai.bundle.overlay_ids import DATA_IDS
 from fedmonai.errors import ConfigError, mistake_behind
 
 ROOT = Path(__file__).parents[2] / "bundles"

@@ -11,9 +11,11 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from torch.utils.data import DataLoader
 
-from fedmonai.data import CaseSliceDataset, prostate_cases, prostate_pictures
+from fedmonai.data.case_slices import CaseSliceDataset
+from fedmonai.data.prostate import prostate_cases, prostate_pictures
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import NormalizeVolumed, RandQuarterTurnFlipd, StackNeighborsd
+from fedmonai.transforms.rand_geometry import RandQuarterTurnFlipd
+from fedmonai.transforms.slices import NormalizeVolumed, StackNeighborsd
 
 AFFINE = np.diag([-0.5, -0.6, 3.0, 1.0])  # axes already point left, posterior, superior: rows are axis 1
 

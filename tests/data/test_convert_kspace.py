@@ -10,7 +10,7 @@ from numerics import assert_within
 
 from fedmonai.data.convert.kspace import PlaneSize, image_to_kspace, kspace_to_image, sampled
 from fedmonai.data.convert.volume import InputError, Volume
-from fedmonai.transforms import center_crop, ifft2c
+from fedmonai.transforms.kspace import center_crop, ifft2c
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import pytest
 import torch
 from numerics import assert_within
 
-from fedmonai.data import KspaceDataset, kspace_volumes, read_manifest, verify_manifest
 from fedmonai.data.convert import prepare as module
-from fedmonai.data.convert import prepare_mri
+from fedmonai.data.convert.prepare import prepare_mri
+from fedmonai.data.kspace_dataset import KspaceDataset
+from fedmonai.data.manifest import read_manifest, verify_manifest
+from fedmonai.data.volume_list import kspace_volumes
 from fedmonai.errors import ConfigError
 
 

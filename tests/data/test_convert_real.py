@@ -14,9 +14,12 @@ import pytest
 from monai.data import DataLoader
 from numerics import assert_within
 
-from fedmonai.data import KspaceDataset, collate_slices, kspace_volumes, read_manifest, verify_manifest
-from fedmonai.data.convert import prepare_mri
-from fedmonai.transforms import CartesianMask, PrepareKspace
+from fedmonai.data.convert.prepare import prepare_mri
+from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
+from fedmonai.data.manifest import read_manifest, verify_manifest
+from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.masks import CartesianMask
 
 DATA = os.environ.get("FEDMONAI_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FEDMONAI_TEST_DATA (folder of real images) is not set")

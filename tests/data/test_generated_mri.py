@@ -16,10 +16,13 @@ import pytest
 import torch
 from numerics import assert_within
 
-from fedmonai.data import KspaceDataset, generate_mri_federation, generated_mri_site, kspace_volumes
 from fedmonai.data import generated_mri as module
+from fedmonai.data.generated_mri import generate_mri_federation, generated_mri_site
+from fedmonai.data.kspace_dataset import KspaceDataset
+from fedmonai.data.volume_list import kspace_volumes
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import CartesianMask, zero_filled
+from fedmonai.transforms.kspace import zero_filled
+from fedmonai.transforms.masks import CartesianMask
 
 SMALL: dict[str, Any] = {"subjects": (2, 1, 1), "slices": 3, "size": 48}
 

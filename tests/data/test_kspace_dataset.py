@@ -13,9 +13,11 @@ import torch
 from monai.data import DataLoader
 from numerics import assert_within
 
-from fedmonai.data import KspaceDataset, collate_slices, kspace_volumes
+from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
+from fedmonai.data.volume_list import kspace_volumes
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import PrepareKspace, hybrid_kspace
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.kspace import hybrid_kspace
 
 
 def _entry(path):

@@ -10,8 +10,9 @@ import h5py
 import pytest
 from monai.data import load_decathlon_datalist
 
-from fedmonai.data import check_overlap, kspace_volumes, read_manifest, verify_manifest, write_manifest
 from fedmonai.data.atomic import atomic_path
+from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest, write_manifest
+from fedmonai.data.volume_list import kspace_volumes
 from fedmonai.errors import ConfigError
 
 

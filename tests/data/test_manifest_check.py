@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmonai.data import write_manifest
+from fedmonai.data.manifest import write_manifest
 from fedmonai.data.manifest_check import check_manifests
 from fedmonai.errors import ConfigError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmonai.data import PROSTATE_SHARES, prostate_cases, prostate_pictures, write_case_lists
+from fedmonai.data.prostate import PROSTATE_SHARES, prostate_cases, prostate_pictures, write_case_lists
 from fedmonai.data.subject_split import split_subjects
 from fedmonai.errors import ConfigError
 

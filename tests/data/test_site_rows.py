@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from fedmonai.data import check_overlap, kspace_volumes, read_manifest, simulate_sites
-from fedmonai.data.site_rows import read_rows, rows_from_layout
+from fedmonai.data.manifest import check_overlap, read_manifest
+from fedmonai.data.site_rows import read_rows, rows_from_layout, simulate_sites
+from fedmonai.data.volume_list import kspace_volumes
 from fedmonai.errors import ConfigError
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedmonai.data import WeakSliceDataset, make_weak_labels, paired_files, report_weak_labels, volume_files
+from fedmonai.data.weak_files import paired_files, volume_files
+from fedmonai.data.weak_labels import make_weak_labels, report_weak_labels
+from fedmonai.data.weak_slices import WeakSliceDataset
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import WEAK_FORMS, weak_label
+from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label
 
 
 @pytest.fixture

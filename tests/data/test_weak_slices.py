@@ -13,10 +13,12 @@ import torch
 from monai.data import DataLoader
 from PIL import Image
 
-from fedmonai.data import WeakSliceDataset, paired_files, release_files, volume_files
+from fedmonai.data.weak_files import paired_files, release_files, volume_files
+from fedmonai.data.weak_slices import WeakSliceDataset
 from fedmonai.data.weak_sources import min_max_normalize, read_picture_mask
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import RandRotateFilld, weak_label
+from fedmonai.transforms.rand_geometry import RandRotateFilld
+from fedmonai.transforms.weak_labels import weak_label
 
 REAL = os.environ.get("FEDMONAI_TEST_DATA")
 needs_real_data = pytest.mark.skipif(REAL is None, reason="FEDMONAI_TEST_DATA is not set")

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from fedmonai.federated import Federation, Sites, Strategy, WeightedMean
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.strategy import Strategy, WeightedMean
 
 TINY = str(Path(__file__).parents[2] / "benchmarks" / "tiny_bundle")
 

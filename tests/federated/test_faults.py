@@ -19,7 +19,7 @@ import torch
 from ignite.engine import Events
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated import Federation
+from fedmonai.federated.federation import Federation
 from fedmonai.federated.run_folder import load_checked, save_atomic
 
 

@@ -13,7 +13,9 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import FederationError
-from fedmonai.federated import Federation, Sites, WeightedMean
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.strategy import WeightedMean
 
 #: the last layer of the tiny network
 PRIVATE = (r"output",)

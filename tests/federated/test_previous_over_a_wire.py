@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from test_remote import Wire, close, final, lines, personal_state, same
 
-from fedmonai.federated import Federation, MeanWithPrevious, RemoteSites, Sites, SiteService, pack
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.mean_with_previous import MeanWithPrevious
+from fedmonai.federated.remote import RemoteSites
+from fedmonai.federated.service import SiteService
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.wire import pack
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
 IDS = {"channels": 2, "batch_size": 2, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu", "beta": 1.0}

@@ -15,9 +15,9 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated import GaussianPrivacy, weights_message
-from fedmonai.federated.privacy import spent_epsilon
-from fedmonai.report import write_report
+from fedmonai.federated.message import weights_message
+from fedmonai.federated.privacy import GaussianPrivacy, spent_epsilon
+from fedmonai.report.write import write_report
 
 pytest.importorskip("opacus", reason="the extra 'privacy' is not installed")
 

@@ -12,25 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedmonai.federated import (
-    GaussianPrivacy,
-    Guard,
-    KeepSharedKeys,
-    MeanWithPrevious,
-    Median,
-    OwnedMean,
-    RefusedMessage,
-    SharedKeys,
-    Strategy,
-    TargetLatents,
-    TrimmedMean,
-    WeightedMean,
-    attachments_of,
-    message_bytes,
-    pack,
-    unpack,
-    weights_message,
-)
+from fedmonai.federated.filters import KeepSharedKeys
+from fedmonai.federated.guard import Guard, RefusedMessage
+from fedmonai.federated.mean_with_previous import MeanWithPrevious
+from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
+from fedmonai.federated.owned_mean import OwnedMean
+from fedmonai.federated.privacy import GaussianPrivacy
+from fedmonai.federated.robust import Median, TrimmedMean
+from fedmonai.federated.strategy import Strategy, WeightedMean
+from fedmonai.federated.target_latents import TargetLatents
+from fedmonai.federated.wire import pack, unpack
 
 # derandomized: the same examples on every machine, so that a red run can be repeated
 quick = settings(

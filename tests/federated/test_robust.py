@@ -12,7 +12,11 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated import Federation, Median, Sites, Strategy, TrimmedMean, WeightedMean, weights_message
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.message import weights_message
+from fedmonai.federated.robust import Median, TrimmedMean
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.strategy import Strategy, WeightedMean
 
 
 def updates(*values: float) -> dict[str, ExchangeObject]:

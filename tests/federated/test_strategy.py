@@ -8,8 +8,8 @@ import torch
 from numerics import assert_within
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated import SharedKeys, WeightedMean, message_bytes, weights_message
-from fedmonai.federated.strategy import weighted_mean_
+from fedmonai.federated.message import SharedKeys, message_bytes, weights_message
+from fedmonai.federated.strategy import WeightedMean, weighted_mean_
 
 
 def update(value: float, counter: int, samples: int = 1, steps: int = 1) -> object:

@@ -16,17 +16,14 @@ from monai.bundle import ConfigWorkflow
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
-from fedmonai.federated import (
-    Federation,
-    RefusedMessage,
-    SiteAlgo,
-    Sites,
-    TargetLatents,
-    WeightedMean,
-    attach,
-    attachments_of,
-)
-from fedmonai.report import write_report
+from fedmonai.federated.federation import Federation, attach
+from fedmonai.federated.guard import RefusedMessage
+from fedmonai.federated.message import attachments_of
+from fedmonai.federated.site import SiteAlgo
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.target_latents import TargetLatents
+from fedmonai.report.write import write_report
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}

@@ -11,7 +11,12 @@ from test_remote import Wire, final, same
 from test_target_latents import BUNDLES, IDS, data, federation, rounds  # noqa: F401 (a fixture)
 
 from fedmonai.errors import FederationError
-from fedmonai.federated import Federation, RemoteSites, Sites, SiteService, TargetLatents, attachments_of
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.message import attachments_of
+from fedmonai.federated.remote import RemoteSites
+from fedmonai.federated.service import SiteService
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.target_latents import TargetLatents
 
 BUNDLE = str(BUNDLES / "fl_mrcm")
 CHOSEN = {"alignment": "features", "share_features": True, "target_site": "C"}

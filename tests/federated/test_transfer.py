@@ -7,7 +7,9 @@ import pytest
 import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedmonai.federated import RandomTransfer, WeightedMean, weights_message
+from fedmonai.federated.message import weights_message
+from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.transfer import RandomTransfer
 
 SITES = ["A", "B", "C", "D"]
 

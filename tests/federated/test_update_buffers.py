@@ -13,7 +13,10 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 import fedmonai.federated
-from fedmonai.federated import Federation, Sites, Strategy, weights_message
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.message import weights_message
+from fedmonai.federated.sites import Sites
+from fedmonai.federated.strategy import Strategy
 
 #: arguments of the strategies that need some, or that keep more with them
 ARGUMENTS: dict[str, dict[str, Any]] = {

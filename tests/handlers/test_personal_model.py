@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from torch import nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers import PersonalModel
+from fedmonai.handlers.personal_model import PersonalModel
 
 
 def trained_to(handler: PersonalModel, network: nn.Module, *values: float) -> None:

@@ -8,7 +8,9 @@ import torch
 from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers import OptimizerReset, RoundLR, batch_loss
+from fedmonai.handlers.batch_loss import batch_loss
+from fedmonai.handlers.optimizer_reset import OptimizerReset
+from fedmonai.handlers.round_lr import RoundLR
 
 
 def engine_for(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> Engine:

@@ -12,8 +12,8 @@ from monai.engines import SupervisedEvaluator
 from numerics import assert_within, roundings_of
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers import SaveLatents
-from fedmonai.networks import ReconstructionUNet, pooled_latent
+from fedmonai.handlers.save_latents import SaveLatents
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 
 
 def evaluator(network: torch.nn.Module, handler: SaveLatents, split: str | None, reference: str | None = None):

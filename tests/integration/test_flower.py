@@ -133,7 +133,8 @@ def named_nodes() -> Any:
 def test_second_node_of_a_connected_site_is_refused() -> None:
     from flwr.app import Context, RecordDict
 
-    from fedmonai.federated import Request, SiteFailure
+    from fedmonai.federated.records import SiteFailure
+    from fedmonai.federated.wire import Request
     from fedmonai.integrations.flower.server import GridTransport
 
     first, second = NAMES
@@ -173,7 +174,8 @@ def test_two_nodes_of_one_name_at_the_start() -> None:
 
 
 def test_transport_names_what_went_wrong() -> None:
-    from fedmonai.federated import Request, SiteFailure
+    from fedmonai.federated.records import SiteFailure
+    from fedmonai.federated.wire import Request
     from fedmonai.integrations.flower.server import GridTransport
 
     grid = Memory(named_nodes(), NAMES[:1])

@@ -18,7 +18,9 @@ import pytest
 import torch
 from federation_runs import become_flower_task
 
-from fedmonai.federated import WeightedMean, pack, weights_message
+from fedmonai.federated.message import weights_message
+from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.wire import pack
 
 pytestmark = [
     pytest.mark.integration,

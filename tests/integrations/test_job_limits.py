@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated import KeepSharedKeys, SiteService
+from fedmonai.federated.filters import KeepSharedKeys
+from fedmonai.federated.service import SiteService
 from fedmonai.integrations.deployment import Deployment, describe
 from fedmonai.integrations.runtime import SiteSettings, federation_config, run_server, site_service
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
-FILTER = {"_target_": "fedmonai.federated.KeepSharedKeys", "shared_keys": ["decoder"]}
+FILTER = {"_target_": "fedmonai.federated.filters.KeepSharedKeys", "shared_keys": ["decoder"]}
 SITES: dict[str, Any] = {"a": {"site": "B"}, "b": {"site": "H"}}
 
 
@@ -192,7 +193,7 @@ def test_what_a_site_decides_holds(altered: Callable[..., Path], tmp_path: Path)
 def test_filters_of_the_job_come_before_those_of_the_site(altered: Callable[..., Path], tmp_path: Path) -> None:
     private = ["configs/federated.yaml", "configs/federation/private.yaml"]
     job = altered({"exchange_filters::0::seed": 5}, files=private)
-    own = {"_target_": "fedmonai.federated.GaussianPrivacy", "output_dir": "@output_dir"}
+    own = {"_target_": "fedmonai.federated.privacy.GaussianPrivacy", "output_dir": "@output_dir"}
     settings = SiteSettings(exchange_filters=[own], state_dir=str(tmp_path / "state"))
     theirs, ours = served(job, tmp_path, settings).sites.common["exchange_filters"]
     assert (theirs.seed, ours.seed) == (5, None)

@@ -10,7 +10,7 @@ from numerics import assert_within
 from torch.nn import functional
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import AdaptationLoss, consistency_term, entropy_term, shape_term
+from fedmonai.losses.adaptation import AdaptationLoss, consistency_term, entropy_term, shape_term
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "iop_fl_losses.npz"
 

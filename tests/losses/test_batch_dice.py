@@ -9,7 +9,7 @@ import torch
 from numerics import assert_within
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import BatchDiceLoss
+from fedmonai.losses.batch_dice import BatchDiceLoss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "iop_fl_losses.npz"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import GatedCRFLoss
+from fedmonai.losses.gated_crf import GatedCRFLoss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

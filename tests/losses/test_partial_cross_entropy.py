@@ -11,7 +11,7 @@ import torch
 from numerics import assert_within
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import PartialCrossEntropyLoss
+from fedmonai.losses.partial_cross_entropy import PartialCrossEntropyLoss
 
 
 def test_mean_over_labeled_pixels_by_hand() -> None:

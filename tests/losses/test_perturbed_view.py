@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import PerturbedView
+from fedmonai.losses.adaptation import PerturbedView
 
 
 @pytest.mark.parametrize("size", [(4, 4), (4, 6)])

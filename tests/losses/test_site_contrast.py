@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import SiteContrastLoss, gate_saturation
+from fedmonai.losses.site_contrast import SiteContrastLoss, gate_saturation
 
 
 @pytest.fixture

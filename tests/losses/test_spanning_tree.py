@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import edge_costs, grid_edges, minimum_spanning_trees, root_forest
+from fedmonai.losses.spanning_tree import edge_costs, grid_edges, minimum_spanning_trees, root_forest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BACKENDS = ("compiled", "tensor")

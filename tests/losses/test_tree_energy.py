@@ -9,17 +9,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import (
-    GatedCRFLoss,
-    PartialCrossEntropyLoss,
-    SiteContrastLoss,
-    TreeEnergyLoss,
-    edge_costs,
-    minimum_spanning_trees,
-    root_forest,
-    tree_affinities,
-    tree_filter,
-)
+from fedmonai.losses.gated_crf import GatedCRFLoss
+from fedmonai.losses.partial_cross_entropy import PartialCrossEntropyLoss
+from fedmonai.losses.site_contrast import SiteContrastLoss
+from fedmonai.losses.spanning_tree import edge_costs, minimum_spanning_trees, root_forest
+from fedmonai.losses.tree_energy import TreeEnergyLoss, tree_affinities, tree_filter
 
 
 def filtered(values: Tensor, features: Tensor, sigma: float) -> Tensor:

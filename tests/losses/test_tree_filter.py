@@ -12,15 +12,8 @@ from numerics import assert_within
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import (
-    SpanningForest,
-    edge_costs,
-    minimum_spanning_trees,
-    root_forest,
-    tree_affinities,
-    tree_filter,
-    tree_support,
-)
+from fedmonai.losses.spanning_tree import SpanningForest, edge_costs, minimum_spanning_trees, root_forest
+from fedmonai.losses.tree_energy import tree_affinities, tree_filter, tree_support
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BACKENDS = ("compiled", "tensor")

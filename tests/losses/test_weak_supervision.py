@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import GatedCRFLoss, PartialCrossEntropyLoss, TreeEnergyLoss, WeakSupervisionLoss
+from fedmonai.losses.gated_crf import GatedCRFLoss
+from fedmonai.losses.partial_cross_entropy import PartialCrossEntropyLoss
+from fedmonai.losses.tree_energy import TreeEnergyLoss
+from fedmonai.losses.weak_supervision import WeakSupervisionLoss
 
 
 @pytest.fixture

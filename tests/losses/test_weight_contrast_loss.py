@@ -12,7 +12,7 @@ from numerics import assert_within
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import WeightContrastLoss
+from fedmonai.losses.weight_contrast import WeightContrastLoss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fedmri_contrastive.npz"
 # two short ones that are worked on together, and one that takes two pieces

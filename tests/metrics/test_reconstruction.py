@@ -13,7 +13,7 @@ from numerics import assert_within
 from skimage.metrics import structural_similarity
 
 from fedmonai.errors import ConfigError
-from fedmonai.metrics import PSNR_CAP, nmse, psnr, ssim
+from fedmonai.metrics.reconstruction import PSNR_CAP, nmse, psnr, ssim
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "reconstruction_metrics.npz"
 

@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from numerics import assert_within
 
 from fedmonai.errors import ConfigError
-from fedmonai.metrics import CaseASSD, CaseDice, CaseHD95, ReleaseDice, release_dice
+from fedmonai.metrics.segmentation import CaseASSD, CaseDice, CaseHD95, ReleaseDice, release_dice
 
 SPACING = (0.5, 2.0, 3.0)  # row, column, slice
 

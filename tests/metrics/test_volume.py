@@ -6,7 +6,7 @@ import torch
 from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
-from fedmonai.metrics import VolumeMetric
+from fedmonai.metrics.volume import VolumeMetric
 
 
 class FirstMinusSecond(VolumeMetric):

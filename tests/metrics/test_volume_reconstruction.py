@@ -11,7 +11,7 @@ from ignite.exceptions import NotComputableError
 from monai.engines import SupervisedEvaluator
 
 from fedmonai.errors import ConfigError
-from fedmonai.metrics import VolumeNMSE, VolumePSNR, VolumeSSIM, nmse, psnr, ssim
+from fedmonai.metrics.reconstruction import VolumeNMSE, VolumePSNR, VolumeSSIM, nmse, psnr, ssim
 
 SIZES = {"a": 3, "b": 5, "c": 1}
 

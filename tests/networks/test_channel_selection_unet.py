@@ -12,8 +12,8 @@ from numerics import assert_within, roundings_of
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses import SiteContrastLoss
-from fedmonai.networks import ChannelSelectionOutput, ChannelSelectionUNet
+from fedmonai.losses.site_contrast import SiteContrastLoss
+from fedmonai.networks.channel_selection_unet import ChannelSelectionOutput, ChannelSelectionUNet
 
 SMALL = {"channels": (2, 4, 4, 8, 16), "head_channels": 4}
 

@@ -9,8 +9,10 @@ from numerics import assert_within
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import DualDomainUNet
-from fedmonai.transforms import KspaceMask, PrepareKspace, fft2c, sampling_mask
+from fedmonai.networks.dual_domain import DualDomainUNet
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.kspace import fft2c
+from fedmonai.transforms.masks import KspaceMask, sampling_mask
 
 COILS, ROWS, COLUMNS = 2, 40, 36
 

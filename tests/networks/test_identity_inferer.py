@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from monai.engines import SupervisedEvaluator
 
-from fedmonai.networks import IdentityInferer
+from fedmonai.networks.inferers import IdentityInferer
 
 
 def test_the_evaluator_predicts_its_input():

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import SegmentationUNet, collect_models, with_weights
+from fedmonai.networks.model_collection import collect_models, with_weights
+from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 
 def state(value: float, count: int) -> dict[str, torch.Tensor]:

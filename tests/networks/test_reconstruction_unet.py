@@ -12,7 +12,7 @@ from numerics import assert_within, roundings_of
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import ReconstructionUNet, pooled_latent
+from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -10,7 +10,7 @@ from numerics import assert_within, roundings_of
 from torch.nn import functional as F
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import RoutedConv2d, RoutedConvTranspose2d
+from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "iop_fl_routing.npz"
 

@@ -9,15 +9,9 @@ from numerics import assert_within, roundings_of
 from torch import nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import (
-    RoutedConv2d,
-    RoutedConvTranspose2d,
-    SegmentationUNet,
-    build_routed_network,
-    load_experts,
-    route_network,
-    set_routing_form,
-)
+from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
+from fedmonai.networks.routing import build_routed_network, load_experts, route_network, set_routing_form
+from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 
 def small_network(seed: int) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from numerics import assert_within, roundings_of
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import SegmentationUNet
+from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "iop_fl_unet.npz"
 

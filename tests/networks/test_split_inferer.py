@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks import SplitInferer
+from fedmonai.networks.inferers import SplitInferer
 
 
 def test_parts_equal_the_whole():

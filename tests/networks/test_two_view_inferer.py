@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import torch
 
-from fedmonai.losses import PerturbedView
-from fedmonai.networks import TwoViewInferer
+from fedmonai.losses.adaptation import PerturbedView
+from fedmonai.networks.inferers import TwoViewInferer
 
 
 def test_views_of_a_pointwise_network_agree_in_the_geometry_of_the_images() -> None:

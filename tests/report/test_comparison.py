@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fedmonai.errors import ConfigError
-from fedmonai.report import ComparedRun, Comparison, write_comparison
+from fedmonai.report.compared import ComparedRun, Comparison
+from fedmonai.report.comparison import write_comparison
 from fedmonai.report.comparison_figures import project
 
 VOLUMES = 6

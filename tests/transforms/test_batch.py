@@ -12,7 +12,9 @@ import torch
 from numerics import assert_within
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import CartesianMask, KspaceMask, PrepareKspace, center_crop, fft2c, hybrid_kspace
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.kspace import center_crop, fft2c, hybrid_kspace
+from fedmonai.transforms.masks import CartesianMask, KspaceMask
 
 #: there and back over up to 40 rows and 31 columns, and the mean and the spread of the image
 ROUNDINGS = 4 * (40 + 31)

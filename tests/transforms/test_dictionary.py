@@ -10,18 +10,17 @@ from monai.transforms import Compose
 from numerics import assert_within
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import (
-    CartesianMask,
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.dictionary import (
     CenterCropd,
     DenormalizeInstanced,
     MaskKspaced,
     NormalizeInstanced,
-    PrepareKspace,
     RandMaskKspaced,
     ZeroFilledd,
-    fft2c,
-    hybrid_kspace,
 )
+from fedmonai.transforms.kspace import fft2c, hybrid_kspace
+from fedmonai.transforms.masks import CartesianMask
 
 #: there and back over 30 rows and 28 columns, and the mean and the spread of the image
 ROUNDINGS = 4 * (30 + 28)

@@ -6,8 +6,12 @@ from __future__ import annotations
 import torch
 from numerics import assert_within
 
-from fedmonai.transforms import denormalize_instance, instance_statistics, normalize_instance
-from fedmonai.transforms.intensity import standardize_instance_
+from fedmonai.transforms.intensity import (
+    denormalize_instance,
+    instance_statistics,
+    normalize_instance,
+    standardize_instance_,
+)
 
 
 def test_by_hand():

@@ -10,8 +10,7 @@ import torch
 from monai.data.fft_utils import fftn_centered, ifftn_centered
 from numerics import assert_within
 
-from fedmonai.transforms import (
-    CartesianMask,
+from fedmonai.transforms.kspace import (
     center_crop,
     coil_magnitude,
     column_phase,
@@ -20,6 +19,7 @@ from fedmonai.transforms import (
     ifft2c,
     zero_filled,
 )
+from fedmonai.transforms.masks import CartesianMask
 
 # A transform rounds no more often than its sums have terms: rows and columns, once for each direction.
 

@@ -12,14 +12,8 @@ import torch
 from numerics import assert_within
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import (
-    MASK_KINDS,
-    ArrayMask,
-    PrepareKspace,
-    RadialMask,
-    VariableDensityMask,
-    sampling_mask,
-)
+from fedmonai.transforms.batch import PrepareKspace
+from fedmonai.transforms.masks import MASK_KINDS, ArrayMask, RadialMask, VariableDensityMask, sampling_mask
 
 RNG = np.random.RandomState
 

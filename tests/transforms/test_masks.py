@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import CartesianMask
+from fedmonai.transforms.masks import CartesianMask
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cartesian_masks.npz"
 

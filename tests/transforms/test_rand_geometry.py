@@ -10,12 +10,7 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import (
-    RandQuarterTurnFlip,
-    RandQuarterTurnFlipd,
-    RandRotateFill,
-    RandRotateFilld,
-)
+from fedmonai.transforms.rand_geometry import RandQuarterTurnFlip, RandQuarterTurnFlipd, RandRotateFill, RandRotateFilld
 
 
 def delta(row: int, column: int, size: int = 33) -> dict[str, Tensor]:

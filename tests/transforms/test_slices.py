@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import (
+from fedmonai.transforms.slices import (
     KeepLabeledSlicesd,
     MergeLabelsd,
     NormalizeVolumed,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import WEAK_FORMS, WeakLabel, WeakLabeld, weak_label, weak_label_statistics
+from fedmonai.transforms.weak_labels import WEAK_FORMS, WeakLabel, WeakLabeld, weak_label, weak_label_statistics
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
 
 from fedmonai.data.convert.volume import InputError, Volume
-from fedmonai.transforms import center_crop, coil_magnitude, fft2c, ifft2c
+from fedmonai.transforms.kspace import center_crop, coil_magnitude, fft2c, ifft2c
 
 _FULLY_SAMPLED = 0.99  # scanners leave a few exact zeros in fully sampled k-space
 

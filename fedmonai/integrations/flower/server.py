@@ -12,8 +12,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedmonai.federated import Reply, Request, SiteFailure
-from fedmonai.federated.records import reason_of
+from fedmonai.federated.records import SiteFailure, reason_of
+from fedmonai.federated.wire import Reply, Request
 from fedmonai.integrations.deployment import BUNDLE, Deployment, unpack_files
 from fedmonai.integrations.flower.exchange import reply_from, request_content
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, federation_config, run_server

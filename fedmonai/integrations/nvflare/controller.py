@@ -19,7 +19,8 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated import Reply, Request, SiteFailure
+from fedmonai.federated.records import SiteFailure
+from fedmonai.federated.wire import Reply, Request
 from fedmonai.integrations.deployment import Deployment
 from fedmonai.integrations.nvflare.exchange import TASK, reply_from, request_model
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, run_server

@@ -15,7 +15,7 @@ from fedmonai.data.generated.mr_sites import AVERAGE, SITES, SiteProfile, site_p
 from fedmonai.data.generated.mr_tissue import TISSUE_NAMES
 from fedmonai.data.generated.shapes import SmoothGrid
 from fedmonai.data.generated.streams import stream
-from fedmonai.transforms import ifft2c
+from fedmonai.transforms.kspace import ifft2c
 
 KEY = (0, "X", "train", 0)
 IDEAL = replace(AVERAGE, bias=0.0, phase=0.0, snr=np.inf, gain=1.0)

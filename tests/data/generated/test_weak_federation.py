@@ -11,18 +11,18 @@ import h5py
 import numpy as np
 import pytest
 
-from fedmonai.data import (
-    WeakSliceDataset,
+from fedmonai.data.generated.fundus import FUNDUS_SITES, draw_fundus
+from fedmonai.data.generated.octa import OCTA_SITES, draw_octa
+from fedmonai.data.generated.weak_federation import (
     generate_fundus_federation,
     generate_octa_federation,
     generated_fundus_site,
     generated_octa_site,
-    release_files,
 )
-from fedmonai.data.generated.fundus import FUNDUS_SITES, draw_fundus
-from fedmonai.data.generated.octa import OCTA_SITES, draw_octa
+from fedmonai.data.weak_files import release_files
+from fedmonai.data.weak_slices import WeakSliceDataset
 from fedmonai.errors import ConfigError
-from fedmonai.transforms import WEAK_FORMS
+from fedmonai.transforms.weak_labels import WEAK_FORMS
 
 Generate = Callable[..., str]
 SMALL = {"images": (2, 1, 1), "size": 48}

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inferers: the identity (zero-filled reference), a volume split into batches of slices, two views of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+
+__all__ = ["IdentityInferer", "SplitInferer", "TwoViewInferer", "View"]
+
+
+class IdentityInferer(Inferer):
+    """Return the input as the prediction, for the zero-filled baseline of a reconstruction.
+
+    An evaluator with it scores the undersampled image by the same metrics and postprocessing as a network's output.
+    """
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Return ``inputs``; the network is not called."""
+        return inputs
+
+
+class SplitInferer(Inferer):
+    """Call the network on parts of the batch and join the results; the whole never lies on the device's feature maps.
+
+    Args:
+        batch_size: largest number of examples per call.
+
+    Raises:
+        ConfigError: when ``batch_size`` is not positive.
+    """
+
+    def __init__(self, batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size} is not allowed: the network takes 1 example or more at a time")
+        self.batch_size = batch_size
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Map (N, C, H, W) to the network's output (N, ...); tensors of N examples among ``args`` are split as well."""
+        parts = []
+        for start in range(0, len(inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            own = [a[part] if isinstance(a, Tensor) and a.ndim and len(a) == len(inputs) else a for a in args]
+            parts.append(network(inputs[part], *own, **kwargs))
+        return torch.cat(parts)
+
+
+class View(Protocol):
+    """A change of images whose geometry can be undone in a prediction: ``fedmonai.losses.adaptation.PerturbedView``."""
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Another view of (B, C, H, W)."""
+
+    def undo(self, pred: Tensor) -> Tensor:
+        """What was predicted on the last view, in the geometry of its images."""
+
+
+class TwoViewInferer(Inferer):
+    """Stack what the network makes of the images and of another view of them: (2, B, K, H, W).
+
+    The two forward passes are separate, so batch normalization sees one view at a time, as in the authors' program of
+    IOP-FL.
+
+    Args:
+        view: the second view.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Map (B, C, H, W) to the two predictions, the second one mapped back to the geometry of the first."""
+        first = network(inputs, *args, **kwargs)
+        second = network(self.view.apply(inputs), *args, **kwargs)
+        return torch.stack([first, self.view.undo(second)])
