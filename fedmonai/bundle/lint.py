@@ -15,11 +15,11 @@ from monai.bundle.utils import merge_kv
 
 from fedmonai.bundle import lint_files
 from fedmonai.bundle.known_ids import config_files, unknown_ids
-from fedmonai.bundle.lint_config import config_problems
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
-from fedmonai.bundle.lint_reading import load_strictly, walk
 from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
 from fedmonai.errors import ConfigError
+from fedmonai.gate.config import config_problems
+from fedmonai.gate.reading import load_strictly, walk
 
 __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 

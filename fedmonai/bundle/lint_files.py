@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jsonschema import Draft202012Validator
 
-from fedmonai.bundle.lint_reading import load_strictly, shape_problems, walk
+from fedmonai.gate.reading import load_strictly, shape_problems, walk
 
 __all__ = [
     "file_problems",

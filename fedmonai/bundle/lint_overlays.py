@@ -10,9 +10,9 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow, ReferenceResolver
 
-from fedmonai.bundle.lint_expression import composed, expression_problems
-from fedmonai.bundle.lint_reading import walk
 from fedmonai.bundle.overlay_ids import DATA_IDS
+from fedmonai.gate.expressions import composed, expression_problems
+from fedmonai.gate.reading import walk
 
 __all__ = ["data_problems", "file_problems", "site_problems"]
 

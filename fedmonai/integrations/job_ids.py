@@ -10,7 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle.lint_names import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
+from fedmonai.gate.names import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
 
 __all__ = ["MACHINE_IDS", "WORKFLOW_ARGUMENTS", "file_ids", "id_problems", "normalized"]
 

@@ -18,7 +18,7 @@ from bundle_copy import copy_bundle
 from monai.bundle import ConfigParser
 
 from fedmonai.bundle.lint import lint_bundle
-from fedmonai.bundle.lint_config import config_problems
+from fedmonai.gate.config import config_problems
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 #: what an attack runs; ``witness`` is a file in the folder of the test

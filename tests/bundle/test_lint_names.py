@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle.lint_config import config_problems
-from fedmonai.bundle.lint_expression import expression_problems
+from fedmonai.gate.config import config_problems
+from fedmonai.gate.expressions import expression_problems
 
 ALLOWED = [
     "$@a::b + 1",

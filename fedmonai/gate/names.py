@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Python names a bundle's configs may use, looked up without calling anything."""
+"""Looking up the Python names of a config without calling anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle.config_item import ComponentLocator
 
-from fedmonai.bundle.lint_allowed import (
+from fedmonai.gate.catalogue import (
     ALLOWED,
     LOCATING_ARGUMENTS,
     ORIGINS,
@@ -30,6 +30,7 @@ __all__ = [
     "signature_of",
     "uncheckable_arguments",
 ]
+
 
 #: it looks through all of MONAI at its first use, and remembers
 _LOCATOR = ComponentLocator()

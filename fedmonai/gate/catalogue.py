@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lists of the static check: which names, arguments and methods a bundle's configs may use. The rest is refused."""
+"""Catalogue of the gate: which names, arguments and methods a bundle's configs may use. The rest is refused."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "is_allowed",
     "is_within",
 ]
+
 
 _TORCH = """
     Generator Size Tensor abs amax amin any all arange argmax argmin as_tensor bfloat16 bool cat ceil channels_last

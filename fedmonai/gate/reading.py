@@ -14,6 +14,7 @@ from monai.bundle import ReferenceResolver
 
 __all__ = ["load_strictly", "shape_problems", "walk"]
 
+
 SEP = ReferenceResolver.sep
 MAX_DEPTH = 40
 #: a part of an id; MONAI writes ids into expressions, so that nothing that means something to Python may stand in one

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 
 from monai.bundle import ReferenceResolver
 
-from fedmonai.bundle.lint_allowed import ATTRIBUTES, CALLABLE, METHODS
-from fedmonai.bundle.lint_names import NameProblem, find_name, uncheckable_arguments
+from fedmonai.gate.catalogue import ATTRIBUTES, CALLABLE, METHODS
+from fedmonai.gate.names import NameProblem, find_name, uncheckable_arguments
 
 __all__ = ["composed", "expression_problems"]
+
 
 ROOTS = {"fedmonai", "ignite", "monai", "torch"}
 IMPORTS = {"fedmonai", "monai", "os", "torch"}

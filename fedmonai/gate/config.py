@@ -12,12 +12,13 @@ from typing import Any
 
 from monai.bundle import ReferenceResolver
 
-from fedmonai.bundle.lint_allowed import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
-from fedmonai.bundle.lint_expression import expression_problems
-from fedmonai.bundle.lint_names import NameProblem, find_component, find_name, signature_of, uncheckable_arguments
-from fedmonai.bundle.lint_reading import COMPONENT_KEYS, shape_problems, walk
+from fedmonai.gate.catalogue import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
+from fedmonai.gate.expressions import expression_problems
+from fedmonai.gate.names import NameProblem, find_component, find_name, signature_of, uncheckable_arguments
+from fedmonai.gate.reading import COMPONENT_KEYS, shape_problems, walk
 
 __all__ = ["config_problems"]
+
 
 SEP = ReferenceResolver.sep
 ROOTS = {"fedmonai", "ignite", "monai", "torch"}
