@@ -29,7 +29,7 @@ import torch
 from monai.data import DataLoader
 from torch import Tensor
 
-from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
+from fedmonai.data.kspace.dataset import KspaceDataset, collate_slices
 from fedmonai.transforms.batch import PrepareKspace
 from fedmonai.transforms.masks import CartesianMask
 

@@ -33,9 +33,9 @@ from ignite.engine import Events
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.seeding import derive_seed
 from fedmonai.federated.sites import Sites
 from fedmonai.federated.strategy import WeightedMean
+from fedmonai.seeding import derive_seed
 
 BUNDLE = Path(__file__).parent / "tiny_bundle"
 SHARE_OF_FAULTS = 0.15

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fire
 
-from fedmonai.data.generated_mri import generate_mri_federation
+from fedmonai.data.generated.mri_federation import generate_mri_federation
 from fedmonai.errors import ConfigError
 
 

@@ -15,8 +15,8 @@ import sys
 
 import fire
 
-from fedmonai.data.weak_files import paired_files, volume_files
-from fedmonai.data.weak_labels import Row, make_weak_labels, report_weak_labels
+from fedmonai.data.weak.labels import Row, make_weak_labels, report_weak_labels
+from fedmonai.data.weak.list import paired_files, volume_files
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.weak_labels import WEAK_FORMS
 

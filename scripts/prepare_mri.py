@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from fedmonai.data.command_line import run_command
 from fedmonai.data.convert.prepare import prepare_mri
-from fedmonai.data.convert.summary import Summary
+from fedmonai.data.convert.writer import Summary
 
 
 def report(summary: Summary) -> int:

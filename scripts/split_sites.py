@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedmonai.data.command_line import run_command
-from fedmonai.data.site_rows import simulate_sites
+from fedmonai.data.partition import simulate_sites
 
 
 def report(paths: list[Path]) -> None:

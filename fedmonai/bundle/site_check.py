@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fedmonai.bundle.overrides import apply_overrides
-from fedmonai.bundle.split_check import changed_files, compare_splits
+from fedmonai.data.provenance import changed_files, compare_splits
 from fedmonai.errors import ConfigError, mistake_behind
 
 __all__ = ["Finding", "check_site", "format_findings"]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sized
 
 from torch.utils.data import Sampler
 
-from fedmonai.data.generated.streams import stream
 from fedmonai.errors import ConfigError
+from fedmonai.seeding import stream
 
 __all__ = ["RoundBatches"]
 

@@ -20,9 +20,9 @@ from fedmonai.federated.guard import Guard
 from fedmonai.federated.message import message_bytes
 from fedmonai.federated.records import RoundRecord
 from fedmonai.federated.run import Run
-from fedmonai.federated.seeding import derive_seed
 from fedmonai.federated.sites import Sites
 from fedmonai.federated.strategy import Strategy
+from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.message import attachments_of
 from fedmonai.federated.run_folder import write_text_atomic
-from fedmonai.federated.seeding import derive_seed
+from fedmonai.seeding import derive_seed
 
 __all__ = ["GaussianPrivacy", "spent_epsilon"]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.guard import Guard
 from fedmonai.federated.message import SharedKeys, attachments_of, copy_weights, weights_message
-from fedmonai.federated.seeding import derive_seed, seed_turn
 from fedmonai.federated.site_evaluation import SiteEvaluation
 from fedmonai.federated.turn import TurnMonitor, load_stateful, make_whole, stateful_parts
+from fedmonai.seeding import derive_seed, seed_turn
 
 __all__ = ["SiteAlgo"]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated.message import copy_weights
-from fedmonai.federated.seeding import derive_seed
 from fedmonai.federated.strategy import Strategy
+from fedmonai.seeding import derive_seed
 
 __all__ = ["RandomTransfer"]
 

@@ -101,7 +101,7 @@ CALLABLE = {f"torch.{name}": 9 for name in _TORCH if name not in {"Generator", "
 CALLABLE |= {f"torch.cuda.{name}": 1 for name in _CUDA}
 CALLABLE |= {f"torch.distributed.{name}": 0 for name in _DISTRIBUTED}
 CALLABLE |= {"torch.distributed.init_process_group": 1}  # a second argument would be an address
-CALLABLE |= {"fedmonai.federated.seeding.derive_seed": 9, "monai.handlers.from_engine": 2}
+CALLABLE |= {"fedmonai.seeding.derive_seed": 9, "monai.handlers.from_engine": 2}
 #: attributes of what a reference stands for that an expression may read ...
 ATTRIBUTES = set(
     """

@@ -24,7 +24,7 @@ SUFFIXES = {"picture": ".png", "hdf5": ".h5"}
 
 
 class SaveMasks(VolumeResults):
-    """Write the mask of every file of an evaluator over a :class:`fedmonai.data.picture_folder.PictureFolder`, whole or not at all.
+    """Write the mask of every file of an evaluator over a :class:`fedmonai.data.weak.folder.PictureFolder`, whole or not at all.
 
     Predictions are classes ``(N, rows, columns)`` (:class:`fedmonai.transforms.slices.ClassesInPlaned`). A picture gets
     ``<volume>_mask.png``, gray, with the size of the picture; an HDF5 file ``<volume>_mask.h5`` with ``mask`` uint8 of

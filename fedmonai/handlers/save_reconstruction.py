@@ -21,7 +21,7 @@ SUFFIXES = {"nifti": ".nii.gz", "hdf5": ".h5"}
 
 
 class SaveReconstruction(VolumeResults):
-    """Write every volume of an evaluator over a :class:`fedmonai.data.reconstruction_folder.ReconstructionFolder`, whole or not at all.
+    """Write every volume of an evaluator over a :class:`fedmonai.data.kspace.folder.ReconstructionFolder`, whole or not at all.
 
     ``<volume>_reconstruction.nii.gz`` lies in the patient space of its input: DICOM and HDF5 as (column, row, slice),
     NIfTI on the voxel grid of the input. ``<volume>_reconstruction.h5`` holds ``reconstruction`` float32 (slices, rows,

@@ -20,7 +20,7 @@ RED = np.array([1.0, 0.15, 0.1])
 
 
 class SaveSegmentation(VolumeResults):
-    """Write the mask of every volume of an evaluator over a :class:`fedmonai.data.segmentation_folder.SegmentationFolder`, whole or not.
+    """Write the mask of every volume of an evaluator over a :class:`fedmonai.data.cases.folder.SegmentationFolder`, whole or not.
 
     ``<volume>_mask.nii.gz`` (uint8 class numbers, the largest logit wins) has the shape and the affine of its input,
     voxel by voxel; that of a DICOM series is (column, row, slice) in the patient space of the series.

@@ -15,7 +15,7 @@ import pytest
 
 from fedmonai.bundle.__main__ import check
 from fedmonai.bundle.site_check import Finding, check_site, format_findings
-from fedmonai.data.manifest import write_manifest
+from fedmonai.data.provenance import write_manifest
 
 FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
 Look = Callable[..., Any]

@@ -15,8 +15,8 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.data.case_check import check_cases
-from fedmonai.data.prostate import prostate_pictures
+from fedmonai.data.cases.check import check_cases
+from fedmonai.data.cases.list import prostate_pictures
 
 DATA = os.environ.get("FEDMONAI_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FEDMONAI_TEST_DATA (folder of real images) is not set")

@@ -19,7 +19,7 @@ from monai.bundle import ConfigWorkflow
 from tiny_sites import TINY_SITES, write_prostate_site
 
 from fedmonai.bundle.leave_one_out import leave_one_out
-from fedmonai.data import case_files
+from fedmonai.data.cases import read as case_files
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
 from fedmonai.report.outside import write_outside_report
 

@@ -27,7 +27,7 @@ from numerics import assert_within, roundings_of
 from fedmonai.errors import ConfigError, mistake_behind
 
 ROOT = Path(__file__).parents[2] / "bundles"
-READER = "fedmonai.data.reconstruction_folder.ReconstructionFolder"
+READER = "fedmonai.data.kspace.folder.ReconstructionFolder"
 BUNDLES = sorted(p.parents[1] for p in ROOT.glob("*/configs/inference.json") if READER in p.read_text())
 AFFINE = np.array([[0, -1.5, 0, 9], [0, 0, 2.0, 8], [-2.5, 0, 0, 7], [0, 0, 0, 1]])
 

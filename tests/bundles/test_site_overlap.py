@@ -13,7 +13,7 @@ import pytest
 from tiny_sites import TINY_SITES
 
 from fedmonai.bundle.site_check import Finding, check_site, format_findings
-from fedmonai.data.manifest import write_manifest
+from fedmonai.data.provenance import write_manifest
 
 ROOT = Path(__file__).parents[2] / "bundles"
 

@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from fedmonai.data.case_check import check_cases, check_prostate, problem_table
+from fedmonai.data.cases.check import check_cases, check_prostate, problem_table
 from fedmonai.errors import ConfigError
 
 SHAPE = (8, 8, 4)

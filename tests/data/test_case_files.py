@@ -7,7 +7,7 @@ import pytest
 from monai.transforms import EnsureChannelFirst, LoadImage, Orientation
 from PIL import Image
 
-from fedmonai.data.case_files import read_case_file, volume_shape
+from fedmonai.data.cases.read import read_case_file, volume_shape
 from fedmonai.errors import ConfigError
 
 VALUES = np.arange(24, dtype=np.int16).reshape(2, 3, 4)

@@ -11,8 +11,8 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from torch.utils.data import DataLoader
 
-from fedmonai.data.case_slices import CaseSliceDataset
-from fedmonai.data.prostate import prostate_cases, prostate_pictures
+from fedmonai.data.cases.dataset import CaseSliceDataset
+from fedmonai.data.cases.list import prostate_cases, prostate_pictures
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.rand_geometry import RandQuarterTurnFlipd
 from fedmonai.transforms.slices import NormalizeVolumed, StackNeighborsd

@@ -7,8 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from fedmonai.data.convert.dicom import read_series
-from fedmonai.data.convert.dicom_header import read_slice_header
+from fedmonai.data.convert.dicom import read_series, read_slice_header
 from fedmonai.data.convert.volume import InputError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numerics import assert_within
 
-from fedmonai.data.convert.kspace import PlaneSize, image_to_kspace, kspace_to_image, sampled
+from fedmonai.data.convert.readers import PlaneSize, image_to_kspace, kspace_to_image, sampled
 from fedmonai.data.convert.volume import InputError, Volume
 from fedmonai.transforms.kspace import center_crop, ifft2c
 

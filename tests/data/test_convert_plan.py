@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmonai.data.convert.layout import Written
-from fedmonai.data.convert.plan import Part, SplitPlan
+from fedmonai.data.convert.plan import Part, SplitPlan, Written
 from fedmonai.data.convert.scan import Naming, find_sources
 from fedmonai.data.convert.volume import InputError, Source
 from fedmonai.errors import ConfigError

@@ -12,9 +12,9 @@ from numerics import assert_within
 
 from fedmonai.data.convert import prepare as module
 from fedmonai.data.convert.prepare import prepare_mri
-from fedmonai.data.kspace_dataset import KspaceDataset
-from fedmonai.data.manifest import read_manifest, verify_manifest
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.kspace.dataset import KspaceDataset
+from fedmonai.data.kspace.list import kspace_volumes
+from fedmonai.data.provenance import read_manifest, verify_manifest
 from fedmonai.errors import ConfigError
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from fedmonai.data.convert.arrays import read_array
-from fedmonai.data.convert.hdf5 import raw_subject, read_fastmri
-from fedmonai.data.convert.nifti import read_nifti
+from fedmonai.data.convert.readers import raw_subject, read_array, read_fastmri, read_nifti
 from fedmonai.data.convert.volume import InputError, check_size
 
 VOXELS = np.arange(2 * 3 * 4).reshape(2, 3, 4).astype(np.float32)

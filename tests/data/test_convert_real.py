@@ -15,9 +15,9 @@ from monai.data import DataLoader
 from numerics import assert_within
 
 from fedmonai.data.convert.prepare import prepare_mri
-from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
-from fedmonai.data.manifest import read_manifest, verify_manifest
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.kspace.dataset import KspaceDataset, collate_slices
+from fedmonai.data.kspace.list import kspace_volumes
+from fedmonai.data.provenance import read_manifest, verify_manifest
 from fedmonai.transforms.batch import PrepareKspace
 from fedmonai.transforms.masks import CartesianMask
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from numerics import assert_within
 
-from fedmonai.data import generated_mri as module
-from fedmonai.data.generated_mri import generate_mri_federation, generated_mri_site
-from fedmonai.data.kspace_dataset import KspaceDataset
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.generated import mri_federation as module
+from fedmonai.data.generated.mri_federation import generate_mri_federation, generated_mri_site
+from fedmonai.data.kspace.dataset import KspaceDataset
+from fedmonai.data.kspace.list import kspace_volumes
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.kspace import zero_filled
 from fedmonai.transforms.masks import CartesianMask

@@ -9,17 +9,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from fedmonai.data.case_check import check_prostate
-from fedmonai.data.case_files import read_case_file
-from fedmonai.data.case_slices import CaseSliceDataset
+from fedmonai.data.cases.check import check_prostate
+from fedmonai.data.cases.dataset import CaseSliceDataset
+from fedmonai.data.cases.list import PROSTATE_SITES, prostate_cases
+from fedmonai.data.cases.read import read_case_file
 from fedmonai.data.generated.pelvis import PELVIC_TISSUE_NAMES, Pelvis, pelvic_signals
-from fedmonai.data.generated.prostate_scan import ProstateScan
-from fedmonai.data.generated.prostate_sites import PROSTATE_PROFILES
+from fedmonai.data.generated.prostate_federation import generate_prostate_federation, generated_prostate_site
+from fedmonai.data.generated.prostate_scan import PROSTATE_PROFILES, ProstateScan
 from fedmonai.data.generated.shapes import SmoothGrid
-from fedmonai.data.generated.streams import stream
-from fedmonai.data.generated_prostate import generate_prostate_federation, generated_prostate_site
-from fedmonai.data.prostate import PROSTATE_SITES, prostate_cases
 from fedmonai.errors import ConfigError
+from fedmonai.seeding import stream
 
 SMALL = {"cases": 4, "slices": 6, "size": 64}
 

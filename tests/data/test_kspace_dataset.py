@@ -13,8 +13,8 @@ import torch
 from monai.data import DataLoader
 from numerics import assert_within
 
-from fedmonai.data.kspace_dataset import KspaceDataset, collate_slices
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.kspace.dataset import KspaceDataset, collate_slices
+from fedmonai.data.kspace.list import kspace_volumes
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.batch import PrepareKspace
 from fedmonai.transforms.kspace import hybrid_kspace

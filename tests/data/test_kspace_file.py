@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fedmonai.data.kspace_file import open_volume, read_header, read_slice
+from fedmonai.data.kspace.read import open_volume, read_header, read_slice
 from fedmonai.errors import ConfigError
 
 
@@ -90,7 +90,7 @@ def test_declared_size_is_refused_before_allocation(tmp_path, shape, chunks, rea
 
 def test_one_slice_above_the_limit_is_refused(tmp_path, make_volume, monkeypatch):
     path = make_volume(tmp_path / "a.h5", (1, 2, 64, 64), None)
-    monkeypatch.setattr("fedmonai.data.kspace_file.MAX_SLICE_BYTES", 2 * 64 * 64 * 8 - 1)
+    monkeypatch.setattr("fedmonai.data.kspace.read.MAX_SLICE_BYTES", 2 * 64 * 64 * 8 - 1)
     with pytest.raises(ConfigError, match="one k-space slice declares 65,536 bytes, allowed are 65,535"):
         read_header(path)
 
@@ -98,7 +98,7 @@ def test_one_slice_above_the_limit_is_refused(tmp_path, make_volume, monkeypatch
 def test_huge_chunks_are_refused(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("kspace", data=np.ones((8, 8, 8), np.complex64), chunks=(8, 8, 8))
-    monkeypatch.setattr("fedmonai.data.kspace_file.MAX_SLICE_BYTES", 8**3 * 8 - 1)
+    monkeypatch.setattr("fedmonai.data.kspace.read.MAX_SLICE_BYTES", 8**3 * 8 - 1)
     with pytest.raises(ConfigError, match="chunks"):
         read_header(tmp_path / "a.h5")
 

@@ -10,10 +10,10 @@ import h5py
 import pytest
 from monai.data import load_decathlon_datalist
 
-from fedmonai.data.atomic import atomic_path
-from fedmonai.data.manifest import check_overlap, read_manifest, verify_manifest, write_manifest
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.kspace.list import kspace_volumes
+from fedmonai.data.provenance import check_overlap, read_manifest, verify_manifest, write_manifest
 from fedmonai.errors import ConfigError
+from fedmonai.io import atomic_path
 
 
 @pytest.fixture

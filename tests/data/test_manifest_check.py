@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmonai.data.manifest import write_manifest
-from fedmonai.data.manifest_check import check_manifests
+from fedmonai.data.provenance import check_manifests, write_manifest
 from fedmonai.errors import ConfigError
 
 SPLITS = {"train": [{"kspace": "a.h5", "subject": "s1"}], "test": [{"kspace": "b.h5", "subject": "s2"}]}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import pickle
 
-from fedmonai.data.open_files import OpenFiles
+from fedmonai.data.cache import OpenFiles
 
 CLOSED: list[str] = []
 

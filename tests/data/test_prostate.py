@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmonai.data.prostate import PROSTATE_SHARES, prostate_cases, prostate_pictures, write_case_lists
-from fedmonai.data.subject_split import split_subjects
+from fedmonai.data.cases.list import PROSTATE_SHARES, prostate_cases, prostate_pictures, write_case_lists
+from fedmonai.data.partition import split_subjects
 from fedmonai.errors import ConfigError
 
 

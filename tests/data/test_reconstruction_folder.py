@@ -8,7 +8,7 @@ import pytest
 import torch
 from numerics import assert_within
 
-from fedmonai.data.reconstruction_folder import ReconstructionFolder, one_volume
+from fedmonai.data.kspace.folder import ReconstructionFolder, one_volume
 from fedmonai.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from fedmonai.data.simulated_sites import sites_by_column, sites_by_dirichlet, sites_by_share, split_sites
+from fedmonai.data.partition import sites_by_column, sites_by_dirichlet, sites_by_share, split_sites
 from fedmonai.errors import ConfigError
 
 ROWS = [

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from fedmonai.data.manifest import check_overlap, read_manifest
-from fedmonai.data.site_rows import read_rows, rows_from_layout, simulate_sites
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.kspace.list import kspace_volumes
+from fedmonai.data.partition import read_rows, rows_from_layout, simulate_sites
+from fedmonai.data.provenance import check_overlap, read_manifest
 from fedmonai.errors import ConfigError
 
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from fedmonai.data import memory_limits
-from fedmonai.data.kspace_file import read_header
-from fedmonai.data.slice_cache import DiskCache, MemoryCache, VolumeSlices
-from fedmonai.data.slice_reader import SliceForm
+from fedmonai.data.cache import DiskCache, MemoryCache, VolumeSlices
+from fedmonai.data.kspace.read import SliceForm, read_header
 from fedmonai.errors import ConfigError
 
 FORM = SliceForm(resolution=6, hybrid=True, target_from_kspace=False)
@@ -86,7 +85,7 @@ def test_interrupted_disk_cache_leaves_nothing(volume, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedmonai.data.slice_cache._blocks", stop)
+    monkeypatch.setattr("fedmonai.data.cache._blocks", stop)
     with pytest.raises(KeyboardInterrupt):
         DiskCache([volume], FORM, tmp_path / "cache", 4)
     assert list((tmp_path / "cache").iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmonai.data.subject_split import share_counts, split_subjects
+from fedmonai.data.partition import share_counts, split_subjects
 from fedmonai.errors import ConfigError
 
 

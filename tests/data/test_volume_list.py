@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from fedmonai.data.volume_list import kspace_volumes, read_data_list
+from fedmonai.data.kspace.list import kspace_volumes, read_data_list
 from fedmonai.errors import ConfigError
 
 

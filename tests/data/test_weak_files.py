@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmonai.data.weak_files import paired_files, release_files, volume_files
+from fedmonai.data.weak.list import paired_files, release_files, volume_files
 from fedmonai.errors import ConfigError
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedmonai.data.weak_files import paired_files, volume_files
-from fedmonai.data.weak_labels import make_weak_labels, report_weak_labels
-from fedmonai.data.weak_slices import WeakSliceDataset
+from fedmonai.data.weak.dataset import WeakSliceDataset
+from fedmonai.data.weak.labels import make_weak_labels, report_weak_labels
+from fedmonai.data.weak.list import paired_files, volume_files
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label
 

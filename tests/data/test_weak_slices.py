@@ -13,9 +13,9 @@ import torch
 from monai.data import DataLoader
 from PIL import Image
 
-from fedmonai.data.weak_files import paired_files, release_files, volume_files
-from fedmonai.data.weak_slices import WeakSliceDataset
-from fedmonai.data.weak_sources import min_max_normalize, read_picture_mask
+from fedmonai.data.weak.dataset import WeakSliceDataset
+from fedmonai.data.weak.list import paired_files, release_files, volume_files
+from fedmonai.data.weak.read import min_max_normalize, read_picture_mask
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.rand_geometry import RandRotateFilld
 from fedmonai.transforms.weak_labels import weak_label

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.kspace.list import kspace_volumes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_mri.py"
 

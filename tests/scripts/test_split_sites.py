@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.kspace.list import kspace_volumes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "split_sites.py"
 

@@ -26,15 +26,14 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from fedmonai.bundle.lint_files import weights_problems
-from fedmonai.data.case_files import read_case_file, volume_shape
-from fedmonai.data.convert.arrays import read_array
+from fedmonai.data.cases.read import read_case_file, volume_shape
 from fedmonai.data.convert.dicom import read_series
-from fedmonai.data.convert.nifti import read_nifti
+from fedmonai.data.convert.readers import read_array, read_nifti
 from fedmonai.data.convert.volume import InputError
-from fedmonai.data.kspace_dataset import KspaceDataset
-from fedmonai.data.kspace_file import read_header
-from fedmonai.data.manifest import read_manifest
-from fedmonai.data.volume_list import kspace_volumes
+from fedmonai.data.kspace.dataset import KspaceDataset
+from fedmonai.data.kspace.list import kspace_volumes
+from fedmonai.data.kspace.read import read_header
+from fedmonai.data.provenance import read_manifest
 from fedmonai.errors import ConfigError
 from fedmonai.federated.initial import start_from
 from fedmonai.federated.run_folder import load_checked

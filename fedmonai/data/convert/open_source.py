@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from fedmonai.data.convert.arrays import read_array
 from fedmonai.data.convert.dicom import read_series
-from fedmonai.data.convert.hdf5 import read_fastmri
-from fedmonai.data.convert.nifti import read_nifti
+from fedmonai.data.convert.readers import read_array, read_fastmri, read_nifti
 from fedmonai.data.convert.volume import Source, Volume
 
 

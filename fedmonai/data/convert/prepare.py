@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert a folder of images or k-space to the fastMRI-style layout, or only check it."""
+"""Conversion of a folder of images into a prepared dataset, with the checks before it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,105 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from fedmonai.data.convert.checks import describe, sampling_note, size_note
-from fedmonai.data.convert.layout import SOURCE, Written, read_layout, update_manifest
 from fedmonai.data.convert.open_source import open_source
-from fedmonai.data.convert.plan import Part, SplitPlan
+from fedmonai.data.convert.plan import SOURCE, Part, SplitPlan, Written, read_layout, update_manifest
+from fedmonai.data.convert.readers import PlaneSize, kspace_to_image, sampled
 from fedmonai.data.convert.scan import Naming, find_sources
-from fedmonai.data.convert.summary import Summary
 from fedmonai.data.convert.volume import InputError, Source, Volume
-from fedmonai.data.convert.writer import write_volume
-from fedmonai.data.kspace_file import BLOCK
-from fedmonai.data.manifest import file_digest
+from fedmonai.data.convert.writer import Summary, write_volume
+from fedmonai.data.kspace.read import BLOCK
+from fedmonai.data.provenance import file_digest
 from fedmonai.errors import ConfigError
+
+
+def describe(volume: Volume, pad: int, max_size: int) -> list[str]:
+    """Read every slice and describe shape, spacing, intensities and what is unusual, one fact per line.
+
+    Raises:
+        InputError: values that are not finite, or an image that is zero everywhere; both make a volume unusable.
+    """
+    rows, columns = volume.plane
+    coils = "" if volume.coils is None else f" x {volume.coils} coils"
+    spacing = volume.spacing
+    size = "unknown" if spacing is None else " x ".join(f"{length:.3g}" for length in spacing) + " mm"
+    lines = [f"{len(volume)} slices{coils} x {rows} rows x {columns} columns ({volume.domain}), spacing {size}"]
+    lines.append(_intensities(volume))
+    lines += size_note(volume, pad, max_size)
+    if volume.domain == "kspace":
+        lines += sampling_note(volume)
+    return lines
+
+
+def size_note(volume: Volume, pad: int, max_size: int) -> list[str]:
+    """What happens to the size of the slices, if anything."""
+    if volume.domain == "kspace":
+        return []
+    plan = PlaneSize.plan(volume.plane, pad, max_size)
+    notes = []
+    if plan.reduced != plan.original:
+        notes.append(f"reduced to {_by(plan.reduced)} by keeping the center of k-space (--max_size {max_size})")
+    if plan.final != plan.reduced:
+        notes.append(f"zero-padded to {_by(plan.final)} (--pad {pad})")
+    if pad and max(plan.final) > pad:
+        notes.append(
+            f"size {_by(plan.final)} kept: larger than --pad {pad}, nothing is cropped (--max_size reduces it)"
+        )
+    return notes
+
+
+def sampling_note(volume: Volume) -> list[str]:
+    """How much of the k-space is there, and whether a target exists or follows from it."""
+    mask, share = sampled(volume)
+    if volume.target is not None:
+        return [f"k-space with its own target, {share:.1%} of the samples are not zero"]
+    if mask is None and volume.mask is None:
+        return ["k-space fully sampled: its root-sum-of-squares magnitude becomes the target"]
+    kept = volume.mask if volume.mask is not None else mask
+    columns = int(np.count_nonzero(kept))  # type: ignore[arg-type]
+    pattern = "; a 2-D pattern, its zeros stay in the k-space" if share < 0.9 * columns / volume.plane[1] else ""
+    return [
+        f"k-space undersampled: {share:.1%} of the samples, {columns} of {volume.plane[1]} columns{pattern}; no target "
+        "(inference only)"
+    ]
+
+
+def _intensities(volume: Volume) -> str:
+    """Range and mean of the magnitude image; says what is negative or empty."""
+    low, high, total, negative = np.inf, -np.inf, 0.0, 0
+    broken: list[int] = []
+    empty: list[int] = []
+    for index, plane in enumerate(volume.planes(), start=volume.first):
+        if not np.isfinite(plane).all():
+            broken.append(index)
+            continue
+        if volume.domain == "kspace":
+            plane = kspace_to_image(plane).numpy()
+        elif plane.dtype.kind == "c":
+            plane = np.abs(plane)
+        negative += int((plane < 0).sum())
+        low, high, total = min(low, float(plane.min())), max(high, float(plane.max())), total + float(plane.mean())
+        if not plane.any():
+            empty.append(index)
+    if broken:
+        raise InputError(f"{len(broken)} slices hold values that are not finite: {_listed(broken)}")
+    if len(empty) == len(volume):
+        raise InputError("the image is zero everywhere")
+    line = f"intensity {low:.4g} to {high:.4g}, mean {total / len(volume):.4g}"
+    if negative:
+        line += f"; {negative} negative values, their magnitude is the target"
+    return line + (f"; {len(empty)} empty slices: {_listed(empty)}" if empty else "")
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _listed(indices: list[int]) -> str:
+    return ", ".join(str(index) for index in indices[:10]) + (", ..." if len(indices) > 10 else "")
+
 
 _AXES = ("slice", "coil", "row", "column")
 

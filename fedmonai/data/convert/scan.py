@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedmonai.data.convert.dicom_header import SliceHeader, is_dicom, read_slice_header
-from fedmonai.data.convert.hdf5 import raw_subject
+from fedmonai.data.convert.dicom import SliceHeader, is_dicom, read_slice_header
+from fedmonai.data.convert.readers import raw_subject
 from fedmonai.data.convert.volume import InputError, Source
 from fedmonai.errors import ConfigError
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedmonai.data import memory_limits
-from fedmonai.data.kspace_file import MAX_COILS, MAX_SIDE, MAX_SLICES
+from fedmonai.data.kspace.read import MAX_COILS, MAX_SIDE, MAX_SLICES
 
 PLANE_AXES = ("row", "column")
 

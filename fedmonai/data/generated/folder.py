@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmonai.data.atomic import write_json
 from fedmonai.errors import ConfigError
+from fedmonai.io import write_json
 
 MANIFEST = "generated.json"
 

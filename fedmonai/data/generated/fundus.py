@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from fedmonai.data.generated.textures import inside, outline_distance, plane, smooth_field
-from fedmonai.data.generated.vessels import draw_vessels, grow_vessels
+from fedmonai.data.generated.octa import draw_vessels, grow_vessels
+from fedmonai.data.generated.shapes import inside, outline_distance, plane, smooth_field
 
 __all__ = ["FUNDUS_CLASSES", "FUNDUS_SITES", "FundusStyle", "draw_fundus"]
 

@@ -13,7 +13,7 @@ from fedmonai.data.generated.brain import COARSE_STEP, HIGHEST, LOWEST, Brain
 from fedmonai.data.generated.mr_sites import SiteProfile
 from fedmonai.data.generated.mr_tissue import TISSUE_NAMES, relaxation, spin_echo
 from fedmonai.data.generated.shapes import Array, RandomField, SmoothGrid
-from fedmonai.data.generated.streams import stream
+from fedmonai.seeding import stream
 
 Kspace = NDArray[np.complex64]
 MAX_SPACING = 6.0  # mm between slices

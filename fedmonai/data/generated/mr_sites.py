@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedmonai.data.generated.brain import Population
-from fedmonai.data.generated.streams import stream
 from fedmonai.errors import ConfigError
+from fedmonai.seeding import stream
 
 SHIFTS = {"none": 0.0, "normal": 1.0, "strong": 1.8}
 

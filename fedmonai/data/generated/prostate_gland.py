@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmonai.data.generated.layers import Layers
 from fedmonai.data.generated.shapes import (
     Array,
+    Layers,
     RandomField,
     SmoothGrid,
     beyond,

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smooth random shapes: distance functions, random fields of one wavelength, partial-volume edges.
-
-A shape is a *depth*: a function of position that is positive inside, zero on the border and negative outside, in
-millimeters near the border. Depths combine with minimum (intersection), maximum (union) and their rounded forms, and
-become the share of a pixel that the shape covers by :func:`coverage`. Positions are tuples of arrays of one shape.
-"""
+"""Shapes, layers and textures that generated anatomy is drawn with."""
 
 from __future__ import annotations
 
@@ -13,7 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.sparse import csr_array
+
+__all__ = ["inside", "line_network", "outline_distance", "plane", "smooth_field"]
+
 
 Array = NDArray[np.floating]  # float32 throughout; float64 scalars and grids may mix in
 Point = Sequence[float]
@@ -136,3 +135,98 @@ def _cubic_convolution(positions: Array, step: float) -> tuple[Array, csr_array]
     rows = np.repeat(np.arange(len(positions)), 4)
     entries = (weights.ravel().astype(np.float32), (rows, columns.ravel()))
     return coarse.astype(np.float32), csr_array(entries, shape=(len(positions), len(coarse)))
+
+
+class Layers:
+    """Collects painted shapes; a later one hides earlier ones by the share of the pixel that it covers.
+
+    Args:
+        classes: names of the classes; the first is the background.
+        edge: width of a shape's edge in the unit of the depths, about one pixel.
+    """
+
+    def __init__(self, classes: Sequence[str], edge: float) -> None:
+        self.classes = tuple(classes)
+        self.edge = edge
+        self._painted: list[tuple[int, Array]] = []
+
+    def paint(self, name: str, depth: Array, within: Array | float = 1.0) -> Array:
+        """Paint the shape of a depth as class ``name`` and return its coverage.
+
+        ``within`` (0 to 1) restricts or thins the shape.
+        """
+        share = coverage(depth, self.edge) * np.float32(within)
+        self._painted.append((self.classes.index(name), share))
+        return share
+
+    def shares(self) -> Array:
+        """Visible share of each class in each pixel: float32 (classes, rows, columns), with sum 1 over the classes."""
+        left = np.ones_like(self._painted[0][1])
+        out = np.zeros((len(self.classes), *left.shape), np.float32)
+        for index, share in reversed(self._painted):
+            visible = share * left
+            out[index] += visible
+            left -= visible
+        out[0] += left
+        return out
+
+
+def plane(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels, in [-1, 1]."""
+    axis = np.linspace(-1, 1, size)
+    rows, columns = np.meshgrid(axis, axis, indexing="ij")
+    return rows, columns
+
+
+def outline_distance(
+    generator: np.random.RandomState,
+    size: int,
+    center: tuple[float, float],
+    radius: float,
+    roughness: float = 0.05,
+    stretch: float = 1.0,
+    harmonics: int = 5,
+) -> np.ndarray:
+    """Signed distance (along the ray from the center, in half sides) to a random closed outline; negative inside.
+
+    The radius at angle t is ``radius * (1 + sum_k a_k cos(k t + phase_k))``, k from 2, amplitudes falling with k.
+
+    Args:
+        center: (row, column) in [-1, 1].
+        radius: mean radius.
+        roughness: size of the deviations from a circle, relative to the radius.
+        stretch: rows over columns of the underlying ellipse.
+        harmonics: number of terms; more make the outline more jagged.
+    """
+    rows, columns = plane(size)
+    down, right = (rows - center[0]) / np.sqrt(stretch), (columns - center[1]) * np.sqrt(stretch)
+    angle = np.arctan2(down, right)
+    deviation = np.zeros_like(angle)
+    for order in range(2, harmonics + 2):
+        amplitude = 2 * roughness * generator.standard_normal() / order
+        deviation += amplitude * np.cos(order * angle + generator.uniform(0, 2 * np.pi))
+    return np.hypot(down, right) - radius * (1 + np.clip(deviation, -0.5, 0.5))
+
+
+def inside(distance: np.ndarray, softness: float) -> np.ndarray:
+    """1 well inside of an outline, 0 well outside, in between over a border of about ``softness`` half sides."""
+    return 1 / (1 + np.exp(np.clip(distance / max(softness, 1e-6), -50, 50)))
+
+
+def smooth_field(generator: np.random.RandomState, size: int, scale: float) -> np.ndarray:
+    """Random field with mean 0 and deviation 1 whose features are about ``scale`` half sides large."""
+    sigma = max(scale * size / 2, 0.3)
+    coarse = max(int(sigma / 3), 1)  # a smooth field is drawn on fewer points
+    points = -(-size // coarse)
+    field = ndimage.gaussian_filter(generator.standard_normal((points, points)), sigma / coarse, mode="wrap")
+    if coarse > 1:
+        field = ndimage.zoom(field, coarse, order=2, mode="grid-wrap", grid_mode=True)[:size, :size]
+    return (field - field.mean()) / max(float(field.std()), 1e-12)
+
+
+def line_network(generator: np.random.RandomState, size: int, scale: float, thickness: float = 0.25) -> np.ndarray:
+    """Network of thin bright lines in [0, 1]: where one of two smooth fields changes its sign."""
+    lines = np.zeros((size, size))
+    for _ in range(2):
+        lines = np.maximum(lines, np.exp(-np.square(smooth_field(generator, size, scale) / thickness)))
+    return lines

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from fedmonai.data.generated.folder import generated_folder
 from fedmonai.data.generated.fundus import FUNDUS_CLASSES, FUNDUS_SITES, draw_fundus
 from fedmonai.data.generated.octa import OCTA_CLASSES, OCTA_SITES, draw_octa
-from fedmonai.data.generated.streams import stream
-from fedmonai.data.release_file import write_release_file
+from fedmonai.data.weak.labels import write_release_file
 from fedmonai.errors import ConfigError
+from fedmonai.seeding import stream
 from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_labels
 
 __all__ = [

@@ -14,7 +14,7 @@ from fedmonai.data.generated.mr_scan import Scan, magnitude_image, slice_heights
 from fedmonai.data.generated.mr_sites import AVERAGE, SITES, SiteProfile, site_profile
 from fedmonai.data.generated.mr_tissue import TISSUE_NAMES
 from fedmonai.data.generated.shapes import SmoothGrid
-from fedmonai.data.generated.streams import stream
+from fedmonai.seeding import stream
 from fedmonai.transforms.kspace import ifft2c
 
 KEY = (0, "X", "train", 0)

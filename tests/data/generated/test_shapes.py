@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedmonai.data.generated.layers import Layers
 from fedmonai.data.generated.shapes import (
+    Layers,
     RandomField,
     SmoothGrid,
     beyond,

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from fedmonai.data.generated.streams import stream
+from fedmonai.seeding import stream
 
 
 def test_the_state_is_the_digest_of_the_key() -> None:

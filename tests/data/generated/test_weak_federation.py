@@ -19,8 +19,8 @@ from fedmonai.data.generated.weak_federation import (
     generated_fundus_site,
     generated_octa_site,
 )
-from fedmonai.data.weak_files import release_files
-from fedmonai.data.weak_slices import WeakSliceDataset
+from fedmonai.data.weak.dataset import WeakSliceDataset
+from fedmonai.data.weak.list import release_files
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.weak_labels import WEAK_FORMS
 

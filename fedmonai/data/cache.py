@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cache of prepared slices (none, memory, disk, device), and files kept open per process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmonai.data import memory_limits
+from fedmonai.data.kspace.read import KspaceHeader, SliceForm, open_volume, read_slices
+from fedmonai.errors import ConfigError
+from fedmonai.io import atomic_path
+
+Handle = TypeVar("Handle")
+
+
+class OpenFiles(Generic[Handle]):
+    """The ``capacity`` most recently used handles, opened on demand.
+
+    A loader worker is a copy of the process that made the dataset. Handles never cross that border: a new process
+    (by fork or by pickling) starts with none and opens its own, so that no HDF5 state is shared between processes.
+
+    Args:
+        opener: makes a handle from a path.
+        close: ends a handle; called for the least recently used one when ``capacity`` is exceeded.
+        capacity: at least 1; one volume's slices are read in a row by an unshuffled loader, hence few suffice there.
+    """
+
+    def __init__(self, opener: Callable[[str], Handle], close: Callable[[Handle], Any], capacity: int = 16) -> None:
+        self.opener = opener
+        self.close = close
+        self.capacity = max(1, capacity)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._handles: OrderedDict[str, Handle] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, reader: Callable[[Handle], Any]) -> Any:
+        """Return ``reader(handle of path)``; the handle cannot be closed by another thread meanwhile."""
+        if self._process != os.getpid():
+            self._reset()
+        with self._lock:
+            handle = self._handles.pop(path, None)
+            if handle is None:
+                handle = self.opener(path)
+            self._handles[path] = handle
+            while len(self._handles) > self.capacity:
+                self.close(self._handles.popitem(last=False)[1])
+            return reader(handle)
+
+    def __len__(self) -> int:
+        """Number of handles open in this process."""
+        return len(self._handles) if self._process == os.getpid() else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"opener": self.opener, "close": self.close, "capacity": self.capacity}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+
+_BLOCK = 8  # slices transformed at a time while a cache is filled
+
+
+@dataclass(frozen=True)
+class VolumeSlices:
+    """The slices ``first`` to ``last - 1`` of one volume are used."""
+
+    header: KspaceHeader
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+class SliceCache(ABC):
+    """Give slice ``index`` (counted within the file) of a volume as (k-space, target or None)."""
+
+    def __init__(self, volumes: Sequence[VolumeSlices], form: SliceForm) -> None:
+        self.volumes = list(volumes)
+        self.form = form
+
+    @abstractmethod
+    def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]: ...
+
+    def nbytes(self) -> int:
+        """Bytes all slices take in this form."""
+        return sum(len(volume) * self.form.slice_bytes(volume.header) for volume in self.volumes)
+
+
+class NoCache(SliceCache):
+    """Every access reads the file; a few files stay open per process."""
+
+    def __init__(self, volumes: Sequence[VolumeSlices], form: SliceForm, open_files: int) -> None:
+        super().__init__(volumes, form)
+        self.files = OpenFiles(open_volume, _close, open_files)
+
+    def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]:
+        header = self.volumes[volume].header
+        kspace, target = self.files.read(
+            header.path, lambda file: read_slices(file, header, index, index + 1, self.form)
+        )
+        return kspace[0], None if target is None else target[0]
+
+
+class MemoryCache(SliceCache):
+    """All slices as tensors on one device, filled at construction.
+
+    Filled by the parent process, main memory is shared by forked loader workers instead of being read once by each.
+    The tensors handed out are views: clone before writing to them.
+    """
+
+    def __init__(self, volumes: Sequence[VolumeSlices], form: SliceForm, device: torch.device | None = None) -> None:
+        super().__init__(volumes, form)
+        self.device = device or torch.device("cpu")
+        name = "memory" if device is None else "device"
+        free = memory_limits.available_device_memory(self.device)
+        memory_limits.refuse_if_larger(name, self.nbytes(), free, "memory" if device is None else f"{device} memory")
+        self._kspace: list[Tensor] = []
+        self._target: list[Tensor | None] = []
+        for volume in self.volumes:
+            kspace, target = _allocate(volume, form, self.device)
+            for start, block_kspace, block_target in _blocks(volume, form):
+                kspace[start : start + len(block_kspace)] = block_kspace.to(self.device)
+                if target is not None and block_target is not None:
+                    target[start : start + len(block_target)] = block_target.to(self.device)
+            self._kspace.append(kspace)
+            self._target.append(target)
+
+    def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]:
+        position = index - self.volumes[volume].first
+        worker = torch.utils.data.get_worker_info() is not None
+        if worker and self.device.type != "cpu":
+            raise ConfigError("cache: 'device' cannot be read by loader workers; set num_workers to 0.")
+        kspace, target = self._kspace[volume][position], self._target[volume]
+        image = None if target is None else target[position]
+        if worker:  # a view sent to the main process would take its whole volume along
+            kspace, image = kspace.clone(), None if image is None else image.clone()
+        return kspace, image
+
+
+class DiskCache(SliceCache):
+    """All slices as memory-mapped ``.npy`` files in ``cache_dir``, written once and found again by later runs.
+
+    A file's name is a hash of the volume's path, size, time of change, slice range and form, so that a changed volume
+    or setting makes a new file; old ones can be deleted at any time between runs.
+    """
+
+    def __init__(self, volumes: Sequence[VolumeSlices], form: SliceForm, cache_dir: Path, open_files: int) -> None:
+        super().__init__(volumes, form)
+        self.cache_dir = cache_dir
+        self.arrays = OpenFiles(_memory_map, _drop, open_files)
+        self._stems = [cache_dir / _cache_name(volume, form) for volume in self.volumes]
+        missing = [index for index, stem in enumerate(self._stems) if not _kspace_path(stem).is_file()]
+        needed = sum(len(self.volumes[index]) * form.slice_bytes(self.volumes[index].header) for index in missing)
+        memory_limits.refuse_if_larger("disk", needed, memory_limits.available_disk(cache_dir), f"disk at {cache_dir}")
+        for index in missing:
+            self._write(self.volumes[index], self._stems[index])
+
+    def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]:
+        position = index - self.volumes[volume].first
+        kspace = self._load(_kspace_path(self._stems[volume]), position)
+        if self.form.target_shape(self.volumes[volume].header) is None:
+            return kspace, None
+        return kspace, self._load(_target_path(self._stems[volume]), position)
+
+    def _load(self, path: Path, position: int) -> Tensor:
+        return torch.from_numpy(self.arrays.read(str(path), lambda array: np.array(array[position])))
+
+    def _write(self, volume: VolumeSlices, stem: Path) -> None:
+        """Write the target first: a volume counts as cached once its k-space file exists."""
+        with contextlib.ExitStack() as files:  # closes, and so renames, in reverse order
+            count, target_shape = len(volume), self.form.target_shape(volume.header)
+            kspace_part = files.enter_context(atomic_path(_kspace_path(stem)))
+            kspace_out = _new_array(kspace_part, np.complex64, (count, *self.form.kspace_shape(volume.header)))
+            target_out = None
+            if target_shape is not None:
+                target_part = files.enter_context(atomic_path(_target_path(stem)))
+                target_out = _new_array(target_part, np.float32, (count, *target_shape))
+            for start, kspace, target in _blocks(volume, self.form):
+                kspace_out[start : start + len(kspace)] = kspace.numpy()
+                if target_out is not None:
+                    target_out[start : start + len(target)] = target.numpy()
+            kspace_out.flush()
+            if target_out is not None:
+                target_out.flush()
+
+
+def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+
+
+def _allocate(volume: VolumeSlices, form: SliceForm, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    count, target = len(volume), form.target_shape(volume.header)
+    kspace = torch.empty(count, *form.kspace_shape(volume.header), dtype=torch.complex64, device=device)
+    return kspace, None if target is None else torch.empty(count, *target, device=device)
+
+
+def _blocks(volume: VolumeSlices, form: SliceForm) -> Any:
+    """Yield (position in the used range, k-space, target) for a few slices at a time."""
+    with open_volume(volume.header.path) as file:
+        for first in range(volume.first, volume.last, _BLOCK):
+            last = min(first + _BLOCK, volume.last)
+            yield first - volume.first, *read_slices(file, volume.header, first, last, form)
+
+
+def _cache_name(volume: VolumeSlices, form: SliceForm) -> str:
+    path = Path(volume.header.path).resolve()
+    status = path.stat()
+    identity = (str(path), status.st_size, status.st_mtime_ns, volume.first, volume.last, *astuple(form), "v1")
+    return f"{path.stem}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:24]}"
+
+
+def _kspace_path(stem: Path) -> Path:
+    return stem.with_name(stem.name + ".kspace.npy")
+
+
+def _target_path(stem: Path) -> Path:
+    return stem.with_name(stem.name + ".target.npy")
+
+
+def _memory_map(path: str) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cache_dir: {path} is missing or damaged ({error}); delete it and start again.") from error
+
+
+def _close(file: Any) -> None:
+    file.close()
+
+
+def _drop(array: np.ndarray) -> None:
+    """Nothing to do: a memory map ends with its last reference."""

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of source files: NIfTI, .npy and .mat arrays, HDF5, raw k-space; and the choice among them."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+import scipy.io
+import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from torch import Tensor
+from torch.nn.functional import pad as pad_tensor
+
+from fedmonai.data import memory_limits
+from fedmonai.data.cases.read import missing_voxels
+from fedmonai.data.convert.volume import InputError, Volume, arrange, check_size
+from fedmonai.data.kspace.read import damage_named, open_volume, read_header, subject_of
+from fedmonai.errors import ConfigError
+from fedmonai.transforms.kspace import center_crop, coil_magnitude, fft2c, ifft2c
+
+#: Meaning of the axes by rank, if --axes does not say: NumPy stacks slices first, MATLAB last.
+NPY_AXES: dict[int, tuple[str, ...]] = {
+    2: ("row", "column"),
+    3: ("slice", "row", "column"),
+    4: ("slice", "coil", "row", "column"),
+}
+MAT_AXES: dict[int, tuple[str, ...]] = {
+    2: ("row", "column"),
+    3: ("row", "column", "slice"),
+    4: ("row", "column", "coil", "slice"),
+}
+
+
+@contextmanager
+def read_array(path: Path, domain: str, axes: tuple[str, ...] | None, key: str | None) -> Iterator[Volume]:
+    """Open a ``.npy`` or ``.mat`` file as a volume.
+
+    Args:
+        domain: ``image`` or ``kspace``.
+        axes: names of the array's axes out of slice, coil, row, column; None = by rank.
+        key: variable of a ``.mat`` file; None = the only numeric one.
+
+    Raises:
+        InputError: damaged file, pickled objects, no numeric array of 2 to 4 dimensions, several candidates.
+    """
+    data = _read_npy(path) if path.suffix.lower() == ".npy" else _read_mat(path, key)
+    if data.dtype.kind not in "biufc":
+        raise InputError(f"array of type {data.dtype}, expected numbers")
+    by_rank = NPY_AXES if path.suffix.lower() == ".npy" else MAT_AXES
+    names = axes or by_rank.get(data.ndim)
+    if names is None:
+        raise InputError(f"array of shape {data.shape}, expected 2 to 4 dimensions; name them with --axes")
+    arranged = arrange(data, names)
+    check_size(arranged.shape, arranged.dtype.itemsize, "the array")
+    note = () if axes else (f"axes taken as {','.join(names)} (--axes changes that)",)
+    yield Volume(arranged, domain=domain, warnings=note)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    """Map the file: a header that declares more than the file holds is refused without allocating it."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # damaged headers end in anything from ValueError to TokenError
+        raise InputError(f"damaged .npy file, or one with Python objects ({str(error)[:120]})") from error
+
+
+def _read_mat(path: Path, key: str | None) -> np.ndarray:
+    if h5py.is_hdf5(path):
+        return _read_mat73(path, key)
+    try:
+        shapes = {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in _MAT_NUMBERS}
+        name = _choose(shapes, key)
+        _refuse_huge(name, shapes[name])
+        return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
+    except InputError:
+        raise
+    except Exception as error:  # scipy raises many kinds on damaged files, down to zlib's and IndexError
+        raise InputError(f"damaged .mat file ({str(error)[:120]})") from error
+
+
+_MAT_NUMBERS = {"double", "single", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "logical"}
+
+
+def _read_mat73(path: Path, key: str | None) -> np.ndarray:
+    """MATLAB v7.3 is HDF5 with reversed axes and complex numbers as (real, imag) records."""
+    try:
+        with h5py.File(path, "r") as file:
+            shapes = {name: item.shape[::-1] for name, item in file.items() if _is_numeric(item)}
+            name = _choose(shapes, key)
+            _refuse_huge(name, shapes[name])
+            data = file[name][()]
+    except OSError as error:
+        raise InputError(f"damaged .mat file ({str(error)[:120]})") from error
+    if data.dtype.names:
+        data = (data["real"] + 1j * data["imag"]).astype(np.complex64)
+    return data.T
+
+
+def _refuse_huge(name: str, shape: tuple[int, ...]) -> None:
+    """Both formats compress: a small file can declare any size."""
+    if math.prod(shape) * 16 > memory_limits.HEADROOM * memory_limits.available_memory():
+        raise InputError(f"variable '{name}' declares shape {shape}, more than the memory that is free")
+
+
+def _is_numeric(item: Any) -> bool:
+    if not isinstance(item, h5py.Dataset) or item.external is not None or item.is_virtual or item.ndim < 2:
+        return False
+    return item.dtype.kind in "iufc" or item.dtype.names == ("real", "imag")
+
+
+def _choose(shapes: dict[str, tuple[int, ...]], key: str | None) -> str:
+    if key is not None:
+        if key not in shapes:
+            raise InputError(f"no numeric variable '{key}'; found {', '.join(sorted(shapes)) or 'none'}")
+        return key
+    candidates = [name for name, shape in shapes.items() if len(shape) >= 2 and min(shape[:2]) > 1]
+    if len(candidates) != 1:
+        raise InputError(f"{len(candidates)} arrays in the file ({', '.join(sorted(shapes))}); choose one with --key")
+    return candidates[0]
+
+
+_CODE = re.compile(r"[A-Za-z0-9_]{1,32}")
+
+
+@contextmanager
+def read_fastmri(path: Path) -> Iterator[Volume]:
+    """Open a fastMRI file as a volume; its ISMRMRD header, which may identify a person, is not taken over.
+
+    Raises:
+        InputError: not HDF5, or not of fastMRI's form.
+    """
+    try:
+        header = read_header(path)
+        with open_volume(path) as file:
+            notes = ("the ISMRMRD header is left out",) if "ismrmrd_header" in file else ()
+            yield Volume(
+                file["kspace"],
+                domain="kspace",
+                affine=_hdf5_affine(file),
+                target=None if header.target_key is None else file[header.target_key],
+                mask=np.asarray(file["mask"], np.float32) if header.has_mask else None,
+                acquisition=_code(file.attrs.get("acquisition")),
+                warnings=notes,
+            )
+    except ConfigError as error:
+        raise InputError(str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")) from error
+
+
+def raw_subject(path: Path) -> str | None:
+    """The subject id of a fastMRI file (attribute ``patient_id``), None without one or in an unreadable file."""
+    try:
+        with damage_named(path), open_volume(path) as file:
+            return subject_of(file)
+    except ConfigError:
+        return None  # reading the volume will say what is wrong with it
+
+
+def _code(value: object) -> str | None:
+    return str(value) if value is not None and _CODE.fullmatch(str(value)) else None
+
+
+def _hdf5_affine(file: h5py.File) -> np.ndarray | None:
+    value = file.attrs.get("affine")
+    return np.asarray(value, float) if value is not None and np.shape(value) == (4, 4) else None
+
+
+_FULLY_SAMPLED = 0.99  # scanners leave a few exact zeros in fully sampled k-space
+
+
+@dataclass(frozen=True)
+class PlaneSize:
+    """Size of a slice before and after: reduced to ``reduced`` pixels, then zero-padded to ``final``.
+
+    Args:
+        original: (rows, columns) of the input.
+        pad: smallest rows and columns; smaller images are zero-padded around the center, 0 = never.
+        max_size: largest side; larger images lose resolution, not field of view, 0 = keep every size.
+    """
+
+    original: tuple[int, int]
+    reduced: tuple[int, int]
+    final: tuple[int, int]
+
+    @classmethod
+    def plan(cls, original: tuple[int, int], pad: int, max_size: int) -> PlaneSize:
+        factor = min(1.0, max_size / max(original)) if max_size else 1.0
+        reduced = round(original[0] * factor), round(original[1] * factor)
+        return cls(original, reduced, (max(pad, reduced[0]), max(pad, reduced[1])))
+
+    def affine(self, affine: np.ndarray) -> np.ndarray:
+        """The affine of the resized slices; the central pixel ``size // 2`` stays in place under the reduction."""
+        change = np.eye(4)
+        for axis, (n, m, p) in enumerate(zip(self.original, self.reduced, self.final, strict=True), start=1):
+            change[axis, axis] = n / m
+            change[axis, 3] = n // 2 - ((p - m) // 2 + m // 2) * n / m
+        return affine @ change
+
+
+def image_to_kspace(image: np.ndarray, size: PlaneSize) -> tuple[Tensor, Tensor]:
+    """One image slice to k-space, by the centered orthonormal 2-D FFT.
+
+    A magnitude image gets a zero imaginary part. The reduction keeps the central part of k-space, which is what a scan
+    of lower resolution would have measured, and keeps the intensities.
+
+    Args:
+        image: real or complex (rows, columns) or (coils, rows, columns).
+
+    Returns:
+        complex64 k-space of the same rank and the float32 magnitude, root-sum-of-squares over coils: (rows, columns).
+    """
+    data = torch.from_numpy(np.array(image, dtype=np.complex64))
+    if size.reduced != size.original:
+        scale = float(np.sqrt(np.prod(size.reduced) / np.prod(size.original)))
+        data = ifft2c(center_crop(fft2c(data), size.reduced)) * scale
+    if size.final != size.reduced:
+        (rows, columns), (h, w) = size.final, size.reduced
+        top, left = (rows - h) // 2, (columns - w) // 2
+        data = pad_tensor(data, (left, columns - w - left, top, rows - h - top))
+    return fft2c(data), coil_magnitude(data if data.ndim == 3 else data[None])
+
+
+def kspace_to_image(kspace: np.ndarray) -> Tensor:
+    """Root-sum-of-squares magnitude (rows, columns) of one k-space slice."""
+    data = torch.from_numpy(np.array(kspace, dtype=np.complex64))
+    return coil_magnitude(ifft2c(data if data.ndim == 3 else data[None]))
+
+
+def sampled(volume: Volume) -> tuple[np.ndarray | None, float]:
+    """What a k-space volume holds: (column mask or None if fully sampled, share of samples that are not zero).
+
+    A column counts as sampled if any of its samples in any slice and coil is not zero. k-space counts as fully sampled
+    if no column is empty and at least 99 % of the samples are there. The mask is exact for Cartesian column sampling;
+    for 2-D patterns it only bounds the pattern, whose zeros stay in the k-space itself.
+    """
+    seen: Any = None
+    for plane in volume.planes():
+        present = (plane != 0).any(axis=0) if plane.ndim == 3 else plane != 0
+        seen = present if seen is None else seen | present
+    if seen is None or not seen.any():
+        raise InputError("k-space is zero everywhere")
+    columns, share = seen.any(axis=0), float(seen.mean())
+    if columns.all() and share >= _FULLY_SAMPLED:
+        return None, share
+    return columns.astype(np.float32), share
+
+
+_DAMAGED = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+
+
+def read_nifti(path: Path, axis: int = 2) -> Volume:
+    """Read a 3-D NIfTI image.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        axis: voxel axis that counts the slices. Of the other two the first becomes the column and the second the row,
+            turned where needed so that row 0 is anterior or superior, as viewers show it. The affine follows every
+            permutation and turn.
+
+    Raises:
+        InputError: damaged file, not one 3-D image, or larger than any scanner makes.
+    """
+    try:
+        image: Any = nib.load(path)
+        shape = tuple(int(size) for size in image.shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3 or image.get_data_dtype().kind not in "biufc":
+            raise InputError(f"NIfTI of shape {image.shape} and type {image.get_data_dtype()}, expected one 3-D image")
+        order = [axis, *sorted({0, 1, 2} - {axis}, reverse=True)]
+        check_size(tuple(shape[k] for k in order), 8, "the NIfTI image")
+        missing = missing_voxels(image, path)
+        if missing:
+            raise InputError(f"the NIfTI image {missing}")
+        data = np.asanyarray(image.dataobj).reshape(shape).transpose(order)
+        affine = np.asarray(image.affine, float)
+    except _DAMAGED as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"damaged NIfTI file ({str(error)[:160]})") from error
+    data, affine = _upright(data, affine[:, [*order, 3]])
+    return Volume(data.astype(np.complex64 if data.dtype.kind == "c" else np.float32), affine=affine)
+
+
+def _upright(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn the rows where their index runs to anterior, superior or right."""
+    codes = nib.aff2axcodes(affine)
+    if codes[1] in ("A", "S", "R"):
+        flip = np.eye(4)
+        flip[1, 1], flip[1, 3] = -1, data.shape[1] - 1
+        data, affine = data[:, ::-1], affine @ flip
+    return data, affine

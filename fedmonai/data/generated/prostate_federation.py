@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A federation of artificial prostate MRI sites in the layout of the public six-site set, the default data of IOP-FL.
+
+The images are for trying methods and for tests. A number reached on them says nothing about patients' images.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from fedmonai.data.generated.folder import generated_folder
+from fedmonai.data.generated.prostate_scan import (
+    PROSTATE_PROFILES,
+    ProstateProfile,
+    ProstateScan,
+    ProstateVolume,
+    prostate_profile,
+)
+from fedmonai.errors import ConfigError
+
+__all__ = ["generate_prostate_federation", "generated_prostate_site"]
+
+
+#: Part of the manifest; a change of the images comes with a new number.
+VERSION = 1
+SLICE_RANGE = (12, 24)
+_LIMITS = {"cases": (1, 1000), "slices": (1, 64), "size": (32, 1024), "seed": (0, 2**63 - 1)}
+
+
+def generate_prostate_federation(
+    root: str | os.PathLike[str],
+    sites: str | Sequence[str] = tuple(PROSTATE_PROFILES),
+    cases: int | Mapping[str, int] = 12,
+    slices: int | None = None,
+    size: int = 384,
+    seed: int = 0,
+) -> str:
+    """Generate several sites, ``<root>/<site>/CaseXX.nii.gz`` with ``CaseXX_segmentation.nii.gz``, and return ``root``.
+
+    Pelves are drawn at random, one for each man: a prostate with peripheral zone, nodular central gland, front stroma,
+    urethra and sometimes a tumor, bladder, seminal vesicles, rectum, pelvic floor, muscles, bones, vessels and fat.
+    The contrast follows the spin-echo equation S = density (1 - exp(-TR/T1)) exp(-TE/T2). Sites differ in TR and TE,
+    field strength, pixel and slice size, point spread, receive field, noise and size of the gland; at BIDMC a coil in
+    the rectum receives (:data:`fedmonai.data.generated.prostate_scan.PROSTATE_PROFILES` has the table).
+    Nothing is done for what is there already; see :func:`generated_prostate_site` for files, arguments and errors.
+
+    Args:
+        cases: men of each site, one number or one by site.
+    """
+    names = [sites] if isinstance(sites, str) else list(sites)
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"sites: {names} is empty or names one twice; give each name once.")
+    for site in names:
+        prostate_profile(site)  # a misspelt name is said before minutes of work
+        if isinstance(cases, Mapping) and site not in cases:
+            raise ConfigError(f"cases: {dict(cases)} has no number for site {site}.")
+    for site in names:
+        generated_prostate_site(root, site, cases[site] if isinstance(cases, Mapping) else cases, slices, size, seed)
+    return str(root)
+
+
+def generated_prostate_site(
+    root: str | os.PathLike[str],
+    site: str,
+    cases: int = 12,
+    slices: int | None = None,
+    size: int = 384,
+    seed: int = 0,
+) -> str:
+    """Return ``<root>/<site>``, the folder of one site, which is generated if it is not there.
+
+    Images are int16 volumes (size, size, slices) with axes to the left, to the back and upward and the spacing in the
+    header. Masks are uint8: 1 = prostate; at ISBI and ISBI_1.5 1 = central gland and 2 = peripheral zone, as in the
+    public set. A voxel belongs to the prostate if its center lies in it. The slices reach beyond the prostate at both
+    ends.
+
+    A case depends on (seed, site, case, slices, size), not on which other sites or cases there are. The same arguments
+    give the same voxels on the same machine.
+
+    Args:
+        root: folder of the federation.
+        site: ``BIDMC``, ``HK``, ``I2CVB``, ``ISBI``, ``ISBI_1.5`` or ``UCL``.
+        cases: number of men.
+        slices: of each man, spread over his prostate (at most 7 mm apart). None (default): as many as the site's slice
+            distance needs, 12 to 24.
+        size: rows and columns. The field of view (140 to 240 mm) is the site's, so the pixel grows as size shrinks.
+        seed: of everything.
+
+    Raises:
+        ConfigError: an argument out of range; the folder holds other data, or was generated with other arguments.
+    """
+    profile = prostate_profile(site)
+    numbers = {"cases": cases, "size": size, "seed": seed} | ({} if slices is None else {"slices": slices})
+    parameters = {
+        "generator": "prostate",
+        "version": VERSION,
+        "site": site,
+        "slices": None,
+        **{name: _whole(name, value, *_LIMITS[name]) for name, value in numbers.items()},
+    }
+    folder = Path(root) / site
+    generated_folder(folder, parameters, partial(_write_site, profile=profile, parameters=parameters))
+    return str(folder)
+
+
+def _write_site(folder: Path, profile: ProstateProfile, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the volumes of one site; returns the profile, for the reader of the manifest."""
+    for number in range(parameters["cases"]):
+        case = f"Case{number:02d}"
+        scan = ProstateScan(profile, (parameters["seed"], parameters["site"], case))
+        volume = scan.volume(parameters["size"], parameters["slices"], SLICE_RANGE)
+        _write_nifti(folder / f"{case}.nii.gz", volume.image, volume)
+        _write_nifti(folder / f"{case}_segmentation.nii.gz", volume.mask, volume)
+    return {"profile": asdict(profile)}
+
+
+def _write_nifti(path: Path, values: np.ndarray, volume: ProstateVolume) -> None:
+    """Write (rows, columns, slices) with axes left, posterior, superior around the middle of the volume."""
+    lengths = np.array([volume.spacing[1], volume.spacing[0], volume.spacing[2]])
+    affine = np.diag([-lengths[0], -lengths[1], lengths[2], 1.0])
+    middle = (np.array([values.shape[1], values.shape[0], values.shape[2]]) - 1) / 2
+    affine[:3, 3] = -affine[:3, :3] @ middle
+    image = nib.Nifti1Image(np.ascontiguousarray(values.transpose(1, 0, 2)), affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise ConfigError(f"{name}: {value!r} is not allowed; give a whole number from {low} to {high}.")
+    return number

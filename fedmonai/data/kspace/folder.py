@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever lies in a folder (k-space files, DICOM series, NIfTI images, arrays) as volumes to reconstruct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import monai.data
+import numpy as np
+import torch
+from nibabel.loadsave import load as load_nifti
+from nibabel.orientations import aff2axcodes
+from torch import Tensor
+
+from fedmonai.data.convert.open_source import open_source
+from fedmonai.data.convert.readers import PlaneSize, image_to_kspace, sampled
+from fedmonai.data.convert.scan import Naming, find_sources
+from fedmonai.data.convert.volume import InputError, Source, Volume
+from fedmonai.errors import ConfigError
+
+__all__ = ["UNDERSAMPLING", "ReconstructionFolder", "one_volume"]
+
+
+UNDERSAMPLING = ("auto", "none")
+
+
+class ReconstructionFolder(monai.data.Dataset):
+    """One example = one whole volume, for inference.
+
+    k-space that the scanner undersampled (a stored mask, or empty columns) is taken as it was measured. Fully sampled
+    k-space and magnitude images, whose k-space is computed by the centered orthonormal FFT, are undersampled with the
+    bundle's mask unless ``undersampling`` is ``none``; ``sampling`` in the item says which of it happened.
+
+    An item holds, for n slices: ``kspace``, n tensors complex64 (coils, H, W); ``file``, n times the name that seeds
+    the volume's mask; ``mask`` where nothing is to be undersampled (ones) or the file has its own, (n, W); ``target``
+    float32 (n, 1, h, w) where one is known; ``hybrid`` False; ``volume``, a name that is unique in the folder;
+    ``source``, the path it came from; ``kind``; ``sampling``; ``affine``, float64 (4, 4), index (slice, row, column)
+    to RAS+ mm, or None; ``orientation``, axis codes of a NIfTI input, or None.
+
+    Args:
+        data: folder, searched with its sub-folders, or one file.
+        undersampling: ``auto`` or ``none``, see above.
+        axis: NIfTI voxel axis that counts the slices.
+        domain: of ``.npy`` and ``.mat`` arrays: ``image`` or ``kspace``.
+        axes: names of their axes, e.g. ``[coil, row, column]``; None = by rank.
+        key: variable of ``.mat`` files; None = the only numeric one.
+        skip_damaged: go on without files that cannot be read instead of stopping before the first volume.
+
+    Raises:
+        ConfigError: nothing to reconstruct, or a file that is unknown or damaged; the message names it.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        undersampling: str = "auto",
+        axis: int = 2,
+        domain: str = "image",
+        axes: Sequence[str] | None = None,
+        key: str | None = None,
+        skip_damaged: bool = False,
+    ) -> None:
+        if undersampling not in UNDERSAMPLING:
+            raise ConfigError(f"undersampling: '{undersampling}' is unknown; choose one of {', '.join(UNDERSAMPLING)}.")
+        if domain not in ("image", "kspace"):
+            raise ConfigError(f"domain: '{domain}' is unknown; choose image or kspace.")
+        found = find_sources(Path(data), Naming())
+        if found.failed and not skip_damaged:
+            label, reason = found.failed[0]
+            raise ConfigError(
+                f"dataset_dir: {len(found.failed)} files in {data} cannot be used, first {label}: {reason}; take them "
+                "out or set skip_damaged: true."
+            )
+        if not found.sources:
+            raise ConfigError(f"dataset_dir: there is no HDF5, NIfTI, DICOM, .npy or .mat file in {data}.")
+        super().__init__(found.sources)
+        self.skipped = [f"{label}: {reason}" for label, reason in found.failed]
+        self.undersampling = undersampling
+        self.reading = (axis, domain, None if axes is None else tuple(axes), key)
+
+    def _transform(self, index: int) -> dict[str, Any]:
+        source: Source = self.data[index]
+        try:
+            with open_source(source, *self.reading) as volume:
+                item = self._read(source, volume)
+        except InputError as error:
+            raise ConfigError(f"{source.label}: {error}; take it out of the folder.") from error
+        return item
+
+    def _read(self, source: Source, volume: Volume) -> dict[str, Any]:
+        planes, target = _kspace_and_target(volume)
+        mask, measured = _own_mask(volume)
+        simulate = self.undersampling == "auto" and not measured
+        count = len(planes)
+        item: dict[str, Any] = {
+            "kspace": planes,
+            "hybrid": False,
+            "file": [source.files[0].name] * count,
+            "volume": source.name,
+            "source": source.label,
+            "kind": source.kind,
+            "sampling": "undersampled by the mask of the bundle" if simulate else "as measured",
+            "affine": None if volume.affine is None else torch.from_numpy(np.asarray(volume.affine, np.float64)),
+            "orientation": _orientation(source),
+        }
+        if not simulate:
+            item["mask"] = (torch.ones(planes[0].shape[-1]) if mask is None else mask).expand(count, -1)
+        if target is not None:
+            item["target"] = target
+        return item
+
+
+def one_volume(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Collate function of a loader whose batch is one volume: the item itself.
+
+    Raises:
+        ConfigError: with a batch size other than 1.
+    """
+    if len(batch) != 1:
+        raise ConfigError(
+            f"a batch is one volume here, not {len(batch)}; set the loader's batch_size to 1 and slices_per_pass to "
+            "the number of slices the network takes at a time."
+        )
+    return batch[0]
+
+
+def _kspace_and_target(volume: Volume) -> tuple[list[Tensor], Tensor | None]:
+    planes: list[Tensor] = []
+    images: list[Tensor] = []
+    if volume.domain == "image":
+        size = PlaneSize.plan(volume.plane, 0, 0)
+        for plane in volume.planes():
+            kspace, image = image_to_kspace(plane, size)
+            planes.append(kspace if kspace.ndim == 3 else kspace[None])
+            images.append(image)
+    else:
+        for plane in volume.planes():
+            kspace = torch.from_numpy(np.array(plane, dtype=np.complex64))
+            planes.append(kspace if kspace.ndim == 3 else kspace[None])
+        if volume.target is not None:
+            images = [torch.from_numpy(np.array(image, dtype=np.float32)) for image in volume.targets()]
+    for number, kspace in enumerate(planes):
+        if not torch.isfinite(torch.view_as_real(kspace)).all():
+            raise InputError(f"slice {number} holds values that are not finite")
+    return planes, torch.stack(images).unsqueeze(1) if images else None
+
+
+def _own_mask(volume: Volume) -> tuple[Tensor | None, bool]:
+    """The column mask the data came with, and whether the scanner undersampled them."""
+    if volume.domain == "image":
+        return None, False
+    if volume.mask is not None:
+        return torch.from_numpy(np.asarray(volume.mask, np.float32)), True
+    if volume.target is not None:
+        return None, False
+    mask, _ = sampled(volume)
+    return (None, False) if mask is None else (torch.from_numpy(mask), True)
+
+
+def _orientation(source: Source) -> str | None:
+    """Axis codes of a NIfTI file, such as RAS, so that the result can be written on the same voxel grid."""
+    if source.kind != "nifti":
+        return None
+    affine: Any = load_nifti(source.files[0]).affine  # type: ignore[attr-defined]
+    return "".join(code or "?" for code in aff2axcodes(affine))

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading k-space files (fastMRI layout, HDF5): what is in them, and single slices."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmonai.errors import ConfigError
+from fedmonai.transforms.kspace import center_crop, hybrid_kspace, zero_filled
+
+TARGET_KEYS = ("reconstruction_esc", "reconstruction_rss")  # single-coil, multi-coil
+BLOCK = "slice_block"  # attribute of volumes that are a block of slices: [first, last)
+
+# Far above any scanner (fastMRI: 16 x 20 x 640 x 372); they stop a damaged or hostile header from asking for terabytes.
+MAX_SLICES = 8192
+MAX_COILS = 256
+MAX_SIDE = 4096
+MAX_SLICE_BYTES = 2 * 1024**3
+_DAMAGED = (OSError, KeyError, RuntimeError, ValueError, TypeError)  # what h5py raises, by where the damage is
+_MAX_COMPRESSION = 2000  # deflate reaches about 1030:1 on constant data
+
+
+@dataclass(frozen=True)
+class KspaceHeader:
+    """Shape and content of a volume file.
+
+    Attributes:
+        slices, coils, rows, columns: k-space size; ``coils`` is 1 for a single-coil file.
+        multicoil: whether the file has a coil axis, i.e. (slices, coils, rows, columns).
+        target_key: name of the target dataset, None when the file has none.
+        target_size: (rows, columns) of the target, None without one.
+        has_mask: whether the file carries its own column sampling mask (prospective undersampling).
+    """
+
+    path: str
+    slices: int
+    coils: int
+    rows: int
+    columns: int
+    multicoil: bool
+    target_key: str | None
+    target_size: tuple[int, int] | None
+    has_mask: bool
+
+    def image_size(self, resolution: int) -> tuple[int, int]:
+        """(rows, columns) after the center crop: the smallest of resolution, k-space and target."""
+        target = self.target_size or (self.rows, self.columns)
+        return min(resolution, self.rows, target[0]), min(resolution, self.columns, target[1])
+
+
+def open_volume(path: str | os.PathLike[str]) -> h5py.File:
+    """Open a volume file for reading.
+
+    Raises:
+        ConfigError: when the file is missing or is not (or no longer) an HDF5 file.
+    """
+    try:
+        return h5py.File(path, "r")
+    except _DAMAGED as error:
+        reason = "does not exist" if not Path(path).exists() else f"is not a readable HDF5 file ({_short(error)})"
+        raise ConfigError(f"{path} {reason}; restore it or take it out of the data list.") from error
+
+
+@contextlib.contextmanager
+def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what h5py raises on a damaged file into a :class:`ConfigError` that names the file."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except _DAMAGED as error:
+        raise ConfigError(
+            f"{path} is damaged ({_short(error)}); restore it or take it out of the data list."
+        ) from error
+
+
+def read_slice(file: h5py.File, key: str, index: int | slice) -> np.ndarray:
+    """Read one slice (or a block of slices) of a dataset; an error names the file, the dataset and the slice.
+
+    Raises:
+        ConfigError: when the stored bytes cannot be read.
+    """
+    try:
+        return np.asarray(file[key][index])
+    except _DAMAGED as error:
+        raise ConfigError(
+            f"{file.filename}: cannot read '{key}' {index} ({_short(error)}); restore the file."
+        ) from error
+
+
+def subject_of(file: h5py.File) -> str | None:
+    """The subject id a volume file carries (fastMRI's attribute ``patient_id``)."""
+    value = file.attrs.get("patient_id")
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+    return text.strip() or None
+
+
+def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
+    """Check the datasets of a volume file and return its sizes; no image data are read.
+
+    Raises:
+        ConfigError: unreadable file, no ``kspace``, wrong rank or type, sizes no scanner makes, data that lie in
+            another file, a target or mask that does not fit the k-space.
+    """
+    with damage_named(path), open_volume(path) as file:
+        kspace = _dataset(file, "kspace")
+        if kspace is None:
+            found = ", ".join(sorted(file)) or "nothing"
+            raise ConfigError(
+                f"{path}: no dataset 'kspace' (found: {found}); scripts/prepare_mri.py writes such files."
+            )
+        slices, coils, rows, columns = _kspace_shape(path, kspace)
+        key = _target_key(file, kspace.ndim)
+        size = None if key is None else _target_size(path, _dataset(file, key), key, slices)
+        mask = _dataset(file, "mask")
+        if mask is not None and (mask.shape != (columns,) or mask.dtype.kind not in "biuf"):
+            raise ConfigError(
+                f"{path}: 'mask' is {mask.dtype} {mask.shape}, expected one number per k-space column ({columns},)."
+            )
+        return KspaceHeader(str(path), slices, coils, rows, columns, kspace.ndim == 4, key, size, mask is not None)
+
+
+def _dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
+    """The dataset ``key`` of this very file: links to and storage in other files are refused."""
+    link = file.get(key, getlink=True)
+    if link is None:
+        return None
+    where = f"{file.filename}: '{key}'"
+    if not isinstance(link, h5py.HardLink):
+        raise ConfigError(f"{where} is a link; copy the data into the file.")
+    item = file[key]
+    if not isinstance(item, h5py.Dataset):
+        raise ConfigError(f"{where} is a {type(item).__name__.lower()}, expected a dataset.")
+    if item.external is not None or item.is_virtual:
+        raise ConfigError(f"{where} is stored in another file; copy the data into the file.")
+    if item.chunks is not None and math.prod(item.chunks) * item.dtype.itemsize > MAX_SLICE_BYTES:
+        raise ConfigError(
+            f"{where} has chunks of {item.chunks}, above {MAX_SLICE_BYTES:,} bytes; rewrite it slice by slice."
+        )
+    declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
+    if declared > max(stored, 1) * _MAX_COMPRESSION:
+        raise ConfigError(f"{where} declares {declared:,} bytes but stores {stored:,}; the file is damaged.")
+    return item
+
+
+def _kspace_shape(path: str | os.PathLike[str], kspace: h5py.Dataset) -> tuple[int, int, int, int]:
+    shape = kspace.shape
+    if len(shape) not in (3, 4):
+        raise ConfigError(
+            f"{path}: 'kspace' has shape {shape}; expected (slices, rows, columns) or (slices, coils, rows, columns)."
+        )
+    if kspace.dtype.kind != "c":
+        raise ConfigError(
+            f"{path}: 'kspace' is {kspace.dtype}, expected complex64 (magnitude images need prepare_mri.py)."
+        )
+    slices, coils, rows, columns = (shape[0], 1, *shape[1:]) if len(shape) == 3 else shape
+    sizes = {"slices": (slices, MAX_SLICES), "coils": (coils, MAX_COILS)}
+    sizes |= {"rows": (rows, MAX_SIDE), "columns": (columns, MAX_SIDE)}
+    for name, (size, limit) in sizes.items():
+        if not 1 <= size <= limit:
+            raise ConfigError(f"{path}: 'kspace' declares {size} {name}, allowed are 1 to {limit}; check the file.")
+    slice_bytes = coils * rows * columns * kspace.dtype.itemsize
+    if slice_bytes > MAX_SLICE_BYTES:
+        raise ConfigError(f"{path}: one k-space slice declares {slice_bytes:,} bytes, allowed are {MAX_SLICE_BYTES:,}.")
+    return slices, coils, rows, columns
+
+
+def _target_key(file: h5py.File, rank: int) -> str | None:
+    order = TARGET_KEYS if rank == 3 else TARGET_KEYS[::-1]
+    return next((key for key in order if key in file), None)
+
+
+def _target_size(path: str | os.PathLike[str], target: Any, key: str, slices: int) -> tuple[int, int]:
+    shape = target.shape
+    fits = len(shape) == 3 and shape[0] == slices and all(1 <= side <= MAX_SIDE for side in shape[1:])
+    if not fits or target.dtype.kind not in "fiu":
+        raise ConfigError(
+            f"{path}: '{key}' is {target.dtype} {shape}; expected real numbers ({slices}, rows, columns)."
+        )
+    return shape[1], shape[2]
+
+
+def _short(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+@dataclass(frozen=True)
+class SliceForm:
+    """How slices are delivered.
+
+    Attributes:
+        resolution: largest image height and width; rows of hybrid k-space and the target are center-cropped to it.
+        hybrid: whether the rows are inverse-transformed and cropped already (see ``hybrid_kspace``).
+        target_from_kspace: whether a file without a target gets the root-sum-of-squares magnitude of its full k-space.
+    """
+
+    resolution: int
+    hybrid: bool
+    target_from_kspace: bool
+
+    def kspace_shape(self, header: KspaceHeader) -> tuple[int, int, int]:
+        """(coils, h or H, W) of one slice."""
+        rows = header.image_size(self.resolution)[0] if self.hybrid else header.rows
+        return header.coils, rows, header.columns
+
+    def target_shape(self, header: KspaceHeader) -> tuple[int, int, int] | None:
+        """(1, h, w) of one slice's target, None for a volume without one."""
+        if header.target_key is None and not self.target_from_kspace:
+            return None
+        return 1, *header.image_size(self.resolution)
+
+    def slice_bytes(self, header: KspaceHeader) -> int:
+        """Bytes of one slice in this form: complex64 k-space and float32 target."""
+        target = self.target_shape(header)
+        return 8 * int(np.prod(self.kspace_shape(header))) + (4 * int(np.prod(target)) if target else 0)
+
+
+def read_slices(
+    file: h5py.File, header: KspaceHeader, first: int, last: int, form: SliceForm
+) -> tuple[Tensor, Tensor | None]:
+    """Read slices ``first`` to ``last - 1`` of an open volume.
+
+    Returns:
+        k-space, complex64 (n, coils, h or H, W), and target, float32 (n, 1, h, w) or None.
+
+    Raises:
+        ConfigError: unreadable data, or a target asked of k-space that is not fully sampled.
+    """
+    block = slice(first, last)
+    stored = read_slice(file, "kspace", block)
+    if not header.multicoil:
+        stored = stored[:, None]
+    kspace = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.complex64))
+    size = header.image_size(form.resolution)
+    target: Tensor | None = None
+    if header.target_key is not None:
+        image = read_slice(file, header.target_key, block).astype(np.float32, copy=False)
+        target = center_crop(torch.from_numpy(image), size).unsqueeze(1).contiguous()
+    elif form.target_from_kspace:
+        _refuse_undersampled(header, kspace)
+        target = zero_filled(kspace, form.resolution).unsqueeze(1)
+    return hybrid_kspace(kspace, size[0]) if form.hybrid else kspace, target
+
+
+def read_mask(file: h5py.File, header: KspaceHeader) -> Tensor | None:
+    """The file's own sampling mask, float32 (W,), or None."""
+    if not header.has_mask:
+        return None
+    return torch.from_numpy(read_slice(file, "mask", slice(None)).astype(np.float32))
+
+
+def _refuse_undersampled(header: KspaceHeader, kspace: Tensor) -> None:
+    """A magnitude image of undersampled k-space is no ground truth."""
+    empty = int((kspace == 0).all(dim=-2).all(dim=-2).any(dim=0).sum())
+    if header.has_mask or empty:
+        found = "it carries a sampling mask" if header.has_mask else f"{empty} of its columns are empty"
+        raise ConfigError(
+            f"target_from_kspace: {header.path} is not fully sampled ({found}), so no target can be computed from it; "
+            "set target_from_kspace: false and use the file for inference only."
+        )

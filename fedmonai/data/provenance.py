@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Provenance of data: manifests of prepared folders, fingerprints of volumes, overlap of splits and sites."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.bundle import ConfigComponent, ConfigParser
+from tqdm import tqdm
+
+from fedmonai.data.cases.read import read_case_file
+from fedmonai.data.kspace.list import SECTIONS, read_data_list, resolve_inside
+from fedmonai.data.kspace.read import BLOCK, damage_named, open_volume, read_slice, subject_of
+from fedmonai.data.weak.read import IMAGE_KEY, read_dataset, read_picture
+from fedmonai.errors import ConfigError
+from fedmonai.io import write_json
+
+__all__ = [
+    "ManifestCheck",
+    "Origin",
+    "case_origin",
+    "changed_files",
+    "check_manifests",
+    "compare_splits",
+    "kspace_origin",
+    "weak_origin",
+]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One volume of a dataset; every dataset of ours lists its own with ``origins()``.
+
+    Attributes:
+        volume: its name in the dataset.
+        content: SHA-256 of the image data alone, the same under every file name, header and compression.
+        subject: whose it is, None where the file does not say.
+        whole: False for a block of a volume's slices; two blocks of one subject may be in different splits.
+    """
+
+    volume: str
+    content: str
+    subject: str | None = None
+    whole: bool = True
+
+
+def kspace_origin(volume: Mapping[str, Any]) -> Origin:
+    """Origin of an entry of :func:`fedmonai.data.kspace.list.kspace_volumes`; the subject is the attribute ``patient_id``.
+
+    Pooled folders number their subjects by themselves, so the folder's part of the name is part of the subject.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    path, name = volume["kspace"], volume["volume"]
+    with damage_named(path), open_volume(path) as file:
+        subject, whole = subject_of(file), BLOCK not in file.attrs
+    folder = name.removesuffix(Path(path).stem)
+    return Origin(name, kspace_digest(path), None if subject is None else folder + subject, whole)
+
+
+def case_origin(case: Mapping[str, str]) -> Origin:
+    """Origin of an entry of :func:`fedmonai.data.cases.list.prostate_cases`: the image's voxels, on the grid of the file.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    return Origin(case["volume"], _digest(read_case_file(case["image"], orientation=None).values))
+
+
+def weak_origin(entry: Mapping[str, str]) -> Origin:
+    """Origin of an entry of :func:`fedmonai.data.weak.list.weak_files`: the pixels of the image, whatever labels it has.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    path, name = entry["image"], entry["volume"]
+    if not path.lower().endswith(".h5"):
+        return Origin(name, _digest(read_picture(path)))
+    with damage_named(path), open_volume(path) as file:
+        image = read_dataset(file, IMAGE_KEY)
+        return Origin(name, _digest(image[()].reshape(-1, *image.shape[-2:])), subject_of(file))
+
+
+def _digest(values: np.ndarray) -> str:
+    """SHA-256 of shape and values, whatever type they are stored in."""
+    digest = hashlib.sha256(repr(values.shape).encode())
+    digest.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+    return digest.hexdigest()
+
+
+PathLike = str | os.PathLike[str]
+MANIFEST_NAME = "manifest.json"
+
+
+def write_manifest(
+    dataset_dir: PathLike,
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: PathLike | None = None,
+    keys: Sequence[str] = ("kspace",),
+    subject_wise: bool = True,
+    **info: Any,
+) -> Path:
+    """Write a split as a MONAI data list with subject and hashes, so that ``data_list`` can point at it.
+
+    Every entry gets ``sha256`` (of each file) and ``content`` (of the image data alone, which stays the same when a
+    volume is stored under another name or subject). Nothing is written if two splits overlap.
+
+    Args:
+        dataset_dir: folder the paths of the entries are relative to.
+        splits: ``train``, ``val``, ``test`` to entries with ``subject`` and a relative path under each of ``keys``;
+            further fields are kept; hashes that are there already are not computed again.
+        path: default ``<dataset_dir>/manifest.json``; written atomically.
+        keys: the fields that name files: ``kspace``, or ``image`` and ``label``.
+        subject_wise: False for a split within subjects (blocks of slices); said in the file, and only the content is
+            then checked for overlap.
+        info: further top-level fields, e.g. seed and site.
+
+    Raises:
+        ConfigError: an unknown split, an entry without subject, a missing file, an overlap of splits.
+    """
+    unknown = sorted(set(splits) - set(SECTIONS))
+    if unknown:
+        raise ConfigError(f"splits: {', '.join(unknown)} unknown; allowed are {', '.join(SECTIONS)}.")
+    content: dict[str, Any] = {"subject_wise": bool(subject_wise), "keys": list(keys), **info}
+    for split, section in SECTIONS.items():
+        content[section] = [_complete(Path(dataset_dir), entry, keys) for entry in splits.get(split, ())]
+    check_overlap(content)
+    return write_json(Path(path) if path else Path(dataset_dir) / MANIFEST_NAME, content)
+
+
+def read_manifest(path: PathLike) -> dict[str, Any]:
+    """Read a manifest (a file, or the folder that holds ``manifest.json``).
+
+    Raises:
+        ConfigError: no such file, invalid JSON, an entry without subject or hash.
+    """
+    path = Path(path)
+    path = path / MANIFEST_NAME if path.is_dir() else path
+    content = read_data_list(path)
+    for section in SECTIONS.values():
+        for number, entry in enumerate(content[section]):
+            missing = [key for key in ("subject", "sha256", "content") if key not in entry]
+            if missing:
+                raise ConfigError(
+                    f"{path}: entry {number} of '{section}' has no {missing[0]}; write_manifest makes them."
+                )
+    return content
+
+
+def check_overlap(*manifests: Mapping[str, Any]) -> None:
+    """Refuse splits that share a subject or image data.
+
+    With several manifests (the sites of a federation, or the training and test sites of a protocol) an overlap between
+    *different* splits of any two is found as well. Two blocks of slices of one subject (``subject_wise`` false, in
+    the entry or for the whole manifest) may be in different splits, their image data may not be the same.
+
+    Raises:
+        ConfigError: naming the subject, both splits and both files.
+    """
+    subjects: dict[str, list[_Place]] = {}
+    contents: dict[str, list[_Place]] = {}
+    for number, manifest in enumerate(manifests):
+        origin = f"{manifest.get('site') or f'manifest {number + 1}'}, " if len(manifests) > 1 else ""
+        key = next(iter(manifest.get("keys", ["kspace"])))
+        for split, section in SECTIONS.items():
+            for entry in manifest.get(section, ()):
+                where = f"'{split}' ({origin}{entry[key]})"
+                whole = bool(entry.get("subject_wise", manifest.get("subject_wise", True)))
+                subject = f"subject {entry['subject']}"
+                _claim(subjects.setdefault(entry["subject"], []), _Place(split, where, whole), subject)
+                _claim(
+                    contents.setdefault(entry["content"], []), _Place(split, where, True), f"image data of {subject}"
+                )
+
+
+def verify_manifest(dataset_dir: PathLike, path: PathLike | None = None) -> list[str]:
+    """Hash the files again; return one line per file that is missing or has changed (an empty list: all as written)."""
+    manifest = read_manifest(path or dataset_dir)
+    problems = []
+    for section in SECTIONS.values():
+        for entry in manifest[section]:
+            for key, digest in entry["sha256"].items():
+                try:
+                    file = resolve_inside(Path(dataset_dir), entry[key], path or dataset_dir)
+                except ConfigError as error:
+                    problems.append(str(error))
+                    continue
+                if file_digest(file) != digest:
+                    problems.append(f"{entry[key]} has changed since the manifest was written.")
+    return problems
+
+
+def file_digest(*paths: PathLike) -> str:
+    """SHA-256 of one file, or of several in the given order, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def kspace_digest(path: PathLike) -> str:
+    """SHA-256 of the k-space values and shape of a volume file, whatever else the file holds."""
+    with damage_named(path), open_volume(path) as file:
+        shape = file["kspace"].shape
+        digest = hashlib.sha256(repr(shape).encode())
+        for index in range(shape[0]):
+            digest.update(read_slice(file, "kspace", index).tobytes())
+    return digest.hexdigest()
+
+
+def _complete(root: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(entry.get("subject"), str) or not entry["subject"]:
+        raise ConfigError(f"manifest: {dict(entry)} has no subject; every file needs one, to keep subjects together.")
+    paths = {key: resolve_inside(root, entry.get(key), "manifest") for key in keys}
+    out = dict(entry)
+    out.setdefault("sha256", {key: file_digest(path) for key, path in paths.items()})
+    out.setdefault("content", kspace_digest(paths["kspace"]) if "kspace" in paths else out["sha256"][keys[0]])
+    return out
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a subject or its data were seen; ``whole`` is False for a block of slices."""
+
+    split: str
+    where: str
+    whole: bool
+
+
+def _claim(seen: list[_Place], place: _Place, what: str) -> None:
+    for other in seen:
+        if other.split != place.split and (other.whole or place.whole):
+            raise ConfigError(
+                f"overlap: {what} is in {other.where} and in {place.where}; move all of a subject into one split (or "
+                "declare subject_wise: false if the split is by blocks of slices)."
+            )
+    seen.append(place)
+
+
+@dataclass(frozen=True)
+class ManifestCheck:
+    """What hashing the files of one manifest again gave; no problems: all are as they were written."""
+
+    path: str
+    files: int
+    problems: list[str]
+
+
+def check_manifests(
+    dataset_dir: PathLike | Sequence[PathLike], data_list: PathLike | Sequence[PathLike] | None = None
+) -> list[ManifestCheck]:
+    """Verify the manifest of every folder: its ``data_list`` if that has hashes, else its ``manifest.json``.
+
+    Args:
+        dataset_dir: folder of one site, or several.
+        data_list: JSON list, or one for each folder.
+
+    Returns:
+        One check for each manifest; none for folders without, and for lists without hashes.
+
+    Raises:
+        ConfigError: a manifest that cannot be read.
+    """
+    folders = [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else list(dataset_dir)
+    lists: list[Any]
+    if data_list is None or isinstance(data_list, (str, os.PathLike)):
+        lists = [data_list] * len(folders)
+    else:
+        lists = list(data_list)
+    found = []
+    for folder, listed in zip(folders, lists, strict=True):
+        path = next((p for p in (listed, Path(folder) / MANIFEST_NAME) if p is not None and _hashes(Path(p))), None)
+        if path is not None:
+            found.append(ManifestCheck(str(path), _hashes(Path(path)), verify_manifest(folder, path)))
+    return found
+
+
+def _hashes(path: Path) -> int:
+    """How many hashes a list holds; 0 for no file, and for something else of the same name."""
+    if not path.is_file():
+        return 0
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({str(error)[:120]}).") from error
+    sections = [content.get(section) for section in SECTIONS.values()] if isinstance(content, dict) else []
+    entries = [entry for section in sections if isinstance(section, list) for entry in section]
+    hashes = [entry.get("sha256") for entry in entries if isinstance(entry, dict)]
+    return sum(len(found) for found in hashes if isinstance(found, dict))
+
+
+CHECK = "fedmonai.data.provenance.check_manifests"
+SHOWN = 3
+
+
+def compare_splits(datasets: Mapping[str, Any]) -> str:
+    """Compare the names, image data and subjects of the volumes of all splits; say what was compared.
+
+    A dataset lists its volumes with ``origins()`` (``volume``, ``content``, ``subject``, ``whole`` of each, see
+    :class:`fedmonai.data.provenance.Origin`); of one without, the names in its list ``data`` are compared. Every file is
+    read once.
+
+    Args:
+        datasets: split to dataset.
+
+    Returns:
+        One line, or nothing where no dataset lists anything.
+
+    Raises:
+        ConfigError: two splits share a name, image data or a subject; the message names both volumes.
+    """
+    places: dict[tuple[str, str], list[tuple[str, str, bool]]] = {}
+    for split, name in ((split, name) for split, dataset in datasets.items() for name in _names(dataset)):
+        _claim_file(places, ("name", name), (split, name, True))
+    count = named = 0
+    for split, dataset in datasets.items():
+        origins = dataset.origins() if hasattr(dataset, "origins") else ()
+        for origin in tqdm(origins, desc=f"compare {split}", unit="volume", leave=False, disable=None):
+            count, named = count + 1, named + (origin.subject is not None)
+            place = (split, origin.volume)
+            _claim_file(places, ("content", origin.content), (*place, True))
+            if origin.subject is not None:
+                _claim_file(places, ("subject", origin.subject), (*place, origin.whole))
+    if count:
+        return f"no image data or subject in two splits ({count} volumes, {named} of them name their subject)"
+    return "no volume in two splits" if places else ""
+
+
+def changed_files(parser: ConfigParser) -> str:
+    """Hash the files of the manifest that lies beside a site's data, or is its ``data_list``, again.
+
+    Args:
+        parser: the site's config.
+
+    Returns:
+        One line, or nothing where there is no manifest.
+
+    Raises:
+        ConfigError: files that have changed since or are missing; a manifest that cannot be read.
+    """
+    if "dataset_dir" not in parser:
+        return ""
+    folders, lists = parser.get_parsed_content("dataset_dir"), None
+    if "data_list" in parser:
+        lists = parser.get_parsed_content("data_list")
+    elif "folder" in parser:  # a site's part of the folder of a federation
+        folders = [Path(root) / part for root in _list(folders) for part in _list(parser.get_parsed_content("folder"))]
+    # as a component, like everything that a config has of that room: this one imports none
+    checks: Any = ConfigComponent({"_target_": CHECK, "dataset_dir": folders, "data_list": lists}).instantiate()
+    problems = [problem for check in checks for problem in check.problems]
+    if problems:
+        more = f" ({len(problems)} files in all)" if len(problems) > SHOWN else ""
+        raise ConfigError(" ".join(problems[:SHOWN]) + more)
+    return ", ".join(f"{check.files} files as in {check.path}" for check in checks)
+
+
+def _names(dataset: Any) -> list[str]:
+    entries = getattr(dataset, "data", None)
+    entries = entries if isinstance(entries, (list, tuple)) else []
+    return [entry["volume"] for entry in entries if isinstance(entry, Mapping) and "volume" in entry]
+
+
+def _claim_file(
+    places: dict[Any, list[tuple[str, str, bool]]], key: tuple[str, str], place: tuple[str, str, bool]
+) -> None:
+    """Note who has a name, content or subject; refuse it in another split, unless both have a block of it only."""
+    split, volume, whole = place
+    for other, its_volume, its_whole in places.setdefault(key, []):
+        if other != split and (whole or its_whole):
+            kind, value = key
+            if kind == "name":
+                raise ConfigError(f"'{value}' is in {other} and in {split}")
+            what = "hold the same image data" if kind == "content" else f"are of one subject ({value})"
+            raise ConfigError(
+                f"'{its_volume}' in {other} and '{volume}' in {split} {what}; move all of a subject into one split"
+            )
+    places[key].append(place)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weak labels of whole data sets: made from full masks, written in the layout of FedICRA's release, reported."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from fedmonai.data.kspace.read import open_volume
+from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_picture, read_picture_mask
+from fedmonai.errors import ConfigError
+from fedmonai.io import atomic_path
+from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label_statistics, weak_labels
+
+__all__ = ["make_weak_labels", "report_weak_labels", "stored_recipe", "write_release_file"]
+
+
+def write_release_file(path: Path, image: np.ndarray, labels: Mapping[str, np.ndarray], recipe: str = "") -> None:
+    """Write one file atomically.
+
+    Args:
+        path: of the file; folders are made.
+        image: ``(1, H, W)`` is stored as ``(H, W)``; ``(3, H, W)`` and volumes ``(D, H, W)`` as they are; float32.
+        labels: integer labels ``(H, W)``, or ``(D, H, W)`` for a volume, by key (``mask``, ``scribble``, ...).
+        recipe: settings the file was made with, found again by :func:`stored_recipe`; left out if empty.
+    """
+    single = image.shape[0] == 1 and next(iter(labels.values())).ndim == 2
+    pixels = np.ascontiguousarray(image[0] if single else image, dtype=np.float32)
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        if recipe:
+            file.attrs["recipe"] = recipe
+        file.create_dataset("image", data=pixels, compression="gzip", compression_opts=1, shuffle=True)
+        for key, label in labels.items():
+            file.create_dataset(key, data=label, compression="gzip", compression_opts=1)
+
+
+def stored_recipe(path: Path) -> str | None:
+    """The recipe a file was written with, None if there is no file.
+
+    Raises:
+        ConfigError: the file has no recipe; it is never overwritten.
+    """
+    if not path.exists():
+        return None
+    with open_volume(path) as file:
+        recipe = file.attrs.get("recipe")
+    if recipe is None:
+        raise ConfigError(f"{path} was not made here and is not overwritten; choose an empty folder.")
+    return str(recipe)
+
+
+Row = dict[str, Any]
+
+
+def make_weak_labels(
+    files: Sequence[Mapping[str, str]],
+    output_dir: str | os.PathLike[str] | None,
+    num_classes: int,
+    forms: Sequence[str] = WEAK_FORMS,
+    values: Mapping[int, int] | None = None,
+    threshold: int | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Row]:
+    """Make weak labels from full masks and write one HDF5 file per input, in the layout of FedICRA's release.
+
+    Files are written atomically; those already written with the same settings are kept, so that an interrupted run is
+    continued. The same inputs and settings give the same labels.
+
+    Args:
+        files: from :func:`paired_files`, :func:`release_files` or :func:`volume_files`.
+        output_dir: folder of the new ``<volume>.h5``; None writes nothing and only reports.
+        num_classes: classes K of the masks; unlabeled pixels get K.
+        forms: which labels to make.
+        values: class of each gray level of mask pictures.
+        threshold: for lossy mask pictures with two levels.
+        size: side of the square output; None keeps the size.
+        channels: 1 or 3 converts pictures.
+        seed: of the careless scribbles.
+        progress: show a progress bar.
+
+    Returns:
+        One row per form: ``form``, ``slices``, and over these the means ``labeled``, ``agreement`` and ``labeled_<c>``,
+        and the smallest ``agreement_min``; see :func:`fedmonai.transforms.weak_labels.weak_label_statistics`.
+
+    Raises:
+        ConfigError: unreadable or misfitting files, unknown gray levels or classes, a foreign file in the way.
+    """
+    statistics: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
+    recipe = json.dumps([num_classes, list(forms), _plain(values), threshold, size, channels, seed])
+    for entry in tqdm(files, "weak labels", disable=not progress, leave=False):
+        image, masks = _resized(*_source(entry, values, threshold, channels), size)
+        if masks.min() < 0 or masks.max() >= num_classes:
+            raise ConfigError(
+                f"{entry['image']}: the mask holds {masks.min()} to {masks.max()}; with num_classes {num_classes} it "
+                f"may hold 0 to {num_classes - 1}. Set num_classes, values or threshold."
+            )
+        made = [weak_labels(mask, forms, num_classes, seed=seed) for mask in masks]
+        for form in forms:
+            rows = zip(made, masks, strict=True)
+            statistics[form] += [weak_label_statistics(labels[form], mask, num_classes) for labels, mask in rows]
+        path = None if output_dir is None else Path(output_dir) / f"{entry['volume']}.h5"
+        if path is not None and stored_recipe(path) != recipe:
+            stacked = {form: np.stack([labels[form] for labels in made]) for form in forms}
+            stacked["mask"] = masks.astype(np.uint8)
+            single = len(masks) == 1
+            write_release_file(path, image, {key: x[0] if single else x for key, x in stacked.items()}, recipe)
+    return _means(statistics)
+
+
+def report_weak_labels(
+    files: Sequence[Mapping[str, str]], num_classes: int, forms: Sequence[str] | None = None, progress: bool = True
+) -> list[Row]:
+    """How much the labels stored in HDF5 files say and how often they agree with the masks.
+
+    Args:
+        files: from :func:`release_files` or :func:`volume_files`.
+        num_classes: classes K; K is unlabeled.
+        forms: keys to look at; None takes all that are neither image nor mask.
+        progress: show a progress bar.
+
+    Returns:
+        Rows as of :func:`make_weak_labels`.
+    """
+    statistics: dict[str, list[dict[str, float]]] = {}
+    for entry in tqdm(files, "reading labels", disable=not progress, leave=False):
+        path = entry["image"]
+        for form in forms or [key for key in h5_keys(path) if key not in ("image", "mask", "label")]:
+            for place in range(count_slices(path)):
+                label, mask = (read_h5_label(path, key, place) for key in (form, "mask"))
+                statistics.setdefault(form, []).append(weak_label_statistics(label, mask, num_classes))
+    return _means(statistics)
+
+
+def _source(
+    entry: Mapping[str, str], values: Mapping[int, int] | None, threshold: int | None, channels: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image ``(C, H, W)`` or volume ``(D, H, W)``, and masks ``(D, H, W)`` (D is 1 for a picture)."""
+    path = entry["image"]
+    if "mask" not in entry:
+        slices = range(count_slices(path))
+        image = np.concatenate([read_h5_image(path, place) for place in slices])
+        return image, np.stack([read_h5_label(path, "mask", place) for place in slices])
+    image, mask = read_picture(path, channels), read_picture_mask(entry["mask"], values, threshold)
+    if mask.shape != image.shape[1:]:
+        raise ConfigError(f"{entry['mask']} is {mask.shape}, its image is {image.shape[1:]}; they must fit.")
+    return image, mask[None]
+
+
+def _resized(image: np.ndarray, masks: np.ndarray, size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    if size is None:
+        return image, masks
+    shape = (size, size)
+    pixels = torch.from_numpy(image.astype(np.float32))[None]
+    pixels = interpolate(pixels, size=shape, mode="bilinear", align_corners=False, antialias=True)
+    planes = interpolate(torch.from_numpy(masks.astype(np.float32))[None], size=shape, mode="nearest-exact")
+    return pixels[0].numpy(), planes[0].numpy().astype(np.int64)
+
+
+def _means(statistics: Mapping[str, Iterable[Mapping[str, float]]]) -> list[Row]:
+    rows: list[Row] = []
+    for form, found in statistics.items():
+        all_rows = list(found)
+        row: Row = {"form": form, "slices": len(all_rows)}
+        for key in sorted({key for one in all_rows for key in one}, key=lambda key: (len(key) > len("agreement"), key)):
+            numbers = np.array([one[key] for one in all_rows if key in one and not np.isnan(one[key])])
+            row[key] = float(numbers.mean()) if numbers.size else float("nan")
+            if key == "agreement":
+                row["agreement_min"] = float(numbers.min()) if numbers.size else float("nan")
+        rows.append(row)
+    return rows
+
+
+def _plain(values: Mapping[int, int] | None) -> dict[str, int] | None:
+    return None if values is None else {str(key): int(value) for key, value in sorted(values.items())}

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading one weakly labeled slice from an HDF5 image, an HDF5 volume, or a pair of picture files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from fedmonai.data.kspace.read import open_volume, read_slice
+from fedmonai.errors import ConfigError
+
+__all__ = [
+    "count_slices",
+    "h5_keys",
+    "min_max_normalize",
+    "picture_size",
+    "read_dataset",
+    "read_h5_image",
+    "read_h5_label",
+    "read_picture",
+    "read_picture_mask",
+]
+
+
+MAX_SIDE = 8192  # far above any fundus camera; stops a damaged header from asking for terabytes
+IMAGE_KEY = "image"
+MASK_KEYS = ("mask", "label")  # FedICRA's files, ACDC's files
+
+
+def min_max_normalize(image: np.ndarray, source: str = "image") -> np.ndarray:
+    """Scale to [0, 1] over all channels together, float32; a constant image becomes 0.
+
+    Raises:
+        ConfigError: the image holds NaN or infinite values.
+    """
+    image = image.astype(np.float32)
+    low, high = float(image.min()), float(image.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ConfigError(f"{source} holds NaN or infinite values; repair it or take it out of the list.")
+    return (image - low) / (high - low) if high > low else np.zeros_like(image)
+
+
+def count_slices(path: str) -> int:
+    """Slices of an HDF5 file: 1 if its labels are a plane, else their first axis (a volume).
+
+    Raises:
+        ConfigError: unreadable file, no image or labels, an image that does not fit the labels.
+    """
+    with open_volume(path) as file:
+        image = read_dataset(file, IMAGE_KEY)
+        labels = read_dataset(file, _any_label_key(file))
+        plane, volume = labels.shape == image.shape[-2:] and image.ndim in (2, 3), labels.shape == image.shape
+        if not (plane or (volume and image.ndim == 3)) or not all(1 <= side <= MAX_SIDE for side in image.shape):
+            raise ConfigError(
+                f"{path}: image {image.shape} and labels {labels.shape} do not fit; expected (H, W) or (C, H, W) with "
+                "labels (H, W), or a volume (D, H, W) with labels (D, H, W)."
+            )
+        return 1 if plane else int(labels.shape[0])
+
+
+def h5_keys(path: str) -> list[str]:
+    """Names of what an HDF5 file holds."""
+    with open_volume(path) as file:
+        return sorted(file)
+
+
+def read_h5_image(path: str, index: int) -> np.ndarray:
+    """Image ``(C, H, W)``: the whole image of a file with plane labels, else slice ``index`` of the volume."""
+    with open_volume(path) as file:
+        image = read_dataset(file, IMAGE_KEY)
+        volume = read_dataset(file, _any_label_key(file)).ndim == 3
+        values = read_slice(file, IMAGE_KEY, index if volume else slice(None))
+        return values[None] if values.ndim == 2 else values.reshape(-1, *image.shape[-2:])
+
+
+def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
+    """Integer labels ``(H, W)`` of one slice; key ``mask`` is found under any of its names.
+
+    Raises:
+        ConfigError: no such labels (the message lists what there is), or labels of another size or type.
+    """
+    with open_volume(path) as file:
+        name = _mask_key(file) if key == "mask" else key
+        if name not in file:
+            found = ", ".join(sorted(file))
+            raise ConfigError(
+                f"{path} has no labels '{key}' (found: {found}); choose another form, or make them with "
+                "scripts/make_weak_labels.py."
+            )
+        labels = read_dataset(file, name)
+        expected = read_dataset(file, _any_label_key(file)).shape
+        if labels.shape != expected:
+            raise ConfigError(
+                f"{path}: labels '{key}' have shape {labels.shape}, other labels of the file have {expected}."
+            )
+        return _whole(read_slice(file, name, index if labels.ndim == 3 else slice(None)), f"{path}: '{key}'")
+
+
+def read_picture(path: str, channels: int | None = None) -> np.ndarray:
+    """Picture file as ``(C, H, W)``; ``channels`` 1 or 3 converts, None keeps what the file has (gray or color)."""
+    with _picture(path) as picture:
+        if channels is None:
+            channels = 1 if picture.mode in ("1", "L", "I", "I;16", "F") else 3
+        if channels == 3:
+            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        wide = picture if picture.mode in ("I", "I;16", "F") else picture.convert("L")
+        return np.asarray(wide)[None]
+
+
+def read_picture_mask(path: str, values: Mapping[int, int] | None, threshold: int | None) -> np.ndarray:
+    """Class labels ``(H, W)`` of a picture.
+
+    Args:
+        path: picture whose gray levels mean classes.
+        values: class of each gray level, e.g. ``{255: 0, 128: 2, 0: 1}``; None takes levels as classes.
+        threshold: for lossy pictures with two levels: class 1 above it, else 0.
+
+    Raises:
+        ConfigError: a gray level that ``values`` does not name, with its share of the pixels.
+    """
+    with _picture(path) as picture:
+        gray = np.asarray(picture.convert("L")).astype(np.int64)
+    if threshold is not None:
+        return (gray > threshold).astype(np.int64)
+    if values is None:
+        return gray
+    table = {int(level): int(label) for level, label in values.items()}
+    unknown = ~np.isin(gray, list(table))
+    if unknown.any():
+        levels = ", ".join(str(level) for level in np.unique(gray[unknown])[:5])
+        raise ConfigError(
+            f"{path}: {unknown.mean():.1%} of the mask has gray levels such as {levels} that 'values' does not name "
+            f"({table}); add them, or set 'threshold' for a lossy file."
+        )
+    lookup = np.zeros(256, dtype=np.int64)
+    lookup[list(table)] = list(table.values())
+    return lookup[gray]
+
+
+def picture_size(path: str) -> tuple[int, int]:
+    """Rows and columns of a picture file.
+
+    Raises:
+        ConfigError: no file, or not a picture that can be read to its end.
+    """
+    with _picture(path) as picture:
+        return picture.height, picture.width
+
+
+def _picture(path: str) -> Any:
+    try:
+        picture = Image.open(path)
+        picture.load()  # a truncated file is found here
+        return picture
+    except OSError as error:
+        reason = "is not a readable picture" if Path(path).exists() else "does not exist"
+        raise ConfigError(f"{path} {reason}; restore it or take it out of the list.") from error
+
+
+def _mask_key(file: h5py.File) -> str:
+    for key in MASK_KEYS:
+        if key in file:
+            return key
+    raise ConfigError(f"{file.filename}: no '{MASK_KEYS[0]}' or '{MASK_KEYS[1]}' (found: {', '.join(sorted(file))}).")
+
+
+def _any_label_key(file: h5py.File) -> str:
+    """The mask, or where a site has none for its training images, whatever labels there are."""
+    others = [key for key in sorted(file) if key != IMAGE_KEY]
+    return others[0] if others and not any(key in file for key in MASK_KEYS) else _mask_key(file)
+
+
+def read_dataset(file: h5py.File, key: str) -> h5py.Dataset:
+    """A dataset stored in this very file."""
+    link = file.get(key, getlink=True)
+    item = file[key] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(item, h5py.Dataset) or item.external is not None or item.is_virtual:
+        raise ConfigError(f"{file.filename}: '{key}' is missing or not a dataset of this file; store the data in it.")
+    return item
+
+
+def _whole(labels: np.ndarray, source: str) -> np.ndarray:
+    whole = labels.astype(np.int64)
+    if not np.array_equal(whole, labels):
+        raise ConfigError(f"{source} holds values that are no whole numbers; labels are class numbers.")
+    return whole
