@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.messages import weights_message
+from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 TARGETS = {4: 1.5, 10: None}  # even numbers of sites; the target is for the four of a cross-silo federation

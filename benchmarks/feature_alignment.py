@@ -22,7 +22,7 @@ import torch
 from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader, Dataset
 
-from fedmonai.handlers.feature_alignment import FeatureAlignment
+from fedmonai.methods.fl_mrcm import FeatureAlignment
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 TARGET = 1.45

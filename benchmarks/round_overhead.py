@@ -36,8 +36,8 @@ from ignite.engine import Events
 from torch import Tensor
 
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.local_pool import Sites
+from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "fl_mr"

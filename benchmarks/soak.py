@@ -33,8 +33,8 @@ from ignite.engine import Events
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.local_pool import Sites
+from fedmonai.methods.averaging import WeightedMean
 from fedmonai.seeding import derive_seed
 
 BUNDLE = Path(__file__).parent / "tiny_bundle"

@@ -7,7 +7,7 @@ import csv
 from pathlib import Path
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.run_folder import load_checked
+from fedmonai.federated.run_log import load_checked
 
 __all__ = ["write_cross_site"]
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.best import BestRounds
-from fedmonai.federated.examination import Examination, write_examination
-from fedmonai.federated.run_folder import RunFolder, load_checked, save_atomic
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import Strategy
+from fedmonai.federated.checkpoint import BestRounds
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.protocol import Strategy
+from fedmonai.federated.run_log import RunFolder, load_checked, save_atomic
+from fedmonai.federated.site_evaluation import Examination, write_examination
 
 __all__ = ["Evaluations"]
 

@@ -16,12 +16,12 @@ from monai.engines import Workflow
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated.guard import Guard
-from fedmonai.federated.message import message_bytes
-from fedmonai.federated.records import RoundRecord
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import message_bytes
+from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.run import Run
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import Strategy
+from fedmonai.federated.run_log import RoundRecord
+from fedmonai.federated.validation import Guard
 from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Federation(Workflow):
-    """Runs rounds over the sites of :class:`~fedmonai.federated.sites.Sites` with one strategy, in this process.
+    """Runs rounds over the sites of :class:`~fedmonai.federated.local_pool.Sites` with one strategy, in this process.
 
     Everything that attaches to a MONAI engine attaches to it: after every round ``engine.state.metrics`` holds
     ``train_loss`` and ``val_<metric>``, as means over sites and as ``<name>_<site>`` for each one.

@@ -14,8 +14,8 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.message import attachments_of
-from fedmonai.federated.run_folder import write_text_atomic
+from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.run_log import write_text_atomic
 from fedmonai.seeding import derive_seed
 
 __all__ = ["GaussianPrivacy", "spent_epsilon"]
@@ -43,7 +43,7 @@ class GaussianPrivacy:
     off again, and the ledger says so.
 
     Args:
-        output_dir: folder of the run, as given to :class:`~fedmonai.federated.sites.Sites`.
+        output_dir: folder of the run, as given to :class:`~fedmonai.federated.local_pool.Sites`.
         clip_norm: bound C on the Euclidean norm of an update; the median norm of undisturbed updates is a usual start.
         noise_multiplier: standard deviation of the noise in units of ``clip_norm``.
         delta: probability that the guarantee fails; well below one over the number of patients.

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.best import BestRounds
-from fedmonai.federated.commit import CommitLog
-from fedmonai.federated.environment import describe_environment
+from fedmonai.federated.checkpoint import BestRounds, CommitLog, start_from
 from fedmonai.federated.evaluation import Evaluations
-from fedmonai.federated.guard import RefusedMessage
-from fedmonai.federated.initial import start_from
-from fedmonai.federated.records import RoundRecord
-from fedmonai.federated.run_folder import RunFolder, load_checked, save_atomic
-from fedmonai.federated.turn import load_stateful, stateful_parts
+from fedmonai.federated.local_training import load_stateful, stateful_parts
+from fedmonai.federated.run_log import RoundRecord, RunFolder, describe_environment, load_checked, save_atomic
+from fedmonai.federated.validation import RefusedMessage
 
 if TYPE_CHECKING:
     from fedmonai.federated.federation import Federation

@@ -10,14 +10,12 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.best import BestRounds
-from fedmonai.federated.examination import Examination, Examined, examine, final_test, validation, write_examination
-from fedmonai.federated.message import attachments_of, weights_message
-from fedmonai.federated.records import reason_of
-from fedmonai.federated.run_folder import RunFolder, load_checked, save_atomic
+from fedmonai.federated.checkpoint import BestRounds
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import KINDS, Reply, Request, attachments_of, weights_message
+from fedmonai.federated.run_log import RunFolder, load_checked, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.wire import KINDS, Reply, Request
+from fedmonai.federated.site_evaluation import Examination, Examined, examine, final_test, validation, write_examination
 
 __all__ = ["SiteService"]
 
@@ -25,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class SiteService:
-    """Answers the requests of :class:`~fedmonai.federated.remote.RemoteSites` with one site of ``sites``.
+    """Answers the requests of :class:`~fedmonai.federated.remote_pool.RemoteSites` with one site of ``sites``.
 
     The state of a turn is on disk before its update leaves. A request names the round whose state the server has
     committed for this site; if the site is ahead (its answer was lost, the server went back), it returns to that state,

@@ -1,163 +1,117 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation at a site: with the site's own network, on any split, without a trace in its training state."""
+"""Evaluation of one site, made where the site is: validation after a round, the final test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import torch
-from monai.engines import Evaluator
-from monai.fl.utils.constants import FlPhase
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
-from fedmonai.federated.message import copy_weights
-from fedmonai.federated.turn import make_whole
+from fedmonai.federated.checkpoint import BestRounds
+from fedmonai.federated.run_log import RunFolder, load_checked, reason_of, save_atomic
+from fedmonai.federated.site import SiteAlgo
 
-__all__ = ["SiteEvaluation"]
-
-#: config id of the loader of each split that is not the evaluator's own
-LOADERS = {"train": "train::dataloader", "test": "test::dataloader"}
+__all__ = ["Examination", "Examined", "examine", "final_test", "validation", "write_examination"]
 
 
-class SiteEvaluation:
-    """The half of :class:`~fedmonai.federated.site.SiteAlgo` that evaluates.
+@dataclass
+class Examined:
+    """One model on one split.
 
-    After every evaluation ``cases`` holds ``{metric: {case: value}}``. Case names may identify patients: they are never
-    part of a message and stay in the site's folder.
+    Args:
+        model: ``global``, ``personal`` or the name of a reference method.
+        split: ``val`` or ``test``.
+        round: the round whose weights were used; 0 for the weights before training.
+        metrics: mean metrics.
+        cases: ``{metric: {case: value}}``. Case names may identify patients: they never leave the site's machine.
     """
 
+    model: str
+    split: str
+    round: int
+    metrics: dict[str, float]
+    cases: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass
+class Examination:
+    """All that was found at a site, and why it ended early if it did."""
+
     site: str
-    trainer: Any
-    evaluator: Any
-    train_workflow: Any
-    tensors: dict[str, Tensor]
-    shared: list[str]
-    private: list[str]
-    handlers: list[Any]
-    phase: FlPhase
-    cases: dict[str, dict[str, float]]
-
-    def models(self) -> list[str]:
-        """Which models this site is evaluated with: ``global``, ``personal`` (its own), or both."""
-        if self.private:
-            return ["personal"]
-        return ["global", "personal"] if self._personal_handlers() else ["global"]
-
-    def references(self) -> list[str]:
-        """Names of the methods without a network to compare with (config id ``references``), e.g. ``zero_filled``."""
-        return list(self._parsed("references", {}))
-
-    def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
-        """Evaluate the weights of ``data`` together with this site's private ones.
-
-        Args:
-            data: message with the shared keys.
-            extra: ``split`` (``val`` by default, ``test``, ``train``) and ``model`` (see :meth:`models`).
-
-        Returns:
-            a message with the mean metrics; nothing of single cases.
-        """
-        extra = extra or {}
-        data = self._received(data, extra)  # type: ignore[attr-defined]
-        weights = dict(data.weights or {})
-        if extra.get("model", "global") == "personal":
-            self._personalize(weights)
-        result = ExchangeObject(metrics=self.evaluate_weights(weights, extra.get("split", "val")))
-        for apply in getattr(self, "post_evaluate_filters", None) or []:
-            result = apply(result, extra)
-        return result
-
-    def evaluate_reference(self, name: str, split: str = "val") -> dict[str, float]:
-        """Evaluate a reference method: an inferer that does without the network's weights."""
-        return self.evaluate_weights({}, split, self._parsed("references", {})[name], name)
-
-    def evaluate_weights(
-        self,
-        weights: Mapping[str, Tensor],
-        split: str = "val",
-        inferer: Any | None = None,
-        reference: str | None = None,
-    ) -> dict[str, float]:
-        """Evaluate with ``weights`` in place of the held ones (missing keys: as held) and put everything back.
-
-        Handlers of the evaluator find the split in ``engine.state.split`` and the name of a reference method, or
-        ``None``, in ``engine.state.reference``.
-        """
-        evaluator = self.evaluator
-        if evaluator is None:
-            raise ConfigError(
-                f"site '{self.site}': the bundle has no validate::evaluator, so nothing can be evaluated."
-            )
-        self.phase = FlPhase.EVALUATE
-        with self._borrowed(weights), _running(evaluator, self._loader(split), inferer):
-            evaluator.state.split, evaluator.state.reference = split, reference
-            evaluator.run()
-            metrics = {name: float(value) for name, value in evaluator.state.metrics.items()}
-        self.cases = {
-            name: {case: float(value) for case, value in values.items()}
-            for name, values in evaluator.state.metric_details.items()
-        }
-        self.phase = FlPhase.IDLE
-        return metrics
-
-    def complete_model(self, weights: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
-        """A whole state dict as evaluated: ``weights`` over the held tensors, over them those of a personal model."""
-        whole = {**self.tensors, **weights}
-        if model == "personal":
-            self._personalize(whole)
-        return {key: tensor.detach().clone() for key, tensor in whole.items()}
-
-    def _personalize(self, weights: dict[str, Tensor]) -> None:
-        """Replace what handlers keep of their own: ``personal_weights``, a dict or a function of what was received."""
-        for handler in self._personal_handlers():
-            own = handler.personal_weights
-            weights.update((own(weights) if callable(own) else own) or {})
-
-    def _personal_handlers(self) -> list[Any]:
-        return [h for h in self.handlers if hasattr(h, "personal_weights")]
-
-    def _parsed(self, config_id: str, default: Any) -> Any:
-        parser = self.train_workflow.parser
-        return parser.get_parsed_content(config_id) if config_id in parser else default
-
-    def _loader(self, split: str) -> Any:
-        if split == "val":
-            return self.evaluator.data_loader
-        loader = self._parsed(LOADERS[split], None)
-        if loader is None:
-            raise ConfigError(
-                f"site '{self.site}': no id '{LOADERS[split]}' in the bundle, so split '{split}' is unknown."
-            )
-        return loader
-
-    @contextmanager
-    def _borrowed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        keys = list(weights)
-        held = {k: self.tensors[k].detach().clone() for k in keys}
-        copy_weights(weights, self.tensors, keys)
-        try:
-            yield
-        finally:
-            copy_weights(held, self.tensors, keys)
+    found: list[Examined]
+    error: str | None = None
 
 
-@contextmanager
-def _running(evaluator: Evaluator, loader: Sequence[Any], inferer: Any | None) -> Iterator[None]:
-    """Give the evaluator another loader and inferer for one run, and make it whole afterwards."""
-    state = evaluator.state
-    kept = evaluator.data_loader, getattr(evaluator, "inferer", None), state.epoch_length
-    evaluator.data_loader, state.epoch_length = loader, len(loader)
-    state.metrics, state.metric_details = {}, {}
-    if inferer is not None:
-        evaluator.inferer = inferer  # type: ignore[attr-defined]
-    rng = torch.random.get_rng_state()
+def examine(site: str, steps: Iterable[Examined]) -> Examination:
+    """Take the steps one by one; an exception ends them and becomes the reason."""
+    examination = Examination(site, [])
     try:
-        yield
-    finally:
-        make_whole(evaluator, 0, 0)
-        torch.random.set_rng_state(rng)
-        evaluator.data_loader, evaluator.inferer, state.epoch_length = kept  # type: ignore[attr-defined]
+        examination.found.extend(steps)
+    except Exception as error:  # an evaluation that fails costs this site's numbers, not the round
+        examination.error = reason_of(error)
+    return examination
+
+
+def validation(
+    site: SiteAlgo, message: ExchangeObject, number: int, best: BestRounds, key_metric: str, own_model: Path
+) -> Iterator[Examined]:
+    """Evaluate every model of a site on its validation split; write ``own_model`` if the site's own one is its best.
+
+    Args:
+        site: the site.
+        message: what the server evaluates with.
+        number: the round.
+        best: the best rounds so far; the site's own record is updated.
+        key_metric: the metric that chooses.
+        own_model: file of the site's best personal model.
+    """
+    for model in site.models():
+        metrics = site.evaluate(message, {"split": "val", "model": model}).metrics
+        own = model == "personal" and key_metric in metrics
+        if own and best.update(metrics[key_metric], number, site.site):
+            save_atomic(site.complete_model(message.weights or {}, model), own_model)
+        yield Examined(model, "val", number, metrics, site.cases)
+
+
+def final_test(
+    site: SiteAlgo,
+    initial: Mapping[str, Tensor],
+    chosen: tuple[Mapping[str, Tensor], int],
+    own_model: tuple[Path, int] | None,
+) -> Iterator[Examined]:
+    """The final test of a site: reference methods, the weights before training (round 0), its best models.
+
+    Args:
+        site: the site.
+        initial: weights before training.
+        chosen: the federation's best weights and their round.
+        own_model: file of the site's best personal model and its round, if it has one.
+    """
+    for reference in site.references():
+        yield Examined(reference, "test", 0, site.evaluate_reference(reference, "test"), site.cases)
+    for model in site.models():
+        yield Examined(model, "test", 0, site.evaluate_weights(initial, "test"), site.cases)
+    for model in site.models():
+        if model == "personal" and own_model is not None:
+            weights, number = load_checked(own_model[0]), own_model[1]
+        else:
+            weights, number = chosen
+        yield Examined(model, "test", number, site.evaluate_weights(weights, "test"), site.cases)
+
+
+def write_examination(folder: RunFolder, result: Examination) -> None:
+    """Append what was found to ``metrics.csv`` and ``cases.csv`` of a folder."""
+    for one in result.found:
+        where: dict[str, Any] = {"round": one.round, "site": result.site, "model": one.model, "split": one.split}
+        folder.add_metrics({**where, "metric": metric, "value": value} for metric, value in one.metrics.items())
+        rows = [
+            {**where, "case": case, "metric": metric, "value": value}
+            for metric, values in one.cases.items()
+            for case, value in values.items()
+        ]
+        if rows:  # those of a site elsewhere stay there
+            folder.add_cases(rows)

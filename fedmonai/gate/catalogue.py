@@ -59,7 +59,7 @@ ORIGINS = (
 #: names inside the allowed parts that are refused all the same
 REFUSED = (
     "fedmonai.data.convert",
-    "fedmonai.federated.run_folder",
+    "fedmonai.federated.run_log",
     "fedmonai.federated.site.SiteAlgo",  # reads configs
     "fedmonai.federated.site.SiteAlgo",
     *(f"ignite.handlers.{name}_logger" for name in ("clearml", "fbresearch", "mlflow", "neptune", "polyaxon")),

@@ -1,13 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in its data a round begins."""
+"""Batch sampler that begins a round where the round before ended, and the handler that keeps its position."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sized
 from typing import Any
 
 from ignite.engine import Engine, Events
+from torch.utils.data import Sampler
 
-__all__ = ["DataPosition"]
+from fedmonai.errors import ConfigError
+from fedmonai.seeding import stream
+
+__all__ = ["DataPosition", "RoundBatches"]
+
+
+class RoundBatches(Sampler[list[int]]):
+    """Batch sampler whose order depends on (seed, site, pass over the data) and on how many iterations were made.
+
+    With ``walk_on`` a round takes up where the round before it ended, and the data are shuffled anew when all have been
+    seen, as in FedICRA's program. Without, every round shuffles anew: a round of fewer iterations than a pass then
+    misses some data and may repeat others in the next. The last batch of a pass may be smaller.
+
+    The place is computed from the number of iterations made before (:meth:`begin`), not remembered: data that workers
+    have fetched in advance do not count, and a restarted or repeated round sees the same batches.
+
+    Args:
+        data_source: the dataset; its length counts.
+        batch_size: samples per batch.
+        seed: base seed.
+        site: name of the site; other sites' orders do not depend on it.
+        walk_on: whether a round continues in the data.
+
+    Raises:
+        ConfigError: on an empty dataset or a batch size below 1.
+    """
+
+    def __init__(
+        self, data_source: Sized, batch_size: int, seed: int = 0, site: str = "site", walk_on: bool = True
+    ) -> None:
+        if batch_size < 1 or len(data_source) < 1:
+            raise ConfigError(f"batch_size is {batch_size} for {len(data_source)} samples; both must be at least 1.")
+        self.size = len(data_source)
+        self.batch_size = batch_size
+        self.key = (seed, site, "order")
+        self.walk_on = walk_on
+        self.begin(0)
+
+    def begin(self, iteration: int) -> None:
+        """Go to where a round begins that ``iteration`` iterations came before."""
+        self._round = 0 if self.walk_on else iteration
+        self._pass, self._skip = divmod(iteration, len(self)) if self.walk_on else (0, 0)
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """What is left of the pass; the next call begins the next pass."""
+        # lazy on purpose: a loader with workers asks for two iterators and draws from the second only
+        order = stream(*self.key, self._round, self._pass).permutation(self.size).tolist()
+        begins = range(self._skip * self.batch_size, self.size, self.batch_size)
+        self._pass, self._skip = self._pass + 1, 0
+        for begin in begins:
+            yield order[begin : begin + self.batch_size]
 
 
 class DataPosition:
@@ -16,7 +72,7 @@ class DataPosition:
     ``SiteAlgo`` keeps that number over rounds, restarts and failed turns, so the sampler needs no state of its own.
 
     Args:
-        sampler: anything with ``begin(iteration)``, for example :class:`fedmonai.data.round_batches.RoundBatches`.
+        sampler: anything with ``begin(iteration)``, for example :class:`fedmonai.handlers.data_position.RoundBatches`.
     """
 
     def __init__(self, sampler: Any) -> None:

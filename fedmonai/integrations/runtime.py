@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from fedmonai.bundle.overrides import apply_overrides
 from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.remote import RemoteSites, Transport
+from fedmonai.federated.remote_pool import RemoteSites, Transport
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.deployment import Deployment, named_files, refuse_other_files, unpacked_bundle
 from fedmonai.integrations.site_decisions import decide

@@ -10,8 +10,8 @@ from typing import Any
 from monai.bundle import ConfigParser, ReferenceResolver
 
 from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.federated.site_arguments import as_list
-from fedmonai.federated.sites import Sites
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.plan import as_list
 from fedmonai.integrations.deployment import refuse_other_files
 from fedmonai.integrations.job_ids import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized
 from fedmonai.integrations.site_settings import SETTINGS, SiteSettings
@@ -23,7 +23,7 @@ def decide(sites: Any, name: str, settings: SiteSettings, bundle: Path, state: P
     """Set what a site decides for itself, after the job's config has built the sites: nothing comes later.
 
     Args:
-        sites: what the job's config made; it must be :class:`~fedmonai.federated.sites.Sites`.
+        sites: what the job's config made; it must be :class:`~fedmonai.federated.local_pool.Sites`.
         name: the site.
         settings: its decisions.
         bundle: the bundle that is used here.

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from fedmonai.federated.records import reason_of
+from fedmonai.federated.messages import Reply, Request, pack, unpack
+from fedmonai.federated.run_log import reason_of
 from fedmonai.federated.service import SiteService
-from fedmonai.federated.wire import Reply, Request, pack, unpack
 from fedmonai.integrations.deployment import Deployment
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, site_service
 

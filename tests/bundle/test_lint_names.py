@@ -129,7 +129,7 @@ VALUES: list[tuple[Any, str]] = [
     ({"_target_": "monai.data.utils.os.system"}, "module 'posix'|module 'os'|really"),
     ({"_target_": "monai.data.utils.pickle.loads"}, "module 'pickle'"),
     ({"_target_": "fedmonai.data.provenance.os.remove"}, "module .os."),
-    ({"_target_": "fedmonai.federated.sites.Path"}, "really 'pathlib"),
+    ({"_target_": "fedmonai.federated.local_pool.Path"}, "really 'pathlib"),
     ({"_target_": "monai.apps.download_and_extract"}, "monai.apps"),
     ({"_target_": "download_url"}, "monai.apps"),
     ({"_target_": "monai.bundle.ConfigParser"}, "monai.bundle"),

@@ -17,7 +17,7 @@ from monai.bundle import ConfigWorkflow
 from tiny_sites import TINY_SITES, write_weak_site
 
 from fedmonai.data.generated.weak_federation import generated_fundus_site
-from fedmonai.federated.message import weights_message
+from fedmonai.federated.messages import weights_message
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fedicra"
 FORMS = {"A": "scribble", "B": "keypoint", "C": "box"}

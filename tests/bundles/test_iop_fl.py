@@ -16,9 +16,9 @@ from monai.bundle import ConfigParser
 from tiny_sites import TINY_SITES, write_prostate_site
 
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.message import SharedKeys, attachments_of, weights_message
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import SharedKeys, attachments_of, weights_message
+from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 WATCHED = ("encoder.blocks.0.conv1.weight", "decoder.head.weight", "encoder.blocks.0.norm1.running_var")

@@ -15,7 +15,7 @@ from tiny_sites import MR, write_kspace
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.message import SharedKeys
+from fedmonai.federated.messages import SharedKeys
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 ROOT = Path(__file__).parents[2] / "bundles"

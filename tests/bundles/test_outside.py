@@ -197,7 +197,7 @@ def test_leave_one_out_resumes_and_reports(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:  # the second federation is trained, its outside step is not reached
-        patched.setattr("fedmonai.handlers.pass_evaluation.PassEvaluation._completed", stop)
+        patched.setattr("fedmonai.methods.iop_fl.PassEvaluation._completed", stop)
         with pytest.raises(KeyboardInterrupt):
             leave(data, tmp_path / "loo", outside_sites=["B"])
     capsys.readouterr()

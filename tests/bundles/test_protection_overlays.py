@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from fedmonai.federated.privacy import GaussianPrivacy
-from fedmonai.federated.robust import Median, TrimmedMean
+from fedmonai.methods.robust import Median, TrimmedMean
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}

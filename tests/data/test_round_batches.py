@@ -7,9 +7,8 @@ import pytest
 from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader
 
-from fedmonai.data.round_batches import RoundBatches
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.data_position import DataPosition
+from fedmonai.handlers.data_position import DataPosition, RoundBatches
 
 
 def rounds(sampler: RoundBatches, count: int, steps: int, start: int = 0, workers: int = 0) -> list[list[list[int]]]:

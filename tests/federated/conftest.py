@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import Strategy, WeightedMean
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.protocol import Strategy
+from fedmonai.methods.averaging import WeightedMean
 
 TINY = str(Path(__file__).parents[2] / "benchmarks" / "tiny_bundle")
 

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.answers import checked_answer
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.records import SiteFailure
-from fedmonai.federated.remote import RemoteSites
-from fedmonai.federated.strategy import WeightedMean
-from fedmonai.federated.wire import Reply, Request
+from fedmonai.federated.messages import Reply, Request, weights_message
+from fedmonai.federated.remote_pool import RemoteSites
+from fedmonai.federated.run_log import SiteFailure
+from fedmonai.federated.validation import checked_answer
+from fedmonai.methods.averaging import WeightedMean
 
 WEIGHTS = {"a": torch.ones(2, 2), "b": torch.tensor(3)}
 STRUCTURE = {"a": [[2, 2], "float32"], "b": [[], "int64"]}

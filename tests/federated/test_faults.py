@@ -20,7 +20,7 @@ from ignite.engine import Events
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.run_folder import load_checked, save_atomic
+from fedmonai.federated.run_log import load_checked, save_atomic
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:

@@ -11,8 +11,8 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.guard import Guard, RefusedMessage
-from fedmonai.federated.message import weights_message
+from fedmonai.federated.messages import weights_message
+from fedmonai.federated.validation import Guard, RefusedMessage
 
 REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 

@@ -14,8 +14,8 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.local_pool import Sites
+from fedmonai.methods.averaging import WeightedMean
 
 #: the last layer of the tiny network
 PRIVATE = (r"output",)

@@ -17,11 +17,12 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.mean_with_previous import MeanWithPrevious
-from fedmonai.federated.message import attachments_of, weights_message
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import attachments_of, weights_message
+from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.site import SiteAlgo
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import Strategy, WeightedMean
+from fedmonai.methods.averaging import WeightedMean
+from fedmonai.methods.fedmri import MeanWithPrevious
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
 IDS = {"channels": 2, "batch_size": 2, "resolution": 48, "lr": 0.001, "sequence": None, "device": "cpu"}

@@ -8,9 +8,8 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.owned_mean import OwnedMean
-from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.messages import weights_message
+from fedmonai.methods.averaging import OwnedMean, WeightedMean
 
 START = {"body": torch.zeros(2), "row.0": torch.zeros(2), "row.1": torch.zeros(2), "count": torch.tensor(0)}
 OWNERS = {"A": r"row\.0", "B": [r"row\.1"]}

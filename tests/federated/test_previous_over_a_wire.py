@@ -12,11 +12,11 @@ import pytest
 from test_remote import Wire, close, final, lines, personal_state, same
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.mean_with_previous import MeanWithPrevious
-from fedmonai.federated.remote import RemoteSites
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import pack
+from fedmonai.federated.remote_pool import RemoteSites
 from fedmonai.federated.service import SiteService
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.wire import pack
+from fedmonai.methods.fedmri import MeanWithPrevious
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
 IDS = {"channels": 2, "batch_size": 2, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu", "beta": 1.0}

@@ -15,7 +15,7 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated.message import weights_message
+from fedmonai.federated.messages import weights_message
 from fedmonai.federated.privacy import GaussianPrivacy, spent_epsilon
 from fedmonai.report.write import write_report
 

@@ -12,16 +12,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedmonai.federated.filters import KeepSharedKeys
-from fedmonai.federated.guard import Guard, RefusedMessage
-from fedmonai.federated.mean_with_previous import MeanWithPrevious
-from fedmonai.federated.message import SharedKeys, attachments_of, message_bytes, weights_message
-from fedmonai.federated.owned_mean import OwnedMean
+from fedmonai.federated.messages import (
+    KeepSharedKeys,
+    SharedKeys,
+    attachments_of,
+    message_bytes,
+    pack,
+    unpack,
+    weights_message,
+)
 from fedmonai.federated.privacy import GaussianPrivacy
-from fedmonai.federated.robust import Median, TrimmedMean
-from fedmonai.federated.strategy import Strategy, WeightedMean
-from fedmonai.federated.target_latents import TargetLatents
-from fedmonai.federated.wire import pack, unpack
+from fedmonai.federated.protocol import Strategy
+from fedmonai.federated.validation import Guard, RefusedMessage
+from fedmonai.methods.averaging import OwnedMean, WeightedMean
+from fedmonai.methods.fedmri import MeanWithPrevious
+from fedmonai.methods.fl_mrcm import TargetLatents
+from fedmonai.methods.robust import Median, TrimmedMean
 
 # derandomized: the same examples on every machine, so that a red run can be repeated
 quick = settings(

@@ -17,13 +17,12 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.records import SiteFailure
-from fedmonai.federated.remote import RemoteSites
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import Reply, Request, pack, unpack, weights_message
+from fedmonai.federated.remote_pool import RemoteSites
+from fedmonai.federated.run_log import SiteFailure
 from fedmonai.federated.service import SiteService
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import WeightedMean
-from fedmonai.federated.wire import Reply, Request, pack, unpack
+from fedmonai.methods.averaging import WeightedMean
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fl_mr")
 IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}

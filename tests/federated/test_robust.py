@@ -13,10 +13,11 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.robust import Median, TrimmedMean
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import Strategy, WeightedMean
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import weights_message
+from fedmonai.federated.protocol import Strategy
+from fedmonai.methods.averaging import WeightedMean
+from fedmonai.methods.robust import Median, TrimmedMean
 
 
 def updates(*values: float) -> dict[str, ExchangeObject]:

@@ -23,9 +23,9 @@ from monai.handlers import (
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import WeightedMean
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import weights_message
+from fedmonai.methods.averaging import WeightedMean
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fl_mr")
 IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}

@@ -10,7 +10,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.sites import Sites
+from fedmonai.federated.local_pool import Sites
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 
@@ -51,7 +51,7 @@ def test_text_that_becomes_an_expression_runs_at_no_site(tmp_path: Path, monkeyp
         "text": f"x{code}",
         "sites": {"A": {"lr": "$@text[1:]"}},
         "all": {
-            "_target_": "fedmonai.federated.sites.Sites",
+            "_target_": "fedmonai.federated.local_pool.Sites",
             "bundle_root": str(BUNDLE),
             "sites": "@sites",
             "output_dir": "x",

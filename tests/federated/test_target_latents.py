@@ -17,12 +17,12 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.guard import RefusedMessage
-from fedmonai.federated.message import attachments_of
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import attachments_of
 from fedmonai.federated.site import SiteAlgo
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import WeightedMean
-from fedmonai.federated.target_latents import TargetLatents
+from fedmonai.federated.validation import RefusedMessage
+from fedmonai.methods.averaging import WeightedMean
+from fedmonai.methods.fl_mrcm import TargetLatents
 from fedmonai.report.write import write_report
 
 BUNDLES = Path(__file__).parents[2] / "bundles"

@@ -12,11 +12,11 @@ from test_target_latents import BUNDLES, IDS, data, federation, rounds  # noqa: 
 
 from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.message import attachments_of
-from fedmonai.federated.remote import RemoteSites
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.remote_pool import RemoteSites
 from fedmonai.federated.service import SiteService
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.target_latents import TargetLatents
+from fedmonai.methods.fl_mrcm import TargetLatents
 
 BUNDLE = str(BUNDLES / "fl_mrcm")
 CHOSEN = {"alignment": "features", "share_features": True, "target_site": "C"}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.strategy import WeightedMean
-from fedmonai.federated.transfer import RandomTransfer
+from fedmonai.federated.messages import weights_message
+from fedmonai.methods.averaging import WeightedMean
+from fedmonai.methods.cyclic_transfer import RandomTransfer
 
 SITES = ["A", "B", "C", "D"]
 

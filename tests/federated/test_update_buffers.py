@@ -14,9 +14,9 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 import fedmonai.federated
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.strategy import Strategy
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import weights_message
+from fedmonai.federated.protocol import Strategy
 
 #: arguments of the strategies that need some, or that keep more with them
 ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.adaptive_aggregation import AdaptiveAggregation
+from fedmonai.methods.fedicra import AdaptiveAggregation
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.alternating_parameters import AlternatingParameters
+from fedmonai.methods.fedicra import AlternatingParameters
 
 
 class TwoParts(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.element_mix import ElementMix
+from fedmonai.methods.fedicra import ElementMix
 
 OWN = {"w": torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)}
 RECEIVED = {"w": torch.tensor([1.0, 1.0, 0.0, 7.0], dtype=torch.float64)}

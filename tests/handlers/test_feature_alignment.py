@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.feature_alignment import FeatureAlignment
 from fedmonai.losses.site_confusion import site_confusion_loss, site_discrimination_loss
+from fedmonai.methods.fl_mrcm import FeatureAlignment
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fl_mrcm_inputs_step.npz"

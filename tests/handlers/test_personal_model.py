@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from torch import nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.personal_model import PersonalModel
+from fedmonai.methods.iop_fl import PersonalModel
 
 
 def trained_to(handler: PersonalModel, network: nn.Module, *values: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.poly_lr import PolyLR
+from fedmonai.handlers.rates import PolyLR
 
 
 def rates(rounds: list[int | None], num_rounds: int, steps: int = 10, power: float = 0.9) -> list[float]:

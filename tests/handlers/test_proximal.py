@@ -11,7 +11,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.proximal import ProximalTerm
+from fedmonai.methods.fedprox import ProximalTerm
 
 
 def trainer(network: nn.Module, handlers: list[Any], batches: int = 3, **options: Any) -> SupervisedTrainer:

@@ -9,8 +9,7 @@ from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
 from fedmonai.handlers.batch_loss import batch_loss
-from fedmonai.handlers.optimizer_reset import OptimizerReset
-from fedmonai.handlers.round_lr import RoundLR
+from fedmonai.handlers.rates import OptimizerReset, RoundLR
 
 
 def engine_for(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> Engine:

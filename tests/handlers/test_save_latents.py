@@ -12,7 +12,7 @@ from monai.engines import SupervisedEvaluator
 from numerics import assert_within, roundings_of
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.save_latents import SaveLatents
+from fedmonai.handlers.pictures import SaveLatents
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 
 

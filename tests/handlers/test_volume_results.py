@@ -12,7 +12,7 @@ import pytest
 from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.volume_results import VolumeResults
+from fedmonai.handlers.save_results import VolumeResults
 from fedmonai.handlers.whole_file import write_whole
 
 

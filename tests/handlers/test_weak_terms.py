@@ -11,11 +11,10 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.alternating_parameters import AlternatingParameters
 from fedmonai.handlers.loss_terms import LossTerms
-from fedmonai.handlers.site_contrast import SiteContrast
 from fedmonai.losses.site_contrast import SiteContrastLoss
 from fedmonai.losses.weak_supervision import WeakSupervisionLoss
+from fedmonai.methods.fedicra import AlternatingParameters, SiteContrast
 from fedmonai.networks.channel_selection_unet import ChannelSelectionUNet
 
 TERMS = {"pce", "tree", "crf", "contrast"}

@@ -13,7 +13,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.weight_contrast import WeightContrast
+from fedmonai.methods.fedmri import WeightContrast
 
 RATE = 0.125
 

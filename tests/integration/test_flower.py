@@ -133,8 +133,8 @@ def named_nodes() -> Any:
 def test_second_node_of_a_connected_site_is_refused() -> None:
     from flwr.app import Context, RecordDict
 
-    from fedmonai.federated.records import SiteFailure
-    from fedmonai.federated.wire import Request
+    from fedmonai.federated.messages import Request
+    from fedmonai.federated.run_log import SiteFailure
     from fedmonai.integrations.flower.server import GridTransport
 
     first, second = NAMES
@@ -174,8 +174,8 @@ def test_two_nodes_of_one_name_at_the_start() -> None:
 
 
 def test_transport_names_what_went_wrong() -> None:
-    from fedmonai.federated.records import SiteFailure
-    from fedmonai.federated.wire import Request
+    from fedmonai.federated.messages import Request
+    from fedmonai.federated.run_log import SiteFailure
     from fedmonai.integrations.flower.server import GridTransport
 
     grid = Memory(named_nodes(), NAMES[:1])

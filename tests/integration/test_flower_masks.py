@@ -18,9 +18,8 @@ import pytest
 import torch
 from federation_runs import become_flower_task
 
-from fedmonai.federated.message import weights_message
-from fedmonai.federated.strategy import WeightedMean
-from fedmonai.federated.wire import pack
+from fedmonai.federated.messages import pack, weights_message
+from fedmonai.methods.averaging import WeightedMean
 
 pytestmark = [
     pytest.mark.integration,

@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.filters import KeepSharedKeys
+from fedmonai.federated.messages import KeepSharedKeys, Reply, Request
 from fedmonai.federated.service import SiteService
-from fedmonai.federated.wire import Reply, Request
 from fedmonai.integrations.deployment import Deployment, bundle_digest, describe, stage, unpacked_bundle
 from fedmonai.integrations.runtime import STATE_ROOT, SiteSettings, run_server, site_service
 from fedmonai.integrations.site_process import SiteProcess, site_end
@@ -116,7 +115,7 @@ def test_own_bundle_must_be_the_same(job: Path, tmp_path: Path) -> None:
 
 def test_settings_of_a_site_win_over_the_job(job: Path, tmp_path: Path) -> None:
     settings = tmp_path / "fedmonai.yaml"
-    own_filter = "exchange_filters: [{_target_: fedmonai.federated.filters.KeepSharedKeys, shared_keys: [decoder]}]"
+    own_filter = "exchange_filters: [{_target_: fedmonai.federated.messages.KeepSharedKeys, shared_keys: [decoder]}]"
     settings.write_text(f"ids: {{batch_size: 1, lr: 0.25}}\nstate_dir: {tmp_path / 'state'}\n{own_filter}\n")
     service = site_service(job, "a", SiteSettings.read(settings), tmp_path / "root")
     site = service.sites.open("a")

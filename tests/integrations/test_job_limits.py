@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.filters import KeepSharedKeys
+from fedmonai.federated.messages import KeepSharedKeys
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.deployment import Deployment, describe
 from fedmonai.integrations.runtime import SiteSettings, federation_config, run_server, site_service
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
-FILTER = {"_target_": "fedmonai.federated.filters.KeepSharedKeys", "shared_keys": ["decoder"]}
+FILTER = {"_target_": "fedmonai.federated.messages.KeepSharedKeys", "shared_keys": ["decoder"]}
 SITES: dict[str, Any] = {"a": {"site": "B"}, "b": {"site": "H"}}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.wire import Request
+from fedmonai.federated.messages import Request
 from fedmonai.integrations.site_process import LocalSite
 from fedmonai.integrations.site_settings import SiteSettings
 
@@ -28,7 +28,7 @@ from fedmonai.integrations.site_settings import SiteSettings
         ("ids: {overlay: configs/data/ixi.yaml}\n", "'overlay' is no id of train.json"),
         ("exchange_filters:\n", "exchange_filters is empty; give a list of components"),
         ("exchange_filters: foo\n", "exchange_filters is 'foo'; give a list of components"),
-        ("exchange_filters: {_target_: fedmonai.federated.filters.KeepSharedKeys}\n", "exchange_filters is "),
+        ("exchange_filters: {_target_: fedmonai.federated.messages.KeepSharedKeys}\n", "exchange_filters is "),
         ("exchange_filters: [KeepSharedKeys]\n", "exchange_filters is "),
         ("exchange_filters: [{shared_keys: [a]}]\n", "exchange_filters is "),
         ("bundle: 5\n", "bundle is '5'; give a folder"),

@@ -35,8 +35,8 @@ from fedmonai.data.kspace.list import kspace_volumes
 from fedmonai.data.kspace.read import read_header
 from fedmonai.data.provenance import read_manifest
 from fedmonai.errors import ConfigError
-from fedmonai.federated.initial import start_from
-from fedmonai.federated.run_folder import load_checked
+from fedmonai.federated.checkpoint import start_from
+from fedmonai.federated.run_log import load_checked
 from fedmonai.networks.load_weights import load_weights
 
 MEGABYTE = 1 << 20

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedmonai.federated.wire import Reply, Request, pack, unpack
+from fedmonai.federated.messages import Reply, Request, pack, unpack
 
 __all__ = ["reply_content", "reply_from", "request_content", "request_from"]
 

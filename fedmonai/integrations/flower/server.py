@@ -12,8 +12,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedmonai.federated.records import SiteFailure, reason_of
-from fedmonai.federated.wire import Reply, Request
+from fedmonai.federated.messages import Reply, Request
+from fedmonai.federated.run_log import SiteFailure, reason_of
 from fedmonai.integrations.deployment import BUNDLE, Deployment, unpack_files
 from fedmonai.integrations.flower.exchange import reply_from, request_content
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, federation_config, run_server
@@ -48,7 +48,7 @@ def server_app(job: str | Path) -> ServerApp:
 
 
 class GridTransport:
-    """A :class:`~fedmonai.federated.remote.Transport` over Flower's grid.
+    """A :class:`~fedmonai.federated.remote_pool.Transport` over Flower's grid.
 
     Nodes say which site they are; a node that comes back under another identity is found again. A node that claims the
     name of a site whose node is connected is refused and noted: it would get what is meant for that site, and its

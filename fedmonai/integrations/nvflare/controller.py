@@ -19,8 +19,8 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated.records import SiteFailure
-from fedmonai.federated.wire import Reply, Request
+from fedmonai.federated.messages import Reply, Request
+from fedmonai.federated.run_log import SiteFailure
 from fedmonai.integrations.deployment import Deployment
 from fedmonai.integrations.nvflare.exchange import TASK, reply_from, request_model
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, run_server
@@ -74,7 +74,7 @@ class FederationController(Controller):
 
 
 class TaskTransport:
-    """A :class:`~fedmonai.federated.remote.Transport` made of NVFlare tasks with one target each."""
+    """A :class:`~fedmonai.federated.remote_pool.Transport` made of NVFlare tasks with one target each."""
 
     def __init__(self, controller: Controller, fl_ctx: FLContext, abort_signal: Signal, timeout: float) -> None:
         self.controller, self.fl_ctx = controller, fl_ctx

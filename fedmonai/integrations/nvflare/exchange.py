@@ -11,7 +11,7 @@ import torch
 from nvflare.app_common.abstract.fl_model import FLModel
 from torch import Tensor
 
-from fedmonai.federated.wire import Reply, Request, pack, unpack
+from fedmonai.federated.messages import Reply, Request, pack, unpack
 
 __all__ = ["TASK", "reply_from", "reply_model", "request_from", "request_model"]
 

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses the wire: shared keys, attachments, and their size in bytes.
-
-A message is a :class:`monai.fl.utils.exchange_object.ExchangeObject`. ``weights`` holds the shared part of a state
-dict, ``statistics`` plain numbers under ``str`` keys, and every further dict entry is an *attachment*: a named dict of
-tensors that the strategy has declared.
-"""
+"""Messages: shared keys, attachments, their bytes, requests and replies and their form on the wire."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from monai.fl.utils.constants import WeightType
@@ -18,7 +15,19 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["SharedKeys", "attachments_of", "copy_weights", "message_bytes", "weights_message"]
+__all__ = [
+    "KINDS",
+    "KeepSharedKeys",
+    "Reply",
+    "Request",
+    "SharedKeys",
+    "attachments_of",
+    "copy_weights",
+    "message_bytes",
+    "pack",
+    "unpack",
+    "weights_message",
+]
 
 
 class SharedKeys:
@@ -102,3 +111,86 @@ def message_bytes(message: ExchangeObject) -> dict[str, int]:
 
 def _tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class KeepSharedKeys:
+    """Drops every tensor that is not shared, for sites that run a stock ``MonaiAlgo``.
+
+    :class:`~fedmonai.federated.site.SiteAlgo` needs no such filter. A stock client needs it on both sides: without the
+    one after training its private tensors leak, without the one before they are overwritten by the server's.
+
+    Args:
+        shared_keys: regular expressions of the tensors that may leave and be loaded.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+    """
+
+    def __init__(self, shared_keys: str | Sequence[str] = (".*",), local_keys: str | Sequence[str] = ()) -> None:
+        self.keys = SharedKeys(shared_keys, local_keys)
+
+    def __call__(self, message: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
+        message.weights = {k: t for k, t in (message.weights or {}).items() if k in self.keys}
+        return message
+
+
+#: what a site can be asked: to build itself, a turn, the evaluation after a round, the final test
+KINDS = ("join", "train", "validate", "test")
+_SEPARATOR = "::"
+
+
+@dataclass
+class Request:
+    """What a site is asked.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        site: the site.
+        round: the strategy's round, not the transport's counter.
+        message: weights and attachments, if the kind needs them.
+        facts: plain values: lists and dicts with ``str`` keys of numbers, strings, booleans and ``None``.
+    """
+
+    kind: str
+    site: str
+    round: int
+    message: ExchangeObject | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Reply:
+    """What a site answers; with an ``error`` there is no message."""
+
+    message: ExchangeObject | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def pack(message: ExchangeObject | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One flat dict of tensors (weights under their own keys, attachments as ``name::key``), and plain values.
+
+    Flat, so that a runtime's own filters find weights where they look for them.
+    """
+    if message is None:
+        return {}, {"empty": True}
+    tensors = {key: tensor.detach() for key, tensor in (message.weights or {}).items()}
+    attachments: dict[str, list[str]] = {}
+    for name, content in attachments_of(message).items():
+        attachments[name] = list(content)
+        tensors.update({f"{name}{_SEPARATOR}{key}": tensor.detach() for key, tensor in content.items()})
+    statistics = {str(key): value for key, value in (message.statistics or {}).items()}
+    return tensors, {"statistics": statistics, "attachments": attachments}
+
+
+def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> ExchangeObject | None:
+    """The message that :func:`pack` took apart. What a filter has removed on the way is missing in it."""
+    if plain.get("empty"):
+        return None
+    rest = dict(tensors)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, keys in dict(plain.get("attachments", {})).items():
+        named = {key: f"{name}{_SEPARATOR}{key}" for key in keys}
+        found[str(name)] = {key: rest.pop(full) for key, full in named.items() if full in rest}
+    statistics = dict(plain.get("statistics", {}))
+    message = ExchangeObject(weights=rest, weight_type=WeightType.WEIGHTS, statistics=statistics)
+    message.update(found)
+    return message

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedmonai.federated.message import copy_weights
-from fedmonai.federated.strategy import Strategy
+from fedmonai.federated.messages import copy_weights
+from fedmonai.federated.protocol import Strategy
 from fedmonai.seeding import derive_seed
 
 __all__ = ["RandomTransfer"]
@@ -20,7 +20,7 @@ class RandomTransfer(Strategy):
 
     A round is one site's turn: it starts from what the site before it sent. Every pass over the training sites has an
     order of its own, drawn from (seed, pass) alone, so with S sites ``num_rounds`` is S times the passes, and a pass
-    costs what one round of averaging costs. With one site it equals :class:`~fedmonai.federated.strategy.WeightedMean` to the
+    costs what one round of averaging costs. With one site it equals :class:`~fedmonai.methods.averaging.WeightedMean` to the
     bit. ``fraction`` and weightings have no meaning here; a site that fails its turn stops the run, which resumes at
     that turn.
 

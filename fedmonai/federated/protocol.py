@@ -15,10 +15,11 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated.message import SharedKeys, weights_message
+from fedmonai.errors import FederationError
+from fedmonai.federated.messages import SharedKeys, weights_message
 
-__all__ = ["Strategy", "WeightedMean"]
+__all__ = ["Strategy"]
+
 
 # Elements averaged at a time: the running mean of a chunk stays in the cache, so N updates cost N reads and one write;
 # shorter chunks lose more to calls than a nearer cache gives.
@@ -61,7 +62,7 @@ class Strategy(ABC):
         return weights_message(self.global_weights)
 
     def check_update(self, site: str, update: ExchangeObject) -> None:  # noqa: B027 (nothing to check by default)
-        """Refuse what the guard cannot know to be wrong, by a :class:`~fedmonai.federated.guard.RefusedMessage`."""
+        """Refuse what the guard cannot know to be wrong, by a :class:`~fedmonai.federated.validation.RefusedMessage`."""
 
     def describe_round(self) -> dict[str, Any]:
         """What stands in ``rounds.jsonl`` about this round's attachments: ``{name: {what: number}}``."""
@@ -85,59 +86,6 @@ class Strategy(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state written by :meth:`state_dict`."""
         self.global_weights = dict(state["global_weights"])
-
-
-class WeightedMean(Strategy):
-    """The mean of the sites' shared tensors (FedAvg).
-
-    Args:
-        weighting: ``uniform`` counts every site once (the released FL-MR), ``samples`` by training samples (McMahan et
-            al., AISTATS 2017, algorithm 1), ``steps`` by executed iterations, ``batches`` by batches of one pass over
-            the training data (the released FedICRA).
-        shared_keys: regular expressions of the tensors that travel.
-        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
-
-    Sites are added in sorted order, so the sum is the same to the bit whatever the order of arrival. Integer buffers
-    (batch counters) keep their type and are taken from the first site in that order. With one site the result is that
-    site's update.
-
-    Raises:
-        ConfigError: when ``weighting`` is none of these.
-    """
-
-    WEIGHTINGS = ("uniform", "samples", "steps", "batches")
-
-    def __init__(
-        self,
-        weighting: str = "uniform",
-        shared_keys: str | Sequence[str] = (".*",),
-        local_keys: str | Sequence[str] = (),
-    ) -> None:
-        super().__init__(shared_keys, local_keys)
-        if weighting not in self.WEIGHTINGS:
-            raise ConfigError(f"strategy: weighting is '{weighting}'; choose one of {', '.join(self.WEIGHTINGS)}.")
-        self.weighting = weighting
-
-    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
-        names = sorted(updates)
-        shares = self.shares({name: updates[name].statistics or {} for name in names})
-        for key, target in self.global_weights.items():
-            tensors = [(updates[name].weights or {})[key] for name in names]
-            if target.is_complex():
-                target, tensors = torch.view_as_real(target), [torch.view_as_real(t.contiguous()) for t in tensors]
-            if target.is_floating_point():
-                weighted_mean_(target, tensors, [shares[name] for name in names])
-            else:
-                target.copy_(tensors[0])
-
-    def shares(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-        """The share of every site in the mean; the shares sum to one."""
-        if self.weighting == "uniform":
-            counts = dict.fromkeys(statistics, 1)
-        else:
-            counts = {name: int(numbers[f"num_{self.weighting}"]) for name, numbers in statistics.items()}
-        total = sum(counts.values())
-        return {name: count / total for name, count in counts.items()}
 
 
 @torch.no_grad()

@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The site half of FL-MRCM: latent features of source sites are aligned with those of a target site."""
+"""FL-MRCM: cross-site alignment of latent features (Guo et al., CVPR 2021)."""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
+from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.own_batches import OwnBatches
+from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.validation import RefusedMessage
 from fedmonai.losses.site_confusion import site_confusion_loss, site_discrimination_loss
+from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import pooled_latent
 from fedmonai.networks.site_discriminator import SiteDiscriminator
 
-__all__ = ["FeatureAlignment"]
+__all__ = ["FeatureAlignment", "OwnBatches", "TargetLatents"]
+
 
 MODES = ("features", "inputs", "none")
 
@@ -247,3 +253,137 @@ def _check(alignment: str, share_features: bool, lambda_adv: float, bank_size: i
         raise ConfigError(f"lambda_adv is {lambda_adv}; give 0 or more.")
     if bank_size < 1:
         raise ConfigError(f"bank_size is {bank_size}; give 1 vector or more.")
+
+
+NAME, KEY = "target_latents", "latents"
+
+
+class TargetLatents(WeightedMean):
+    """Federated averaging that hands the target site's newest latent bank to the source sites (Guo et al., CVPR 2021).
+
+    The bank that the target contributes in round r (encoded with the global weights that round r starts from, see
+    :class:`fedmonai.methods.fl_mrcm.FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
+    Its age, the rounds since it was encoded, is 1 in normal running and grows while the target misses rounds. A target
+    that is not among the training sites is an observer: it is asked for its bank in every round and trains nothing.
+
+    Args:
+        target_site: name of the target site.
+        alignment: ``features``; with ``inputs`` or ``none`` nothing travels but weights.
+        share_features: must be true for ``features``; the opt-in of this federation to share latent vectors.
+        bank_size: most vectors that are accepted.
+        weighting: see :class:`~fedmonai.methods.averaging.WeightedMean`.
+        shared_keys: regular expressions of the tensors that travel.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Raises:
+        ConfigError: on ``features`` without ``share_features``.
+    """
+
+    def __init__(
+        self,
+        target_site: str,
+        alignment: str = "features",
+        share_features: bool = False,
+        bank_size: int = 256,
+        weighting: str = "uniform",
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+    ) -> None:
+        super().__init__(weighting, shared_keys, local_keys)
+        self.target_site, self.bank_size = str(target_site), bank_size
+        if alignment == "features":
+            if not share_features:
+                raise ConfigError(
+                    f"alignment 'features' sends latent vectors of site '{target_site}'s training images through the "
+                    "server to the other sites; if its institution agrees say so with share_features: true, else "
+                    "choose alignment: none."
+                )
+            self.attachments_up = self.attachments_down = (NAME,)
+            self.observers = (self.target_site,)
+        self.bank: Tensor | None = None
+        self.bank_round = 0
+        self._round: dict[str, int] = {}
+
+    def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
+        messages = super().configure_round(round_number, sites)
+        self._round = {}
+        if self.bank is not None:
+            self._round = {"vectors_down": len(self.bank), "age": round_number - self.bank_round}
+            for site, message in messages.items():
+                if site != self.target_site:
+                    message[NAME] = {KEY: self.bank}
+        return messages
+
+    def check_update(self, site: str, update: ExchangeObject) -> None:
+        """Accept a bank from the target site alone, and only as a matrix of at most ``bank_size`` vectors."""
+        if NAME not in update:
+            return
+        tensors = attachments_of(update)[NAME]
+        if site != self.target_site:
+            raise RefusedMessage(f"'{NAME}' may come from the target site '{self.target_site}' only")
+        if set(tensors) != {KEY} or tensors[KEY].ndim != 2 or not 1 <= len(tensors[KEY]) <= self.bank_size:
+            shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+            raise RefusedMessage(f"'{NAME}' is no matrix of 1 to {self.bank_size} vectors but {shapes}")
+        if self.bank is not None and tensors[KEY].shape[1] != self.bank.shape[1]:
+            raise RefusedMessage(f"'{NAME}' has {tensors[KEY].shape[1]} values per vector, not {self.bank.shape[1]}")
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        fresh = attachments_of(updates[self.target_site]) if self.target_site in updates else {}
+        if NAME in fresh:
+            self.bank, self.bank_round = fresh[NAME][KEY], round_number
+            self._round["vectors_up"] = len(self.bank)
+        super().aggregate(round_number, {name: update for name, update in updates.items() if update.weights})
+
+    def describe_round(self) -> dict[str, Any]:
+        return {NAME: self._round} if self._round else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"bank": self.bank, "bank_round": self.bank_round, "target_site": self.target_site}
+        return {**super().state_dict(), **({} if self.bank is None else own)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; its bank counts only if vectors still travel, and only of the same target site."""
+        super().load_state_dict(state)
+        self.bank, self.bank_round = None, 0
+        if self.attachments_down and state.get("target_site") == self.target_site:
+            self.bank, self.bank_round = state["bank"], int(state["bank_round"])
+
+
+class OwnBatches:
+    """Training inputs of a trainer in an order and with masks of its own.
+
+    Dataset, collation and preparation are those of ``trainer``, shuffling and the preparation's randomness come from
+    ``seed``: whether these batches are read or not, the trainer's own training is the same to the bit.
+
+    Args:
+        trainer: a MONAI trainer with ``data_loader`` and ``prepare_batch``.
+        seed: seed of order and masks.
+        batch_size: inputs per batch; that of the trainer's loader by default.
+    """
+
+    def __init__(self, trainer: Any, seed: int, batch_size: int | None = None) -> None:
+        loader = trainer.data_loader
+        self.device = trainer.state.device
+        self.non_blocking = trainer.non_blocking
+        self.prepare_batch = copy.deepcopy(trainer.prepare_batch)
+        if hasattr(self.prepare_batch, "set_random_state"):
+            self.prepare_batch.set_random_state(seed=seed)
+        # MONAI's loader would reseed the dataset's transforms when it is made
+        self.loader: DataLoader = DataLoader(
+            loader.dataset,
+            batch_size=batch_size or loader.batch_size or 1,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(seed),
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+        )
+
+    def once(self) -> Iterator[Tensor]:
+        """Every input once, in batches."""
+        for batch in self.loader:
+            yield self.prepare_batch(batch, self.device, self.non_blocking)[0]
+
+    def endless(self) -> Iterator[Tensor]:
+        """All inputs again and again, in a new order each time."""
+        while True:
+            yield from self.once()

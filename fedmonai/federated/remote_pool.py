@@ -12,14 +12,12 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.answers import checked_answer, dtype_named
-from fedmonai.federated.best import BestRounds
-from fedmonai.federated.examination import Examination, Examined
-from fedmonai.federated.guard import Guard, RefusedMessage
-from fedmonai.federated.message import SharedKeys, weights_message
-from fedmonai.federated.records import SiteFailure, reason_of
-from fedmonai.federated.sites import Sites
-from fedmonai.federated.wire import Reply, Request
+from fedmonai.federated.checkpoint import BestRounds
+from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.messages import Reply, Request, SharedKeys, weights_message
+from fedmonai.federated.run_log import SiteFailure, reason_of
+from fedmonai.federated.site_evaluation import Examination, Examined
+from fedmonai.federated.validation import Guard, RefusedMessage, checked_answer, dtype_named
 
 __all__ = ["RemoteSites", "Transport"]
 
@@ -46,7 +44,7 @@ class Transport(Protocol):
 class RemoteSites(Sites):
     """The server's view of sites that are asked over a :class:`Transport`.
 
-    It takes the arguments of :class:`~fedmonai.federated.sites.Sites`, so a federation's config serves both: a deployed
+    It takes the arguments of :class:`~fedmonai.federated.local_pool.Sites`, so a federation's config serves both: a deployed
     server changes the ``_target_`` of ``federation::sites`` and sets ``transport``. All sites of a round work at the
     same time. Private weights, single cases and personal models are on the sites' own disks; the server's commit names
     the round of every site's state, a site goes back to it where it is ahead.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One slice of the test split per site, kept for the report."""
+"""Handlers that keep an example slice and latent features for figures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["ExampleSlice"]
+from fedmonai.errors import ConfigError
+from fedmonai.networks.reconstruction_unet import pooled_latent
+
+__all__ = ["ExampleSlice", "SaveLatents"]
 
 
 class ExampleSlice:
@@ -77,3 +80,65 @@ class ExampleSlice:
         temporary = folder / f".example.{os.getpid()}.npz"
         np.savez_compressed(temporary, **self._kept)  # type: ignore[arg-type]
         temporary.replace(folder / "example.npz")
+
+
+class SaveLatents:
+    """Writes ``latents.npz`` in a site's folder: one pooled bottleneck vector per test slice, float32 (slices, values).
+
+    It acts in the final test of a federation only (``engine.state.split == "test"``), and not for reference methods;
+    the last model tested is the one that stays. Guo et al. (CVPR 2021) and Feng et al. (TMI 2023) show such vectors of
+    all sites in two dimensions. The file is for the site and for simulations: it never enters a message.
+
+    Args:
+        output_dir: folder of the site.
+        layer: name of the module whose output (B, C, h, w) is pooled.
+
+    Raises:
+        ConfigError: in the test, when the network has no such module.
+    """
+
+    def __init__(self, output_dir: str, layer: str = "encoder.bottleneck") -> None:
+        self.path = Path(output_dir) / "latents.npz"
+        self.layer = layer
+        self._hook: Any = None
+        self._vectors: list[np.ndarray] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _begin(self, engine: Any) -> None:
+        self._end()
+        if getattr(engine.state, "split", None) != "test" or engine.state.reference is not None:
+            return
+        try:
+            module = engine.network.get_submodule(self.layer)
+        except AttributeError as error:
+            parts = ", ".join(name for name, _ in engine.network.named_modules() if name.endswith("bottleneck"))
+            raise ConfigError(
+                f"latent_layer is '{self.layer}', which {type(engine.network).__name__} does not have; name the module "
+                f"whose output save_latents keeps{f' ({parts})' if parts else ''}, or set save_latents to false."
+            ) from error
+        self._hook = module.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._vectors.append(pooled_latent(output.detach().float()).cpu().numpy())
+
+    def _end(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self._vectors = None, []
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._end()
+        raise error
+
+    def _write(self, engine: Engine) -> None:
+        if self._vectors:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_name(f".latents.{os.getpid()}.npz")
+            np.savez_compressed(temporary, latents=np.concatenate(self._vectors))
+            temporary.replace(self.path)
+        self._end()

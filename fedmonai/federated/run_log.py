@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: who may write in it, its tables, and files that are never half-written."""
+"""Log of a run: its folder and tables, the record of every round, versions and machine."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ import contextlib
 import csv
 import json
 import os
+import platform
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import torch
+from monai.fl.utils.exchange_object import ExchangeObject
 
+import fedmonai
 from fedmonai.errors import ConfigError, FederationError
+from fedmonai.federated.messages import message_bytes
 
-__all__ = ["RunFolder", "load_checked", "save_atomic", "write_text_atomic"]
+__all__ = [
+    "RoundRecord",
+    "RunFolder",
+    "SiteFailure",
+    "describe_environment",
+    "load_checked",
+    "reason_of",
+    "save_atomic",
+    "write_text_atomic",
+]
+
 
 METRIC_COLUMNS = ("round", "site", "model", "split", "metric", "value")
 CASE_COLUMNS = ("round", "site", "model", "split", "case", "metric", "value")
@@ -198,3 +214,98 @@ class RunFolder:
         whole = [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         kept = whole[:header] + [line for line in whole[header:] if keep(line)]
         write_text_atomic("".join(kept), path) if kept else path.unlink()
+
+
+class SiteFailure(RuntimeError):  # noqa: N818 (it is no error here, but the news of one elsewhere)
+    """What stopped a site in another process, in its own words; or that it gave no answer."""
+
+
+class RoundRecord:
+    """Collects who took part in a round, who failed and why, and what crossed the wire.
+
+    Args:
+        number: the round, from 1.
+        participants: the sites that were asked.
+    """
+
+    def __init__(self, number: int, participants: list[str]) -> None:
+        self.number = number
+        self.participants = participants
+        self.started = time.perf_counter()
+        self.failed: dict[str, str] = {}
+        self.loss: dict[str, float] = {}
+        self.train_metrics: dict[str, dict[str, float]] = {}
+        self.num_samples: dict[str, int] = {}
+        self.seconds_per_site: dict[str, float] = {}
+        self.bytes_up: dict[str, dict[str, int]] = {}
+        self.bytes_down: dict[str, dict[str, int]] = {}
+        self.observers: list[str] = []
+        self.attachments: dict[str, Any] = {}
+        self.privacy: dict[str, dict[str, float]] = {}
+        self.notes: list[str] = []
+
+    def completed(self, site: str, update: ExchangeObject) -> None:
+        """Note an accepted update."""
+        statistics = update.statistics or {}
+        self.loss[site] = float(statistics["loss"])
+        for name, value in statistics.items():
+            if name.startswith("train_"):
+                self.train_metrics.setdefault(name.removeprefix("train_"), {})[site] = float(value)
+        self.num_samples[site] = int(statistics["num_samples"])
+        self.bytes_up[site] = message_bytes(update)
+        spent = {k.removeprefix("privacy_"): v for k, v in statistics.items() if str(k).startswith("privacy_")}
+        if spent:
+            self.privacy[site] = {name: float(value) for name, value in spent.items()}
+
+    def observed(self, site: str, update: ExchangeObject) -> None:
+        """Note what a site contributed that did not train."""
+        self.observers.append(site)
+        self.bytes_up[site] = message_bytes(update)
+
+    def fail(self, site: str, error: BaseException) -> None:
+        """Note why a site is left out."""
+        self.failed[site] = reason_of(error)
+
+    def as_dict(self, **further: Any) -> dict[str, Any]:
+        """One line of ``rounds.jsonl``."""
+        return {
+            "round": self.number,
+            "participants": self.participants,
+            "completed": sorted(self.loss),
+            "observers": self.observers,
+            "failed": self.failed,
+            "seconds": time.perf_counter() - self.started,
+            "seconds_per_site": self.seconds_per_site,
+            "num_samples": self.num_samples,
+            "loss": self.loss,
+            "train_metrics": self.train_metrics,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "attachments": self.attachments,
+            **({"privacy": self.privacy} if self.privacy else {}),
+            "notes": self.notes,
+            **further,
+        }
+
+
+def reason_of(error: BaseException) -> str:
+    """Type and first line of an exception: enough to act on, short enough for a table."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    if isinstance(error, SiteFailure):
+        return lines[0][:400]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "h5py", "nibabel")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions of all that numbers depend on, thread count, processor and GPU."""
+    versions = {"python": platform.python_version(), "fedmonai": fedmonai.__version__}
+    versions.update({name: metadata.version(name) for name in PACKAGES})
+    return {
+        "versions": versions,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -12,13 +12,13 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.federated.best import BestRounds
-from fedmonai.federated.examination import Examination, Examined, examine, final_test, validation
-from fedmonai.federated.guard import Guard
-from fedmonai.federated.run_folder import load_checked, save_atomic
+from fedmonai.federated.checkpoint import BestRounds
+from fedmonai.federated.local_training import UpdateBuffers
+from fedmonai.federated.plan import as_list, checked_name, site_arguments
+from fedmonai.federated.run_log import load_checked, save_atomic
 from fedmonai.federated.site import SiteAlgo
-from fedmonai.federated.site_arguments import as_list, checked_name, site_arguments
-from fedmonai.federated.update_buffers import UpdateBuffers
+from fedmonai.federated.site_evaluation import Examination, Examined, examine, final_test, validation
+from fedmonai.federated.validation import Guard
 
 __all__ = ["Sites"]
 

@@ -12,9 +12,11 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.strategy import Strategy, WeightedMean
+from fedmonai.federated.protocol import Strategy
+from fedmonai.methods.averaging import WeightedMean
 
 __all__ = ["Median", "TrimmedMean"]
+
 
 # Elements sorted at a time: bounds the copy that sorting needs to this many numbers per site.
 _CHUNK = 1 << 17

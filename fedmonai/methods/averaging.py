@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Federated averaging, and a mean in which each tensor is the mean over its owners only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.errors import ConfigError, FederationError
+from fedmonai.federated.protocol import Strategy
+
+__all__ = ["OwnedMean", "WeightedMean"]
+
+
+# Elements averaged at a time: the running mean of a chunk stays in the cache, so N updates cost N reads and one write;
+# shorter chunks lose more to calls than a nearer cache gives.
+_CHUNK = 1 << 20
+
+
+class WeightedMean(Strategy):
+    """The mean of the sites' shared tensors (FedAvg).
+
+    Args:
+        weighting: ``uniform`` counts every site once (the released FL-MR), ``samples`` by training samples (McMahan et
+            al., AISTATS 2017, algorithm 1), ``steps`` by executed iterations, ``batches`` by batches of one pass over
+            the training data (the released FedICRA).
+        shared_keys: regular expressions of the tensors that travel.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Sites are added in sorted order, so the sum is the same to the bit whatever the order of arrival. Integer buffers
+    (batch counters) keep their type and are taken from the first site in that order. With one site the result is that
+    site's update.
+
+    Raises:
+        ConfigError: when ``weighting`` is none of these.
+    """
+
+    WEIGHTINGS = ("uniform", "samples", "steps", "batches")
+
+    def __init__(
+        self,
+        weighting: str = "uniform",
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+    ) -> None:
+        super().__init__(shared_keys, local_keys)
+        if weighting not in self.WEIGHTINGS:
+            raise ConfigError(f"strategy: weighting is '{weighting}'; choose one of {', '.join(self.WEIGHTINGS)}.")
+        self.weighting = weighting
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        names = sorted(updates)
+        shares = self.shares({name: updates[name].statistics or {} for name in names})
+        for key, target in self.global_weights.items():
+            tensors = [(updates[name].weights or {})[key] for name in names]
+            if target.is_complex():
+                target, tensors = torch.view_as_real(target), [torch.view_as_real(t.contiguous()) for t in tensors]
+            if target.is_floating_point():
+                weighted_mean_(target, tensors, [shares[name] for name in names])
+            else:
+                target.copy_(tensors[0])
+
+    def shares(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        """The share of every site in the mean; the shares sum to one."""
+        if self.weighting == "uniform":
+            counts = dict.fromkeys(statistics, 1)
+        else:
+            counts = {name: int(numbers[f"num_{self.weighting}"]) for name, numbers in statistics.items()}
+        total = sum(counts.values())
+        return {name: count / total for name, count in counts.items()}
+
+
+@torch.no_grad()
+def weighted_mean_(target: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    """``target <- sum_i weights[i] * tensors[i] / sum_i weights[i]``, in place and chunk by chunk.
+
+    A running mean, ``m <- m + w_i / (w_1 + ... + w_i) * (x_i - m)``: a pass over memory fewer than a weighted sum, and
+    the mean of equal tensors is that tensor to the bit. Tensors of weight 0 are not read. None of ``tensors`` may share
+    memory with ``target``.
+
+    Raises:
+        FederationError: when no weight is above 0.
+    """
+    out = target.view(-1)
+    counted = [(t.to(target.device).reshape(-1), w) for t, w in zip(tensors, weights, strict=True) if w > 0]
+    if not counted:
+        raise FederationError(f"the weights of a mean are {list(weights)}; one of them must be above 0.")
+    (first, total), rest = counted[0], []
+    for tensor, weight in counted[1:]:
+        total += weight
+        rest.append((tensor, weight / total))
+    chunk = _CHUNK if target.device.type == "cpu" else max(out.numel(), 1)
+    for begin in range(0, out.numel(), chunk):
+        window = slice(begin, begin + chunk)
+        mean, previous = out[window], first[window]
+        for tensor, share in rest:
+            previous = torch.lerp(previous, tensor[window], share, out=mean)
+        if not rest:
+            mean.copy_(previous)
+
+
+class OwnedMean(WeightedMean):
+    """:class:`WeightedMean`, but a tensor with an owner is taken from its owner alone.
+
+    For parts of a shared network that only one site trains by its own data, such as the site embeddings of FedICRA:
+    averaged, a row would be diluted by the copies of all others. In a round without its owner such a tensor keeps its
+    value. ``owners={}`` is :class:`WeightedMean`.
+
+    Args:
+        owners: ``{site: regular expression(s) of whole tensor names}``.
+        weighting: see :class:`WeightedMean`.
+        shared_keys: regular expressions of the tensors that travel.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Raises:
+        ConfigError: when a pattern is not a regular expression or, once the network is known, matches no shared tensor
+            or one that has another owner.
+    """
+
+    def __init__(
+        self,
+        owners: Mapping[str, str | Sequence[str]] | None = None,
+        weighting: str = "uniform",
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+    ) -> None:
+        super().__init__(weighting, shared_keys, local_keys)
+        self.owners = {site: [p] if isinstance(p, str) else list(p) for site, p in (owners or {}).items()}
+        self._owner: dict[str, str] | None = None
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        owner = self._owner_of_tensors()
+        kept = {key: self.global_weights[key].clone() for key in owner}
+        super().aggregate(round_number, updates)
+        for key, site in owner.items():
+            own = (updates[site].weights or {})[key] if site in updates else kept[key]
+            self.global_weights[key].copy_(own)
+
+    def initialize(self, weights: Mapping[str, Any]) -> None:
+        super().initialize(weights)
+        self._owner = None
+        self._owner_of_tensors()
+
+    def _owner_of_tensors(self) -> dict[str, str]:
+        if self._owner is None:
+            found: dict[str, str] = {}
+            for site, patterns in self.owners.items():
+                for pattern in patterns:
+                    for key in self._owned(site, pattern):
+                        if found.setdefault(key, site) != site:
+                            raise ConfigError(
+                                f"owners: '{key}' belongs to sites '{found[key]}' and '{site}'; give it to one of them."
+                            )
+            self._owner = found
+        return self._owner
+
+    def _owned(self, site: str, pattern: str) -> list[str]:
+        try:
+            found = [key for key in self.global_weights if re.fullmatch(pattern, key)]
+        except re.error as error:
+            raise ConfigError(f"owners: '{pattern}' of site '{site}' is not a regular expression ({error}).") from error
+        if not found and self.global_weights:
+            raise ConfigError(
+                f"owners: '{pattern}' of site '{site}' is no shared tensor; correct it, or set owners to {{}}."
+            )
+        return found
