@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle.leave_one_out import leave_one_out
+from fedmonai.experiments.leave_one_out import leave_one_out
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "iop_fl"
 SITES = ("BIDMC", "HK", "I2CVB", "ISBI", "ISBI_1.5", "UCL")

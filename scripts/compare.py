@@ -15,10 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fedmonai.bundle.comparison import PlannedRun, check_runs, execute, planned_runs
-from fedmonai.bundle.plan import read_plan
 from fedmonai.data.command_line import run_command
 from fedmonai.errors import ConfigError, FederationError
+from fedmonai.experiments.comparison import PlannedRun, check_runs, execute, planned_runs
+from fedmonai.experiments.plan import read_plan
 from fedmonai.federated.cross_site import write_cross_site
 from fedmonai.report.compared import ComparedRun
 from fedmonai.report.comparison import write_comparison

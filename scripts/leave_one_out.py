@@ -15,9 +15,9 @@ from pathlib import Path
 
 import fire
 
-from fedmonai.bundle.leave_one_out import leave_one_out
 from fedmonai.errors import mistake_behind
-from fedmonai.report.outside import write_outside_report
+from fedmonai.experiments.leave_one_out import leave_one_out
+from fedmonai.report.page import write_outside_report
 
 
 def main(output_dir: str, **options: object) -> None:

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import merge_kv
 
 from fedmonai.bundle import lint_files
-from fedmonai.bundle.known_ids import config_files, unknown_ids
+from fedmonai.bundle.ids import config_files, unknown_ids
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
 from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
 from fedmonai.errors import ConfigError

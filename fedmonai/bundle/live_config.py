@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that a bundle's ``initialize`` makes on the config as it really is: files, overrides and all."""
+"""The config as it runs: checked when a workflow begins, recorded beside its results."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
 from monai.bundle import ConfigWorkflow, ReferenceResolver, load
 
-from fedmonai.bundle.known_ids import bundle_ids, refuse_unknown
-from fedmonai.bundle.number_ranges import refuse_bad_numbers, refuse_unread_ids
-from fedmonai.bundle.value_kinds import refuse_wrong_kinds
+from fedmonai.bundle.id_values import refuse_bad_numbers, refuse_unread_ids, refuse_wrong_kinds
+from fedmonai.bundle.ids import bundle_ids, refuse_unknown
 from fedmonai.errors import ConfigError, mistake_behind
 
-__all__ = ["check_config", "live_config"]
+__all__ = ["check_config", "live_config", "record_config"]
 
 
 def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
@@ -99,3 +100,26 @@ def _one_line_for_mistakes(kind: type[BaseException], error: BaseException, trac
         sys.__excepthook__(kind, error, trace)
     else:
         print(f"error: {mistake}", file=sys.stderr)
+
+
+def record_config(output_dir: str, name: str = "config.yaml") -> str:
+    """Write the live config (all files merged, all overrides applied) to ``output_dir`` and return the file's path.
+
+    The file is itself a config: running it again repeats the run.
+    """
+    path = Path(output_dir, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    content = {key: value for key, value in live_config().items() if key != "_meta_"}
+    temporary.write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(path)
+    return str(path)
+
+
+def _plain(value: Any) -> Any:
+    """YAML takes plain values only; objects given through the Python API are written as their text."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

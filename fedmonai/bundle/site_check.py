@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 from tqdm import tqdm
 
-from fedmonai.bundle.overrides import apply_overrides
+from fedmonai.bundle.ids import apply_overrides
 from fedmonai.data.provenance import changed_files, compare_splits
 from fedmonai.errors import ConfigError, mistake_behind
 

@@ -36,8 +36,8 @@ ALLOWED = (
     *(f"fedmonai.{room}" for room in ("data", "federated", "handlers", "losses", "metrics", "networks", "transforms")),
     *(
         "fedmonai.bundle.live_config.check_config",
-        "fedmonai.bundle.record.record_config",
-        "fedmonai.report.write.finish",
+        "fedmonai.bundle.live_config.record_config",
+        "fedmonai.report.page.finish",
     ),
     *(f"ignite.{room}" for room in ("distributed.sync", "engine", "handlers", "metrics")),
     *(f"monai.{room}" for room in ("data", "engines", "fl.utils", "handlers", "inferers", "losses", "metrics")),
@@ -51,8 +51,8 @@ ALLOWED = (
 )
 #: where classes and functions of the allowed parts may really come from, besides the allowed parts themselves
 ORIGINS = (
-    *("fedmonai.bundle.live_config.check_config", "fedmonai.bundle.record.record_config"),
-    *("fedmonai.report.write.finish", "ignite.distributed.utils.sync"),
+    *("fedmonai.bundle.live_config.check_config", "fedmonai.bundle.live_config.record_config"),
+    *("fedmonai.report.page.finish", "ignite.distributed.utils.sync"),
     *("torch._C._fft", "torch._C._linalg", "torch._C._nn", "torch._C._special", "torch._VariableFunctionsClass"),
     *(f"torch.distributed.distributed_c10d.{name}" for name in (*_DISTRIBUTED, "init_process_group")),
 )

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedmonai.bundle.known_ids import config_files
+from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
 from fedmonai.integrations.job_ids import file_ids, id_problems

@@ -10,7 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle.overrides import apply_overrides
+from fedmonai.bundle.ids import apply_overrides
 from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.remote_pool import RemoteSites, Transport

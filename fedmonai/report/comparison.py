@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedmonai.report.compared import ComparedRun, Comparison, Difference, Score
 from fedmonai.report.comparison_figures import draw_latents, draw_scores
-from fedmonai.report.write import UNITS, markdown_table
+from fedmonai.report.page import UNITS, markdown_table
 
 __all__ = ["write_comparison"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from fedmonai.errors import ConfigError
 from fedmonai.report.compared import ComparedRun, Comparison
 from fedmonai.report.figures import COLORS, new_figure, save_figure
-from fedmonai.report.write import UNITS
+from fedmonai.report.page import UNITS
 
 __all__ = ["PROJECTIONS", "check_projection", "draw_latents", "draw_scores", "project"]
 

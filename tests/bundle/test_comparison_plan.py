@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fedmonai.bundle.comparison import PlannedRun, check_runs, execute, planned_runs
-from fedmonai.bundle.plan import Method, read_plan
 from fedmonai.errors import ConfigError
+from fedmonai.experiments.comparison import PlannedRun, check_runs, execute, planned_runs
+from fedmonai.experiments.plan import Method, read_plan
 
 PLANS = sorted((Path(__file__).parents[2] / "scripts" / "plans").glob("*.yaml"))
 BUNDLES = Path(__file__).parents[2] / "bundles"

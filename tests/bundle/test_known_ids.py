@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedmonai.bundle.known_ids import bundle_ids, config_files, refuse_unknown, unknown_ids
+from fedmonai.bundle.ids import bundle_ids, config_files, refuse_unknown, unknown_ids
 from fedmonai.errors import ConfigError
 
 LAYER = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}

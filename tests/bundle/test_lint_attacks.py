@@ -155,7 +155,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"x": {"_target_": "torch.distributed.init_process_group", "init_method": "@a"}}, "is no component"),
     ({"x": {"_target_": "fedmonai.federated.site.SiteAlgo", "bundle_root": "@a"}}, "not among the names"),
     ({"x": {"_target_": "fedmonai.federated.local_pool.SiteAlgo"}}, "is really"),
-    ({"x": {"_target_": "fedmonai.bundle.leave_one_out.leave_one_out"}}, "not among the names"),
+    ({"x": {"_target_": "fedmonai.experiments.leave_one_out.leave_one_out"}}, "not among the names"),
     ({"x": {"_target_": "MLFlowHandler", "tracking_uri": "@a"}}, "not among the names"),
     ({"x": {"_target_": "monai.data.CSVDataset", "src": "@a"}}, "is really"),
     ({"x": {"_target_": "monai.networks.layers.GaussianMixtureModel", "channel_count": "1; true"}}, "is really"),

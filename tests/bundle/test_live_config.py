@@ -11,14 +11,13 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle.live_config import _one_line_for_mistakes, check_config, live_config
-from fedmonai.bundle.record import record_config
+from fedmonai.bundle.live_config import _one_line_for_mistakes, check_config, live_config, record_config
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
 
 COMPONENTS = {
     "check": {"_target_": "fedmonai.bundle.live_config.check_config", "bundle_root": "@bundle_root"},
     "live": {"_target_": "fedmonai.bundle.live_config.live_config"},
-    "record": {"_target_": "fedmonai.bundle.record.record_config", "output_dir": "@output_dir"},
+    "record": {"_target_": "fedmonai.bundle.live_config.record_config", "output_dir": "@output_dir"},
 }
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle.known_ids import config_files
-from fedmonai.bundle.number_ranges import NUMBERS, UNREAD_AT_SITES, refuse_bad_numbers, refuse_unread_ids
+from fedmonai.bundle.id_values import NUMBERS, UNREAD_AT_SITES, refuse_bad_numbers, refuse_unread_ids
+from fedmonai.bundle.ids import config_files
 from fedmonai.errors import ConfigError
 
 BUNDLES = sorted((Path(__file__).parents[2] / "bundles").glob("*/configs"))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle.leave_one_out import leave_one_out
-from fedmonai.bundle.overrides import apply_overrides
+from fedmonai.bundle.ids import apply_overrides
 from fedmonai.bundle.site_check import check_site
 from fedmonai.errors import ConfigError
+from fedmonai.experiments.leave_one_out import leave_one_out
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 CONFIG: dict[str, Any] = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedmonai.bundle.known_ids import config_files
-from fedmonai.bundle.value_kinds import refuse_wrong_kinds, switch_and_number_ids
+from fedmonai.bundle.id_values import refuse_wrong_kinds, switch_and_number_ids
+from fedmonai.bundle.ids import config_files
 from fedmonai.errors import ConfigError
 
 TRAIN = {

@@ -18,10 +18,10 @@ import torch
 from monai.bundle import ConfigWorkflow
 from tiny_sites import TINY_SITES, write_prostate_site
 
-from fedmonai.bundle.leave_one_out import leave_one_out
 from fedmonai.data.cases import read as case_files
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
-from fedmonai.report.outside import write_outside_report
+from fedmonai.experiments.leave_one_out import leave_one_out
+from fedmonai.report.page import write_outside_report
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "iop_fl"
@@ -50,7 +50,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def no_figures() -> Iterator[None]:
     """Drawing takes most of the time of a run as small as these."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fedmonai.report.write.draw_figures", lambda tables: [])
+        patched.setattr("fedmonai.report.page.draw_figures", lambda tables: [])
         yield
 
 

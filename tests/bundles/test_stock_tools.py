@@ -15,7 +15,7 @@ from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from tiny_sites import TINY_SITES
 
-from fedmonai.bundle.known_ids import config_files
+from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.live_config import check_config
 from fedmonai.bundle.overlay_ids import DATA_IDS
 from fedmonai.errors import ConfigError, mistake_behind

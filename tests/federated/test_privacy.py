@@ -17,7 +17,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.messages import weights_message
 from fedmonai.federated.privacy import GaussianPrivacy, spent_epsilon
-from fedmonai.report.write import write_report
+from fedmonai.report.page import write_report
 
 pytest.importorskip("opacus", reason="the extra 'privacy' is not installed")
 

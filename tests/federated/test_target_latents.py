@@ -23,7 +23,7 @@ from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.validation import RefusedMessage
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.methods.fl_mrcm import TargetLatents
-from fedmonai.report.write import write_report
+from fedmonai.report.page import write_report
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fedmonai.errors import ConfigError
+from fedmonai.report.page import finish, format_table, write_report
 from fedmonai.report.run_tables import read_run
-from fedmonai.report.write import finish, format_table, write_report
 
 
 def make_run(folder: Path, tested: bool = True) -> Path:

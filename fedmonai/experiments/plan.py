@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from fedmonai.bundle.overrides import nearest_of
+from fedmonai.bundle.ids import nearest_of
 from fedmonai.errors import ConfigError
 
 __all__ = ["Method", "Plan", "read_plan"]
+
 
 PLAN_KEYS = ("seeds", "reference", "ids", "methods")
 METHOD_KEYS = ("bundle", "overlays", "ids")

@@ -10,10 +10,11 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from fedmonai.bundle.overrides import apply_overrides
+from fedmonai.bundle.ids import apply_overrides
 from fedmonai.errors import ConfigError
 
 __all__ = ["leave_one_out"]
+
 
 SETTINGS = "leave_one_out.json"
 OUTSIDE_CONFIG = "configs/outside.yaml"

@@ -13,11 +13,12 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle.overrides import apply_overrides, nearest_of
-from fedmonai.bundle.plan import Method, Plan
+from fedmonai.bundle.ids import apply_overrides, nearest_of
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
+from fedmonai.experiments.plan import Method, Plan
 
 __all__ = ["PlannedRun", "check_runs", "execute", "planned_runs"]
+
 
 #: a run's inputs beside its results, so that a changed plan is never mistaken for the one that was run
 RECORD = "planned.json"

@@ -1,18 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a run, as markdown for people and as a table at the end of a command."""
+"""The page of a run: tables, figures, what left the sites; of an outside site, too."""
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedmonai.errors import ConfigError
 from fedmonai.report.figures import draw_figures
 from fedmonai.report.run_tables import RunTables, read_run
 
-__all__ = ["UNITS", "finish", "format_table", "markdown_table", "write_report"]
+__all__ = ["UNITS", "finish", "format_table", "markdown_table", "outside_table", "write_outside_report", "write_report"]
+
+
+def outside_table(folders: Mapping[str, Path], metric: str = "dice") -> list[list[str]]:
+    """Rows of text: one per outside site, the columns as in its ``adaptation.json``, last the mean over sites.
+
+    Raises:
+        ConfigError: a folder without a finished adaptation, or one that was not measured.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for site, folder in sorted(folders.items()):
+        path = Path(folder) / "adaptation.json"
+        try:
+            found[site] = json.loads(path.read_text(encoding="utf-8"))[metric]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{path} holds no {metric}: the adaptation is unfinished or had no labels.") from error
+    columns = list(next(iter(found.values())))
+    rows = [["outside site", *(name.replace("_", " ") for name in columns)]]
+    rows += [[site, *(f"{values[name]:.4f}" for name in columns)] for site, values in found.items()]
+    means = [statistics.fmean(values[name] for values in found.values()) for name in columns]
+    return [*rows, ["mean", *(f"{mean:.4f}" for mean in means)]]
+
+
+def write_outside_report(folders: Mapping[str, Path], path: Path, metric: str = "dice") -> str:
+    """Write the table as markdown to ``path`` and return the text."""
+    rows = outside_table(folders, metric)
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    text = "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return text
+
 
 UNITS = {"psnr": ("PSNR [dB]", 2), "ssim": ("SSIM", 4), "nmse": ("NMSE", 4), "dice": ("Dice", 4)}
 UNITS |= {"hd95": ("HD95 [mm]", 2), "assd": ("ASSD [mm]", 2)}
