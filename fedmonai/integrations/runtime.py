@@ -15,9 +15,8 @@ from fedmonai.errors import ConfigError, mistake_behind
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.remote_pool import RemoteSites, Transport
 from fedmonai.federated.service import SiteService
-from fedmonai.integrations.deployment import Deployment, named_files, refuse_other_files, unpacked_bundle
-from fedmonai.integrations.site_decisions import decide
-from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings
+from fedmonai.integrations.job import Deployment, named_files, refuse_other_files, unpacked_bundle
+from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings, decide
 
 __all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings", "federation_config", "run_server", "site_service"]
 

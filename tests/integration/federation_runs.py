@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fedmonai.integrations.deployment import describe
+from fedmonai.integrations.job import describe
 from fedmonai.integrations.runtime import federation_config
 
 sys.path.append(str(Path(__file__).parents[1] / "bundles"))

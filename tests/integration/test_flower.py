@@ -23,7 +23,7 @@ from federation_runs import (
     run,
 )
 
-from fedmonai.integrations.deployment import describe, packed, stage
+from fedmonai.integrations.job import describe, packed, stage
 from fedmonai.integrations.runtime import STATE_ROOT
 
 pytestmark = [

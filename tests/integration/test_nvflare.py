@@ -119,7 +119,7 @@ def processes_of(site: str, below: Path) -> Iterator[int]:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
-        ours = {b"fedmonai.integrations.site_process", site.encode()} <= set(words)
+        ours = {b"fedmonai.integrations.worker", site.encode()} <= set(words)
         if ours and str(below).encode() in b" ".join(words):
             yield int(entry.name)
 
@@ -162,7 +162,7 @@ def test_network_with_certificates_survives_a_killed_client(tmp_path: Path, envi
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, dict[str, str]]]:
     """A running network: folder of the startup kits, name of the admin, environment of everybody."""
-    from fedmonai.integrations.nvflare.network import network_here
+    from fedmonai.integrations.nvflare.environments import network_here
 
     folder = tmp_path_factory.mktemp("network")
     everybody = quiet_environment(folder / "home")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedmonai.integrations.deployment import bundle_digest, describe, stage
+from fedmonai.integrations.job import bundle_digest, describe, stage
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 TINY: dict[str, Any] = {

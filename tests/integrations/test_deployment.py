@@ -18,9 +18,9 @@ import torch
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import KeepSharedKeys, Reply, Request
 from fedmonai.federated.service import SiteService
-from fedmonai.integrations.deployment import Deployment, bundle_digest, describe, stage, unpacked_bundle
+from fedmonai.integrations.job import Deployment, bundle_digest, describe, stage, unpacked_bundle
 from fedmonai.integrations.runtime import STATE_ROOT, SiteSettings, run_server, site_service
-from fedmonai.integrations.site_process import SiteProcess, site_end
+from fedmonai.integrations.worker import SiteProcess, site_end
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 

@@ -14,7 +14,7 @@ import pytest
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import KeepSharedKeys
 from fedmonai.federated.service import SiteService
-from fedmonai.integrations.deployment import Deployment, describe
+from fedmonai.integrations.job import Deployment, describe
 from fedmonai.integrations.runtime import SiteSettings, federation_config, run_server, site_service
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"

@@ -9,8 +9,8 @@ import pytest
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Request
-from fedmonai.integrations.site_process import LocalSite
 from fedmonai.integrations.site_settings import SiteSettings
+from fedmonai.integrations.worker import LocalSite
 
 
 @pytest.mark.parametrize(

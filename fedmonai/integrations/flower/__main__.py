@@ -10,9 +10,9 @@ from typing import Any
 import fire
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.integrations.deployment import describe
 from fedmonai.integrations.flower.app import write_app
 from fedmonai.integrations.flower.trial import Trial
+from fedmonai.integrations.job import describe
 from fedmonai.integrations.runtime import federation_config
 
 ENVIRONMENTS = ("sim", "tls", "export")

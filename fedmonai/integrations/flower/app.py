@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fedmonai.integrations.deployment import Deployment, packed, stage
+from fedmonai.integrations.job import Deployment, packed, stage
 
 __all__ = ["write_app"]
 

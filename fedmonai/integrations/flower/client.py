@@ -14,10 +14,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmonai.errors import ConfigError
-from fedmonai.integrations.deployment import unpack_files
 from fedmonai.integrations.flower.exchange import reply_content, request_from
-from fedmonai.integrations.site_process import LocalSite
+from fedmonai.integrations.job import unpack_files
 from fedmonai.integrations.site_settings import SETTINGS
+from fedmonai.integrations.worker import LocalSite
 
 __all__ = ["client_app", "site_of"]
 

@@ -14,8 +14,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmonai.federated.messages import Reply, Request
 from fedmonai.federated.run_log import SiteFailure, reason_of
-from fedmonai.integrations.deployment import BUNDLE, Deployment, unpack_files
 from fedmonai.integrations.flower.exchange import reply_from, request_content
+from fedmonai.integrations.job import BUNDLE, Deployment, unpack_files
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, federation_config, run_server
 
 __all__ = ["GridTransport", "server_app"]

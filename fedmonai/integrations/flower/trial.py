@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower on one machine: its simulation engine, or a SuperLink and one SuperNode per site over TLS."""
+"""Flower on one machine: simulation, or SuperLink and SuperNodes over TLS with certificates of a day."""
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import os
 import socket
 import subprocess
@@ -12,12 +14,50 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedmonai.errors import FederationError
-from fedmonai.integrations.flower.certificates import write_certificates
-from fedmonai.integrations.runtime import STATE_ROOT
-from fedmonai.integrations.site_process import end_process
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
-__all__ = ["Trial"]
+from fedmonai.errors import FederationError
+from fedmonai.integrations.runtime import STATE_ROOT
+from fedmonai.integrations.worker import end_process
+
+__all__ = ["Trial", "write_certificates"]
+
+
+def write_certificates(folder: Path) -> tuple[Path, Path, Path]:
+    """Write ``ca.crt``, ``server.crt`` and ``server.key`` and return their paths. The authority's key is not kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority, server = _name("fedmonai trial authority"), _name("localhost")
+    own = _builder(authority, authority, authority_key.public_key())
+    own = own.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    signed = _builder(server, authority, server_key.public_key())
+    alternatives = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    signed = signed.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    paths = folder / "ca.crt", folder / "server.crt", folder / "server.key"
+    paths[0].write_bytes(own.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(signed.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    paths[2].touch(mode=0o600)
+    paths[2].write_bytes(
+        server_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return paths
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
+    builder = builder.serial_number(x509.random_serial_number())
+    return builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+
 
 START_TIME = 300
 _GRACE = 15

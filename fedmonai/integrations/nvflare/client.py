@@ -7,8 +7,8 @@ from pathlib import Path
 
 import nvflare.client as flare
 
-from fedmonai.integrations.nvflare.exchange import reply_model, request_from
-from fedmonai.integrations.site_process import site_end
+from fedmonai.integrations.nvflare.executor import reply_model, request_from
+from fedmonai.integrations.worker import site_end
 
 __all__ = ["main"]
 

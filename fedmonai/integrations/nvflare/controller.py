@@ -21,8 +21,8 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.messages import Reply, Request
 from fedmonai.federated.run_log import SiteFailure
-from fedmonai.integrations.deployment import Deployment
-from fedmonai.integrations.nvflare.exchange import TASK, reply_from, request_model
+from fedmonai.integrations.job import Deployment
+from fedmonai.integrations.nvflare.executor import TASK, reply_from, request_model
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, run_server
 
 __all__ = ["FederationController"]

@@ -14,7 +14,7 @@ from nvflare.client.config import ExchangeFormat
 from nvflare.job_config.api import FedJob
 
 from fedmonai.errors import ConfigError
-from fedmonai.integrations.deployment import Deployment, stage
+from fedmonai.integrations.job import Deployment, stage
 from fedmonai.integrations.nvflare.controller import FederationController
 from fedmonai.integrations.nvflare.executor import SiteExecutor
 from fedmonai.integrations.runtime import federation_config, valid_name

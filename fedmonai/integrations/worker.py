@@ -23,16 +23,17 @@ import torch
 from fedmonai.federated.messages import Reply, Request, pack, unpack
 from fedmonai.federated.run_log import reason_of
 from fedmonai.federated.service import SiteService
-from fedmonai.integrations.deployment import Deployment
+from fedmonai.integrations.job import Deployment
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, site_service
 
 __all__ = ["LocalSite", "SiteEnd", "SiteProcess", "end_process", "site_end"]
 
+logger = logging.getLogger(__name__)
+
+
 #: seconds between asking a process to end and ending it
 _GRACE = 10.0
 _LENGTH = struct.Struct("<Q")
-
-logger = logging.getLogger(__name__)
 
 
 class SiteEnd(Protocol):
