@@ -36,7 +36,7 @@ from ignite.engine import Events
 from torch import Tensor
 
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
@@ -131,7 +131,7 @@ def measure(folder: Path, step: Callable, sites: int, channels: int, rounds: int
     specs = {f"site{index}": {"dataset_dir": str(folder / "data")} for index in range(sites)}
     out = str(folder / step.__name__)
     total = rounds + WARM_UP + 1  # the last round is validated
-    engine = Federation(Sites(str(BUNDLE), specs, out, local=ids), WeightedMean(), total, out, val_interval=total)
+    engine = Federation(LocalPool(str(BUNDLE), specs, out, local=ids), WeightedMean(), total, out, val_interval=total)
     clock = Clock(PlainLoop(sites, channels))
     attach(engine, [clock]).run()
     weights, peer = engine.strategy.global_weights, clock.peer.model.state_dict()

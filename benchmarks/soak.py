@@ -33,7 +33,7 @@ from ignite.engine import Events
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.seeding import derive_seed
 
@@ -100,7 +100,7 @@ def fault_of(seed: int, number: int, site: str) -> int | None:
     return stream.randrange(len(FAULTS)) if stream.random() < SHARE_OF_FAULTS else None
 
 
-class FaultySites(Sites):
+class FaultySites(LocalPool):
     """Sites whose turns go wrong as drawn."""
 
     fault_seed = 0

@@ -17,7 +17,7 @@ class FederationError(RuntimeError):
     """A federated run cannot go on; what was committed before stays on disk and the message says how to continue."""
 
 
-def mistake_behind(error: BaseException | None) -> ConfigError | FederationError | None:
+def root_user_error(error: BaseException | None) -> ConfigError | FederationError | None:
     """The user's mistake under the layers in which MONAI's parser wraps exceptions."""
     while error is not None:
         if isinstance(error, (ConfigError, FederationError)):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.data.utils import set_rnd
 
-__all__ = ["derive_seed", "seed_turn"]
+__all__ = ["derive_seed", "seed_local_training"]
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -21,7 +21,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def seed_turn(seed: int, loader: Any, randomizables: Iterable[Any]) -> None:
+def seed_local_training(seed: int, loader: Any, randomizables: Iterable[Any]) -> None:
     """Seed everything that one site's turn draws from.
 
     The global generators of torch, NumPy and Python, the loader's own generator, the transforms inside the dataset

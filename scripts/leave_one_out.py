@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fire
 
-from fedmonai.errors import mistake_behind
+from fedmonai.errors import root_user_error
 from fedmonai.experiments.leave_one_out import leave_one_out
 from fedmonai.report.page import write_outside_report
 
@@ -26,7 +26,7 @@ def main(output_dir: str, **options: object) -> None:
         folders = leave_one_out(output_dir, **options)  # type: ignore[arg-type]
         print(write_outside_report(folders, Path(output_dir) / "leave_one_out.md"), end="")
     except Exception as error:
-        mistake = mistake_behind(error)
+        mistake = root_user_error(error)
         if mistake is None:
             raise
         sys.exit(str(mistake))

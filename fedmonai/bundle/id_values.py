@@ -133,7 +133,7 @@ NUMBERS: dict[str, NumberRange] = {
     **dict.fromkeys(("num_workers", "seed"), NumberRange(0, whole=True)),
     "lr": NumberRange(0, above=True),
     "fraction": NumberRange(0, 1, above=True),
-    "turn_timeout": NumberRange(0, above=True, optional=True),
+    "local_timeout": NumberRange(0, above=True, optional=True),
 }
 #: ids of local training that the federation decides on, and what to set in their place
 UNREAD_AT_SITES: dict[str, str] = {

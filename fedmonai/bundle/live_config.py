@@ -16,9 +16,9 @@ from monai.bundle import ConfigWorkflow, ReferenceResolver, load
 
 from fedmonai.bundle.id_values import refuse_bad_numbers, refuse_unread_ids, refuse_wrong_kinds
 from fedmonai.bundle.ids import bundle_ids, refuse_unknown
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 
-__all__ = ["check_config", "live_config", "record_config"]
+__all__ = ["check_config", "live_config", "save_run_config"]
 
 
 def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
@@ -95,14 +95,14 @@ def _is_command_line() -> bool:
 
 
 def _one_line_for_mistakes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    mistake = mistake_behind(error)
+    mistake = root_user_error(error)
     if mistake is None:
         sys.__excepthook__(kind, error, trace)
     else:
         print(f"error: {mistake}", file=sys.stderr)
 
 
-def record_config(output_dir: str, name: str = "config.yaml") -> str:
+def save_run_config(output_dir: str, name: str = "config.yaml") -> str:
     """Write the live config (all files merged, all overrides applied) to ``output_dir`` and return the file's path.
 
     The file is itself a config: running it again repeats the run.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.data.provenance import changed_files, compare_splits
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 
 __all__ = ["Finding", "check_site", "format_findings"]
 
@@ -148,4 +148,4 @@ def _check_training_batch(member: Any) -> Finding:
 
 
 def _text(error: BaseException) -> str:
-    return str(mistake_behind(error) or f"{type(error).__name__}: {error}")
+    return str(root_user_error(error) or f"{type(error).__name__}: {error}")

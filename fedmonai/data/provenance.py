@@ -24,7 +24,7 @@ from fedmonai.io import write_json
 
 __all__ = [
     "ManifestCheck",
-    "Origin",
+    "VolumeFingerprint",
     "case_origin",
     "changed_files",
     "check_manifests",
@@ -35,8 +35,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Origin:
-    """One volume of a dataset; every dataset of ours lists its own with ``origins()``.
+class VolumeFingerprint:
+    """One volume of a dataset; every dataset of ours lists its own with ``volume_fingerprints()``.
 
     Attributes:
         volume: its name in the dataset.
@@ -51,8 +51,8 @@ class Origin:
     whole: bool = True
 
 
-def kspace_origin(volume: Mapping[str, Any]) -> Origin:
-    """Origin of an entry of :func:`fedmonai.data.kspace.list.kspace_volumes`; the subject is the attribute ``patient_id``.
+def kspace_origin(volume: Mapping[str, Any]) -> VolumeFingerprint:
+    """VolumeFingerprint of an entry of :func:`kspace_volumes`; the subject is the attribute ``patient_id``.
 
     Pooled folders number their subjects by themselves, so the folder's part of the name is part of the subject.
 
@@ -63,30 +63,30 @@ def kspace_origin(volume: Mapping[str, Any]) -> Origin:
     with damage_named(path), open_volume(path) as file:
         subject, whole = subject_of(file), BLOCK not in file.attrs
     folder = name.removesuffix(Path(path).stem)
-    return Origin(name, kspace_digest(path), None if subject is None else folder + subject, whole)
+    return VolumeFingerprint(name, kspace_digest(path), None if subject is None else folder + subject, whole)
 
 
-def case_origin(case: Mapping[str, str]) -> Origin:
-    """Origin of an entry of :func:`fedmonai.data.cases.list.prostate_cases`: the image's voxels, on the grid of the file.
+def case_origin(case: Mapping[str, str]) -> VolumeFingerprint:
+    """VolumeFingerprint of an entry of :func:`prostate_cases`: the image's voxels, on the grid of the file.
 
     Raises:
         ConfigError: a file that cannot be read.
     """
-    return Origin(case["volume"], _digest(read_case_file(case["image"], orientation=None).values))
+    return VolumeFingerprint(case["volume"], _digest(read_case_file(case["image"], orientation=None).values))
 
 
-def weak_origin(entry: Mapping[str, str]) -> Origin:
-    """Origin of an entry of :func:`fedmonai.data.weak.list.weak_files`: the pixels of the image, whatever labels it has.
+def weak_origin(entry: Mapping[str, str]) -> VolumeFingerprint:
+    """VolumeFingerprint of an entry of :func:`weak_files`: the pixels of the image, whatever labels it has.
 
     Raises:
         ConfigError: a file that cannot be read.
     """
     path, name = entry["image"], entry["volume"]
     if not path.lower().endswith(".h5"):
-        return Origin(name, _digest(read_picture(path)))
+        return VolumeFingerprint(name, _digest(read_picture(path)))
     with damage_named(path), open_volume(path) as file:
         image = read_dataset(file, IMAGE_KEY)
-        return Origin(name, _digest(image[()].reshape(-1, *image.shape[-2:])), subject_of(file))
+        return VolumeFingerprint(name, _digest(image[()].reshape(-1, *image.shape[-2:])), subject_of(file))
 
 
 def _digest(values: np.ndarray) -> str:
@@ -306,9 +306,9 @@ SHOWN = 3
 def compare_splits(datasets: Mapping[str, Any]) -> str:
     """Compare the names, image data and subjects of the volumes of all splits; say what was compared.
 
-    A dataset lists its volumes with ``origins()`` (``volume``, ``content``, ``subject``, ``whole`` of each, see
-    :class:`fedmonai.data.provenance.Origin`); of one without, the names in its list ``data`` are compared. Every file is
-    read once.
+    A dataset lists its volumes with ``volume_fingerprints()`` (``volume``, ``content``, ``subject``, ``whole`` of each,
+    see :class:`VolumeFingerprint`); of one without, the names in its list ``data`` are compared. Every file is read
+    once.
 
     Args:
         datasets: split to dataset.
@@ -324,7 +324,7 @@ def compare_splits(datasets: Mapping[str, Any]) -> str:
         _claim_file(places, ("name", name), (split, name, True))
     count = named = 0
     for split, dataset in datasets.items():
-        origins = dataset.origins() if hasattr(dataset, "origins") else ()
+        origins = dataset.volume_fingerprints() if hasattr(dataset, "volume_fingerprints") else ()
         for origin in tqdm(origins, desc=f"compare {split}", unit="volume", leave=False, disable=None):
             count, named = count + 1, named + (origin.subject is not None)
             place = (split, origin.volume)

@@ -14,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from fedmonai.bundle.ids import apply_overrides, nearest_of
-from fedmonai.errors import ConfigError, FederationError, mistake_behind
+from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.experiments.plan import Method, Plan
 
 __all__ = ["PlannedRun", "check_runs", "execute", "planned_runs"]
@@ -100,7 +100,7 @@ def _unwrapped() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        mistake = mistake_behind(error)
+        mistake = root_user_error(error)
         if mistake is None or mistake is error:
             raise
         raise mistake from error

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.run_log import RunFolder, load_checked, save_atomic
 
-__all__ = ["BestRounds", "CommitLog", "read_checkpoint", "start_from"]
+__all__ = ["BestModelTracker", "Checkpoint", "read_checkpoint", "start_from"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 MEAN = ""
 
 
-class BestRounds:
+class BestModelTracker:
     """Remembers the best value of the key metric and its round, over the mean of the sites and per site.
 
     Args:
@@ -93,7 +93,7 @@ class BestRounds:
         self.values = dict(state["values"])
 
 
-class CommitLog:
+class Checkpoint:
     """Reads and writes ``federation.pt``.
 
     A round is committed when ``federation.pt`` names it. The file is written last, after the state files of the sites;

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.checkpoint import BestRounds
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.run_log import RunFolder, load_checked, save_atomic
-from fedmonai.federated.site_evaluation import Examination, write_examination
+from fedmonai.federated.site_evaluation import SiteEvaluation, write_site_evaluation
 
 __all__ = ["Evaluations"]
 
@@ -35,7 +35,9 @@ class Evaluations:
         key_metric: the metric they are chosen by.
     """
 
-    def __init__(self, sites: Sites, strategy: Strategy, folder: RunFolder, best: BestRounds, key_metric: str) -> None:
+    def __init__(
+        self, sites: LocalPool, strategy: Strategy, folder: RunFolder, best: BestModelTracker, key_metric: str
+    ) -> None:
         self.sites, self.strategy, self.folder = sites, strategy, folder
         self.best, self.key_metric = best, key_metric
 
@@ -53,7 +55,7 @@ class Evaluations:
         notes = []
         messages = {name: self.strategy.evaluation_message(name) for name in names}
         for result in self.sites.validate(messages, number, self.best, self.key_metric):
-            write_examination(self.folder, result)
+            write_site_evaluation(self.folder, result)
             for one in result.found:
                 for metric, value in one.metrics.items():
                     found.setdefault(one.model, {}).setdefault(metric, {})[result.site] = value
@@ -83,7 +85,7 @@ class Evaluations:
         notes = []
         chosen = {name: self._chosen(name, last_round) for name in names}
         for result in self.sites.test(chosen, initial, self.best):
-            write_examination(self.folder, result)
+            write_site_evaluation(self.folder, result)
             notes += self._failure("test", result)
             if self.best.round() and self.best.round(result.site) is None and _has_personal(result):
                 notes.append(
@@ -104,7 +106,7 @@ class Evaluations:
         return load_checked(self.folder.model(self._global_name())), number
 
     @staticmethod
-    def _failure(what: str, result: Examination) -> list[str]:
+    def _failure(what: str, result: SiteEvaluation) -> list[str]:
         if result.error is None:
             return []
         note = f"{what} at site '{result.site}' failed: {result.error}"
@@ -112,5 +114,5 @@ class Evaluations:
         return [note]
 
 
-def _has_personal(result: Examination) -> bool:
+def _has_personal(result: SiteEvaluation) -> bool:
     return any(one.model == "personal" and one.round for one in result.found)

@@ -16,12 +16,12 @@ from monai.engines import Workflow
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import message_bytes
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.run import Run
 from fedmonai.federated.run_log import RoundRecord
-from fedmonai.federated.validation import Guard
+from fedmonai.federated.validation import UpdateValidator
 from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Federation(Workflow):
-    """Runs rounds over the sites of :class:`~fedmonai.federated.local_pool.Sites` with one strategy, in this process.
+    """Runs rounds over the sites of :class:`LocalPool` with one strategy, in this process.
 
     Everything that attaches to a MONAI engine attaches to it: after every round ``engine.state.metrics`` holds
     ``train_loss`` and ``val_<metric>``, as means over sites and as ``<name>_<site>`` for each one.
@@ -64,7 +64,7 @@ class Federation(Workflow):
 
     def __init__(
         self,
-        sites: Sites,
+        sites: LocalPool,
         strategy: Strategy,
         num_rounds: int,
         output_dir: str,
@@ -78,7 +78,7 @@ class Federation(Workflow):
         seed: int = 0,
         resume: bool = False,
         init_ckpt: str | None = None,
-        guard: Guard | None = None,
+        guard: UpdateValidator | None = None,
         device: torch.device | str = "cpu",
         method: str = "federation",
     ) -> None:
@@ -97,7 +97,7 @@ class Federation(Workflow):
         self.sites, self.strategy = sites, strategy
         self.fraction, self.min_sites, self.val_interval = fraction, min_sites, val_interval
         self.seed = seed
-        self.guard = guard or Guard()
+        self.guard = guard or UpdateValidator()
         self.handlers: list[Any] = []
         self._work_left: bool | None = None
         self._queue: list[str] = []
@@ -225,7 +225,7 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
     return engine
 
 
-def _known(sites: Sites, config_id: str, names: Sequence[str] | None) -> list[str]:
+def _known(sites: LocalPool, config_id: str, names: Sequence[str] | None) -> list[str]:
     chosen = sites.names if names is None else sorted(dict.fromkeys([names] if isinstance(names, str) else names))
     unknown = [name for name in chosen if name not in sites.specs]
     if unknown or not chosen:

@@ -11,19 +11,19 @@ from typing import Any
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.federated.checkpoint import BestRounds
+from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.federated.checkpoint import BestModelTracker
 from fedmonai.federated.local_training import UpdateBuffers
 from fedmonai.federated.plan import as_list, checked_name, site_arguments
 from fedmonai.federated.run_log import load_checked, save_atomic
 from fedmonai.federated.site import SiteAlgo
-from fedmonai.federated.site_evaluation import Examination, Examined, examine, final_test, validation
-from fedmonai.federated.validation import Guard
+from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
+from fedmonai.federated.validation import UpdateValidator
 
-__all__ = ["Sites"]
+__all__ = ["LocalPool"]
 
 
-class Sites:
+class LocalPool:
     """Builds, keeps and stores the sites of a federation.
 
     A site's configuration is the base file(s), then the overlay(s) of ``local``, then the overlay(s) of the site, then
@@ -41,7 +41,7 @@ class Sites:
         seed: base seed of all sites.
         local_epochs: epochs per round.
         local_steps: iterations per round instead of epochs.
-        turn_timeout: seconds a turn may take.
+        local_timeout: seconds a turn may take.
         resident_sites: how many sites are held in memory at a time; ``None`` for all. The others are built again from
             their folder for their turn.
         exchange_filters: callables ``(message, extra) -> message`` on every update before it leaves a site.
@@ -64,11 +64,11 @@ class Sites:
         seed: int = 0,
         local_epochs: int = 1,
         local_steps: int | None = None,
-        turn_timeout: float | None = None,
+        local_timeout: float | None = None,
         resident_sites: int | None = None,
         exchange_filters: Sequence[Callable[..., Any]] = (),
         attachments: Sequence[str] = (),
-        guard: Guard | None = None,
+        guard: UpdateValidator | None = None,
     ) -> None:
         if not sites:
             raise ConfigError(
@@ -88,7 +88,7 @@ class Sites:
             "seed": seed,
             "local_epochs": local_epochs,
             "local_steps": local_steps,
-            "turn_timeout": turn_timeout,
+            "local_timeout": local_timeout,
             "exchange_filters": exchange_filters,
             "attachments": attachments,
             "guard": guard,
@@ -133,7 +133,7 @@ class Sites:
         try:
             site.initialize()
         except Exception as error:
-            cause = mistake_behind(error)
+            cause = root_user_error(error)
             if cause is None:
                 raise
             raise ConfigError(f"site '{name}': {cause}") from error
@@ -209,27 +209,32 @@ class Sites:
         return site.get_weights({} if site.observing else {"out": self._updates.take(site.reference)})
 
     def validate(
-        self, messages: Mapping[str, ExchangeObject], number: int, best: BestRounds, key_metric: str
-    ) -> Iterator[Examination]:
+        self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
+    ) -> Iterator[SiteEvaluation]:
         """Evaluate the sites in ``messages`` on their validation splits, one after another."""
         for name, message in messages.items():
-            yield examine(name, self._validation(name, (message, number, best, key_metric)))
+            yield evaluate_site(name, self._validation(name, (message, number, best, key_metric)))
 
-    def _validation(self, name: str, asked: tuple[ExchangeObject, int, BestRounds, str]) -> Iterator[Examined]:
+    def _validation(
+        self, name: str, asked: tuple[ExchangeObject, int, BestModelTracker, str]
+    ) -> Iterator[ModelEvaluation]:
         # a generator, so that opening the site is part of what `examine` watches
         message, number, best, key_metric = asked
         yield from validation(self.open(name), message, number, best, key_metric, self.own_model(name))
 
     def test(
-        self, chosen: Mapping[str, tuple[Mapping[str, Tensor], int]], initial: Mapping[str, Tensor], best: BestRounds
-    ) -> Iterator[Examination]:
+        self,
+        chosen: Mapping[str, tuple[Mapping[str, Tensor], int]],
+        initial: Mapping[str, Tensor],
+        best: BestModelTracker,
+    ) -> Iterator[SiteEvaluation]:
         """Test the sites in ``chosen`` (the best weights and their round for each), one after another."""
         for name, weights in chosen.items():
             number = best.round(name)
             own_model = None if number is None else (self.own_model(name), number)
-            yield examine(name, self._final_test(name, initial, weights, own_model))
+            yield evaluate_site(name, self._final_test(name, initial, weights, own_model))
 
-    def _final_test(self, name: str, *arguments: Any) -> Iterator[Examined]:
+    def _final_test(self, name: str, *arguments: Any) -> Iterator[ModelEvaluation]:
         yield from final_test(self.open(name), *arguments)
 
     def own_model(self, name: str) -> Path:

@@ -13,10 +13,10 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-__all__ = ["TurnMonitor", "UpdateBuffers", "load_stateful", "make_whole", "stateful_parts"]
+__all__ = ["LocalTrainingMonitor", "UpdateBuffers", "load_stateful", "make_whole", "stateful_parts"]
 
 
-class TurnMonitor:
+class LocalTrainingMonitor:
     """Ignite handler that sums the loss on the device, counts iterations and keeps the time limit of a turn.
 
     Args:
@@ -46,7 +46,7 @@ class TurnMonitor:
             self._loss = self._loss + first["loss"].detach()
         if self.timeout is not None and time.monotonic() - self.started > self.timeout:
             raise TimeoutError(
-                f"the turn took longer than turn_timeout = {self.timeout:g} s, "
+                f"the turn took longer than local_timeout = {self.timeout:g} s, "
                 f"stopped after {self.iterations} iterations"
             )
 

@@ -43,7 +43,7 @@ class GaussianPrivacy:
     off again, and the ledger says so.
 
     Args:
-        output_dir: folder of the run, as given to :class:`~fedmonai.federated.local_pool.Sites`.
+        output_dir: folder of the run, as given to :class:`~fedmonai.federated.local_pool.LocalPool`.
         clip_norm: bound C on the Euclidean norm of an update; the median norm of undisturbed updates is a usual start.
         noise_multiplier: standard deviation of the noise in units of ``clip_norm``.
         delta: probability that the guarantee fails; well below one over the number of patients.

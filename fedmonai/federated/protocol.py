@@ -62,7 +62,7 @@ class Strategy(ABC):
         return weights_message(self.global_weights)
 
     def check_update(self, site: str, update: ExchangeObject) -> None:  # noqa: B027 (nothing to check by default)
-        """Refuse what the guard cannot know to be wrong, by a :class:`~fedmonai.federated.validation.RefusedMessage`."""
+        """Refuse what the guard cannot know to be wrong, by a :class:`~fedmonai.federated.validation.InvalidUpdate`."""
 
     def describe_round(self) -> dict[str, Any]:
         """What stands in ``rounds.jsonl`` about this round's attachments: ``{name: {what: number}}``."""

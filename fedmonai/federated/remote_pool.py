@@ -12,14 +12,14 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.checkpoint import BestRounds
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import Reply, Request, SharedKeys, weights_message
-from fedmonai.federated.run_log import SiteFailure, reason_of
-from fedmonai.federated.site_evaluation import Examination, Examined
-from fedmonai.federated.validation import Guard, RefusedMessage, checked_answer, dtype_named
+from fedmonai.federated.run_log import SiteError, reason_of
+from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, dtype_named, validated_reply
 
-__all__ = ["RemoteSites", "Transport"]
+__all__ = ["RemotePool", "Transport"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ class Transport(Protocol):
         """The answer to what was sent last.
 
         Raises:
-            SiteFailure: when there is none: the site is not connected, has died or took too long.
+            SiteError: when there is none: the site is not connected, has died or took too long.
         """
 
 
-class RemoteSites(Sites):
+class RemotePool(LocalPool):
     """The server's view of sites that are asked over a :class:`Transport`.
 
-    It takes the arguments of :class:`~fedmonai.federated.local_pool.Sites`, so a federation's config serves both: a deployed
+    It takes the arguments of :class:`LocalPool`, so a federation's config serves both: a deployed
     server changes the ``_target_`` of ``federation::sites`` and sets ``transport``. All sites of a round work at the
     same time. Private weights, single cases and personal models are on the sites' own disks; the server's commit names
     the round of every site's state, a site goes back to it where it is ahead.
@@ -76,15 +76,15 @@ class RemoteSites(Sites):
     def _answer(self, name: str) -> Reply:
         try:
             reply = self.transport.wait(name)
-        except SiteFailure:
+        except SiteError:
             self._silent.add(name)  # it is not asked again in this round
             raise
-        reply, left_out = checked_answer(reply, self._requests[name])
+        reply, left_out = validated_reply(reply, self._requests[name])
         if "state_round" in reply.facts:
             self.state_rounds[name] = reply.facts["state_round"]
         self._note(*(f"site '{name}': {note}" for note in [*reply.facts["notes"], *left_out]))
         if reply.error is not None:
-            raise SiteFailure(reply.error)
+            raise SiteError(reply.error)
         return reply
 
     def _note(self, *notes: str) -> None:
@@ -100,7 +100,7 @@ class RemoteSites(Sites):
         for name in self.names:
             try:
                 joined[name] = self._answer(name)
-            except SiteFailure as error:
+            except SiteError as error:
                 if name not in self._silent:
                     raise ConfigError(f"site '{name}' cannot take part: {error}") from error
                 self._note(f"site '{name}' did not join: {error}")
@@ -130,12 +130,12 @@ class RemoteSites(Sites):
         self._ask("join", name, 0, with_weights=True)
         try:
             reply = self._answer(name)
-        except SiteFailure as error:
+        except SiteError as error:
             raise ConfigError(f"site '{name}' does not send the weights to start from: {error}") from error
         shared = dict((reply.message.weights if reply.message is not None else None) or {})
         try:
-            Guard.check_structure(shared, self.structure(name) or {})
-        except RefusedMessage as error:
+            UpdateValidator.check_structure(shared, self.structure(name) or {})
+        except InvalidUpdate as error:
             raise ConfigError(f"site '{name}' sends other weights than it describes: {error}") from error
         return {**{key: torch.empty(0) for key in reply.facts["private"]}, **shared}
 
@@ -156,12 +156,12 @@ class RemoteSites(Sites):
         """Wait for the site's update; the message was sent when the round began."""
         update = self._answer(name).message
         if update is None:
-            raise SiteFailure("the answer holds no update")
+            raise SiteError("the answer holds no update")
         return update
 
     def validate(
-        self, messages: Mapping[str, ExchangeObject], number: int, best: BestRounds, key_metric: str
-    ) -> Iterator[Examination]:
+        self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
+    ) -> Iterator[SiteEvaluation]:
         """Let all sites evaluate at the same time. A site that was silent in this round is not asked."""
         for name in self._asked(messages):
             facts = {"key_metric": key_metric, "mode": best.mode, "best": _record(best, name)}
@@ -169,8 +169,11 @@ class RemoteSites(Sites):
         yield from self._examinations(messages)
 
     def test(
-        self, chosen: Mapping[str, tuple[Mapping[str, Tensor], int]], initial: Mapping[str, Tensor], best: BestRounds
-    ) -> Iterator[Examination]:
+        self,
+        chosen: Mapping[str, tuple[Mapping[str, Tensor], int]],
+        initial: Mapping[str, Tensor],
+        best: BestModelTracker,
+    ) -> Iterator[SiteEvaluation]:
         """Let all sites make their final test at the same time.
 
         A request carries the best shared weights and, as an attachment, the ones before training.
@@ -186,17 +189,17 @@ class RemoteSites(Sites):
     def _asked(self, names: Mapping[str, Any]) -> list[str]:
         return [name for name in names if name not in self._silent]
 
-    def _examinations(self, names: Mapping[str, Any]) -> Iterator[Examination]:
+    def _examinations(self, names: Mapping[str, Any]) -> Iterator[SiteEvaluation]:
         asked = set(self._asked(names))
         for name in names:
             if name not in asked:
-                yield Examination(name, [], "the site gave no answer in this round and was not asked")
+                yield SiteEvaluation(name, [], "the site gave no answer in this round and was not asked")
                 continue
             try:
                 facts = self._answer(name).facts
-                yield Examination(name, [Examined(**one) for one in facts["found"]], facts["ended"])
-            except SiteFailure as error:
-                yield Examination(name, [], reason_of(error))
+                yield SiteEvaluation(name, [ModelEvaluation(**one) for one in facts["found"]], facts["ended"])
+            except SiteError as error:
+                yield SiteEvaluation(name, [], reason_of(error))
 
     def undo(self, name: str) -> None:
         """Have the site go back to its state before this round, with the next request."""
@@ -224,5 +227,5 @@ class RemoteSites(Sites):
         raise RuntimeError(f"site '{name}' lives in another process; it can be asked, not opened")
 
 
-def _record(best: BestRounds, name: str) -> list[Any] | None:
+def _record(best: BestModelTracker, name: str) -> list[Any] | None:
     return list(best.records[name]) if name in best.records else None

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.checkpoint import BestRounds, CommitLog, start_from
+from fedmonai.federated.checkpoint import BestModelTracker, Checkpoint, start_from
 from fedmonai.federated.evaluation import Evaluations
 from fedmonai.federated.local_training import load_stateful, stateful_parts
 from fedmonai.federated.run_log import RoundRecord, RunFolder, describe_environment, load_checked, save_atomic
-from fedmonai.federated.validation import RefusedMessage
+from fedmonai.federated.validation import InvalidUpdate
 
 if TYPE_CHECKING:
     from fedmonai.federated.federation import Federation
@@ -54,9 +54,9 @@ class Run:
         self.resume = resume
         self.init_ckpt = init_ckpt
         self.method = method
-        self.best = BestRounds(key_metric_mode)
+        self.best = BestModelTracker(key_metric_mode)
         self.folder = RunFolder(output_dir)
-        self.log = CommitLog(self.folder, federation.sites.check_states)
+        self.log = Checkpoint(self.folder, federation.sites.check_states)
         self.evaluations = Evaluations(federation.sites, federation.strategy, self.folder, self.best, key_metric)
         self.notes: list[str] = []
         self._pending: int | None = None
@@ -136,7 +136,7 @@ class Run:
                     strategy.initialize(weights)
                     self.federation.guard.check_weights(strategy.global_weights, strategy.global_weights)
                 self.federation.guard.check_structure(structure, strategy.global_weights)
-            except RefusedMessage as error:
+            except InvalidUpdate as error:
                 raise ConfigError(
                     f"site '{name}' has another network than site '{sites.names[0]}': {error}. What is shared "
                     "must be the same at all sites; make it private with local_keys or give the sites the same network."

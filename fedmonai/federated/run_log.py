@@ -25,7 +25,7 @@ from fedmonai.federated.messages import message_bytes
 __all__ = [
     "RoundRecord",
     "RunFolder",
-    "SiteFailure",
+    "SiteError",
     "describe_environment",
     "load_checked",
     "reason_of",
@@ -216,7 +216,7 @@ class RunFolder:
         write_text_atomic("".join(kept), path) if kept else path.unlink()
 
 
-class SiteFailure(RuntimeError):  # noqa: N818 (it is no error here, but the news of one elsewhere)
+class SiteError(RuntimeError):
     """What stopped a site in another process, in its own words; or that it gave no answer."""
 
 
@@ -291,7 +291,7 @@ class RoundRecord:
 def reason_of(error: BaseException) -> str:
     """Type and first line of an exception: enough to act on, short enough for a table."""
     lines = str(error).strip().splitlines() or ["no message"]
-    if isinstance(error, SiteFailure):
+    if isinstance(error, SiteError):
         return lines[0][:400]
     return f"{type(error).__name__}: {lines[0][:300]}"
 

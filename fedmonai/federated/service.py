@@ -10,12 +10,19 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.checkpoint import BestRounds
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import KINDS, Reply, Request, attachments_of, weights_message
 from fedmonai.federated.run_log import RunFolder, load_checked, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo
-from fedmonai.federated.site_evaluation import Examination, Examined, examine, final_test, validation, write_examination
+from fedmonai.federated.site_evaluation import (
+    ModelEvaluation,
+    SiteEvaluation,
+    evaluate_site,
+    final_test,
+    validation,
+    write_site_evaluation,
+)
 
 __all__ = ["SiteService"]
 
@@ -23,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class SiteService:
-    """Answers the requests of :class:`~fedmonai.federated.remote_pool.RemoteSites` with one site of ``sites``.
+    """Answers the requests of :class:`~fedmonai.federated.remote_pool.RemotePool` with one site of ``sites``.
 
     The state of a turn is on disk before its update leaves. A request names the round whose state the server has
     committed for this site; if the site is ahead (its answer was lost, the server went back), it returns to that state,
@@ -38,7 +45,7 @@ class SiteService:
         ConfigError: when ``name`` is no site of the federation, or its folder is in use by another process.
     """
 
-    def __init__(self, sites: Sites, name: str) -> None:
+    def __init__(self, sites: LocalPool, name: str) -> None:
         if name not in sites.specs:
             raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sites.names)}.")
         self.sites, self.name = sites, name
@@ -133,7 +140,7 @@ class SiteService:
         best, key_metric = self._best(request), str(request.facts["key_metric"])
         own_model = self.sites.own_model(self.name)
         steps = validation(site, _message(request), request.round, best, key_metric, own_model)
-        self._report(examine(self.name, steps), reply)
+        self._report(evaluate_site(self.name, steps), reply)
 
     def _test(self, site: SiteAlgo, request: Request, reply: Reply) -> None:
         message = _message(request)
@@ -144,18 +151,18 @@ class SiteService:
         number = self._best(request).round(self.name)
         own_model = None if number is None else (self.sites.own_model(self.name), number)
         steps = final_test(site, first, (message.weights or {}, request.round), own_model)
-        self._report(examine(self.name, steps), reply)
+        self._report(evaluate_site(self.name, steps), reply)
 
-    def _best(self, request: Request) -> BestRounds:
-        best = BestRounds(str(request.facts["mode"]))
+    def _best(self, request: Request) -> BestModelTracker:
+        best = BestModelTracker(str(request.facts["mode"]))
         if request.facts.get("best") is not None:
             value, number = request.facts["best"]
             best.records[self.name] = (float(value), int(number))
         return best
 
-    def _report(self, result: Examination, reply: Reply) -> None:
+    def _report(self, result: SiteEvaluation, reply: Reply) -> None:
         """Cases go to this site's tables; the server gets the means."""
-        write_examination(self.folder, result)
+        write_site_evaluation(self.folder, result)
         reply.facts["found"] = [_without_cases(one) for one in result.found]
         reply.facts["ended"] = result.error
 
@@ -166,6 +173,6 @@ def _message(request: Request) -> ExchangeObject:
     return request.message
 
 
-def _without_cases(one: Examined) -> dict[str, Any]:
+def _without_cases(one: ModelEvaluation) -> dict[str, Any]:
     metrics = {name: float(value) for name, value in one.metrics.items()}
     return {"model": one.model, "split": one.split, "round": one.round, "metrics": metrics}

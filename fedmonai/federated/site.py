@@ -18,10 +18,10 @@ from monai.transforms import Randomizable
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.local_training import TurnMonitor, load_stateful, make_whole, stateful_parts
+from fedmonai.federated.local_training import LocalTrainingMonitor, load_stateful, make_whole, stateful_parts
 from fedmonai.federated.messages import SharedKeys, attachments_of, copy_weights, weights_message
-from fedmonai.federated.validation import Guard
-from fedmonai.seeding import derive_seed, seed_turn
+from fedmonai.federated.validation import UpdateValidator
+from fedmonai.seeding import derive_seed, seed_local_training
 
 __all__ = ["EvaluatingAlgo", "SiteAlgo"]
 
@@ -185,14 +185,14 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         seed: base seed; a turn is seeded from (seed, site, round).
         local_epochs: epochs per round. Ignored when ``local_steps`` is given.
         local_steps: iterations per round instead of epochs.
-        turn_timeout: seconds a turn may take; checked after every iteration. ``None`` for no limit.
+        local_timeout: seconds a turn may take; checked after every iteration. ``None`` for no limit.
         exchange_filters: callables ``(message, extra) -> message`` applied to every update before it leaves.
         attachments: names of the attachments that the strategy may send to this site.
         guard: check of received messages; the default refuses non-finite values and wrong shapes.
         kwargs: further arguments of ``MonaiAlgo`` (``config_train_filename``, ``train_kwargs``, ...).
 
     Raises:
-        ConfigError: when ``local_epochs``, ``local_steps`` or ``turn_timeout`` is not positive.
+        ConfigError: when ``local_epochs``, ``local_steps`` or ``local_timeout`` is not positive.
     """
 
     def __init__(
@@ -204,16 +204,16 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         seed: int = 0,
         local_epochs: int = 1,
         local_steps: int | None = None,
-        turn_timeout: float | None = None,
+        local_timeout: float | None = None,
         exchange_filters: Sequence[Callable[[ExchangeObject, dict], ExchangeObject]] = (),
         attachments: Sequence[str] = (),
-        guard: Guard | None = None,
+        guard: UpdateValidator | None = None,
         **kwargs: Any,
     ) -> None:
         for name, value in (
             ("local_epochs", local_epochs),
             ("local_steps", local_steps),
-            ("turn_timeout", turn_timeout),
+            ("local_timeout", local_timeout),
         ):
             if value is not None and not value > 0:
                 raise ConfigError(f"site '{site}': {name} is {value}; give a positive number.")
@@ -225,8 +225,8 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         self.local_steps = local_steps
         self.exchange_filters = list(exchange_filters)
         self.attachments = tuple(attachments)
-        self.guard = guard or Guard()
-        self.monitor = TurnMonitor(turn_timeout)
+        self.guard = guard or UpdateValidator()
+        self.monitor = LocalTrainingMonitor(local_timeout)
         self.round = 0
         self.observing = False
         #: shared weights as they came, for filters that work on the difference; nothing may be written to them
@@ -270,7 +270,7 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         ``observe(engine)`` are called instead, and the update holds attachments only.
 
         Raises:
-            RefusedMessage: when ``data`` is not fit for this network.
+            InvalidUpdate: when ``data`` is not fit for this network.
             Exception: whatever local training raised; weights, optimizer and counters are as before the turn.
         """
         data = self._received(data, extra or {})
@@ -312,7 +312,7 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         # with changing lengths ignite would count itself done too early or too late
         state.iteration = state.epoch * state.epoch_length
         state.max_epochs = state.epoch + epochs
-        seed_turn(derive_seed(self.seed, self.site, self.round), loader, self._randomizables())
+        seed_local_training(derive_seed(self.seed, self.site, self.round), loader, self._randomizables())
         self.monitor.begin()
         self.trainer.run()
         planned = epochs * state.epoch_length
@@ -321,7 +321,9 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         self.loss = self.monitor.mean_loss()
 
     def _observe(self) -> None:
-        seed_turn(derive_seed(self.seed, self.site, self.round), self.trainer.data_loader, self._randomizables())
+        seed_local_training(
+            derive_seed(self.seed, self.site, self.round), self.trainer.data_loader, self._randomizables()
+        )
         for handler in self.handlers:
             if hasattr(handler, "observe"):
                 handler.observe(self.trainer)

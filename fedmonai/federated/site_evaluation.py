@@ -11,15 +11,15 @@ from typing import Any
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.federated.checkpoint import BestRounds
+from fedmonai.federated.checkpoint import BestModelTracker
 from fedmonai.federated.run_log import RunFolder, load_checked, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo
 
-__all__ = ["Examination", "Examined", "examine", "final_test", "validation", "write_examination"]
+__all__ = ["ModelEvaluation", "SiteEvaluation", "evaluate_site", "final_test", "validation", "write_site_evaluation"]
 
 
 @dataclass
-class Examined:
+class ModelEvaluation:
     """One model on one split.
 
     Args:
@@ -38,17 +38,17 @@ class Examined:
 
 
 @dataclass
-class Examination:
+class SiteEvaluation:
     """All that was found at a site, and why it ended early if it did."""
 
     site: str
-    found: list[Examined]
+    found: list[ModelEvaluation]
     error: str | None = None
 
 
-def examine(site: str, steps: Iterable[Examined]) -> Examination:
+def evaluate_site(site: str, steps: Iterable[ModelEvaluation]) -> SiteEvaluation:
     """Take the steps one by one; an exception ends them and becomes the reason."""
-    examination = Examination(site, [])
+    examination = SiteEvaluation(site, [])
     try:
         examination.found.extend(steps)
     except Exception as error:  # an evaluation that fails costs this site's numbers, not the round
@@ -57,8 +57,8 @@ def examine(site: str, steps: Iterable[Examined]) -> Examination:
 
 
 def validation(
-    site: SiteAlgo, message: ExchangeObject, number: int, best: BestRounds, key_metric: str, own_model: Path
-) -> Iterator[Examined]:
+    site: SiteAlgo, message: ExchangeObject, number: int, best: BestModelTracker, key_metric: str, own_model: Path
+) -> Iterator[ModelEvaluation]:
     """Evaluate every model of a site on its validation split; write ``own_model`` if the site's own one is its best.
 
     Args:
@@ -74,7 +74,7 @@ def validation(
         own = model == "personal" and key_metric in metrics
         if own and best.update(metrics[key_metric], number, site.site):
             save_atomic(site.complete_model(message.weights or {}, model), own_model)
-        yield Examined(model, "val", number, metrics, site.cases)
+        yield ModelEvaluation(model, "val", number, metrics, site.cases)
 
 
 def final_test(
@@ -82,7 +82,7 @@ def final_test(
     initial: Mapping[str, Tensor],
     chosen: tuple[Mapping[str, Tensor], int],
     own_model: tuple[Path, int] | None,
-) -> Iterator[Examined]:
+) -> Iterator[ModelEvaluation]:
     """The final test of a site: reference methods, the weights before training (round 0), its best models.
 
     Args:
@@ -92,18 +92,18 @@ def final_test(
         own_model: file of the site's best personal model and its round, if it has one.
     """
     for reference in site.references():
-        yield Examined(reference, "test", 0, site.evaluate_reference(reference, "test"), site.cases)
+        yield ModelEvaluation(reference, "test", 0, site.evaluate_reference(reference, "test"), site.cases)
     for model in site.models():
-        yield Examined(model, "test", 0, site.evaluate_weights(initial, "test"), site.cases)
+        yield ModelEvaluation(model, "test", 0, site.evaluate_weights(initial, "test"), site.cases)
     for model in site.models():
         if model == "personal" and own_model is not None:
             weights, number = load_checked(own_model[0]), own_model[1]
         else:
             weights, number = chosen
-        yield Examined(model, "test", number, site.evaluate_weights(weights, "test"), site.cases)
+        yield ModelEvaluation(model, "test", number, site.evaluate_weights(weights, "test"), site.cases)
 
 
-def write_examination(folder: RunFolder, result: Examination) -> None:
+def write_site_evaluation(folder: RunFolder, result: SiteEvaluation) -> None:
     """Append what was found to ``metrics.csv`` and ``cases.csv`` of a folder."""
     for one in result.found:
         where: dict[str, Any] = {"round": one.round, "site": result.site, "model": one.model, "split": one.split}

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, attachments_of
-from fedmonai.federated.run_log import SiteFailure
+from fedmonai.federated.run_log import SiteError
 
-__all__ = ["Guard", "RefusedMessage", "checked_answer", "dtype_named", "printable"]
+__all__ = ["InvalidUpdate", "UpdateValidator", "dtype_named", "printable", "validated_reply"]
 
 
 #: what every update counts; a strategy may weight by each of them
@@ -31,11 +31,11 @@ PRIVACY = {f"privacy_{name}" for name in ("epsilon", "delta", "noise_multiplier"
 _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
-class RefusedMessage(ValueError):  # noqa: N818 (what it is, is a message)
+class InvalidUpdate(ValueError):  # noqa: N818 (what it is, is a message)
     """A message that may not be used; the text says why."""
 
 
-class Guard:
+class UpdateValidator:
     """Refuses messages with unknown, missing, misshapen, non-float, non-finite or absurdly large tensors.
 
     Runtimes for federated learning pass NaN, infinities and transposed tensors on to the average without a word; one
@@ -69,10 +69,10 @@ class Guard:
         """Check what a site sent against the global weights it was sent; an observer must send no weights.
 
         Raises:
-            RefusedMessage: with the reason.
+            InvalidUpdate: with the reason.
         """
         if not isinstance(message, ExchangeObject):
-            raise RefusedMessage(f"the update is {type(message).__name__}, not a message")
+            raise InvalidUpdate(f"the update is {type(message).__name__}, not a message")
         self.check_weights(message.weights, {} if observer else reference)
         self._check_statistics(message.statistics or {}, round_number, () if observer else COUNTS)
         self.check_attachments(message, attachments)
@@ -81,7 +81,7 @@ class Guard:
         """Check keys, shapes, types and values of ``weights`` against ``reference``."""
         weights = {} if weights is None else weights
         if not isinstance(weights, Mapping):
-            raise RefusedMessage(f"the weights are {type(weights).__name__}, not tensors by name")
+            raise InvalidUpdate(f"the weights are {type(weights).__name__}, not tensors by name")
         self.check_structure(weights, reference)
         self._check_values(dict(weights), reference)
 
@@ -91,7 +91,7 @@ class Guard:
         missing = [k for k in reference if k not in weights]
         unknown = [k for k in weights if k not in reference]
         if missing or unknown:
-            raise RefusedMessage(_key_difference(missing, unknown))
+            raise InvalidUpdate(_key_difference(missing, unknown))
         for key, expected in reference.items():
             _check_tensor(key, weights[key], expected)
 
@@ -100,10 +100,10 @@ class Guard:
         for name, tensors in attachments_of(message).items():
             if name not in declared:
                 allowed = ", ".join(sorted(declared)) or "none"
-                raise RefusedMessage(f"undeclared attachment '{name}' (declared by the strategy: {allowed})")
+                raise InvalidUpdate(f"undeclared attachment '{name}' (declared by the strategy: {allowed})")
             for key, tensor in tensors.items():
                 if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                    raise RefusedMessage(f"attachment '{name}': '{key}' is not a float tensor")
+                    raise InvalidUpdate(f"attachment '{name}': '{key}' is not a float tensor")
             self._check_values(dict(tensors), None, prefix=f"attachment '{name}': ")
 
     def _check_values(
@@ -120,37 +120,35 @@ class Guard:
         peaks = [max(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
         for key, peak in zip(filled, peaks, strict=True):
             if not math.isfinite(peak):
-                raise RefusedMessage(f"{prefix}'{key}' holds NaN or infinite values")
+                raise InvalidUpdate(f"{prefix}'{key}' holds NaN or infinite values")
             if self.max_abs is not None and peak > self.max_abs:
-                raise RefusedMessage(f"{prefix}'{key}' reaches {peak:.3g}, more than max_abs = {self.max_abs:.3g}")
+                raise InvalidUpdate(f"{prefix}'{key}' reaches {peak:.3g}, more than max_abs = {self.max_abs:.3g}")
         if self.max_norm is not None and reference is not None:
             moved = (t - reference[k] for k, t in filled.items() if t.is_floating_point() or t.is_complex())
             norm = math.sqrt(sum(float(difference.abs().double().square().sum()) for difference in moved))
             if norm > self.max_norm:
-                raise RefusedMessage(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
+                raise InvalidUpdate(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
 
     @staticmethod
     def _check_statistics(statistics: Mapping[str, object], round_number: int, counts: Collection[str]) -> None:
         for name, value in statistics.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise RefusedMessage(f"a statistic has the name {str(name)[:50]!r}, which is none")
+                raise InvalidUpdate(f"a statistic has the name {str(name)[:50]!r}, which is none")
             if not _is_number(value) and name not in ("loss", "round", *counts):
-                raise RefusedMessage(f"{name} is {_short(value)}, not a number of at most {MOST:.0e}")
+                raise InvalidUpdate(f"{name} is {_short(value)}, not a number of at most {MOST:.0e}")
             if name in PRIVACY and not 0 <= value < math.inf:  # type: ignore[operator]
-                raise RefusedMessage(f"{name} is {_short(value)}; it cannot be")
+                raise InvalidUpdate(f"{name} is {_short(value)}; it cannot be")
         if (given := PRIVACY & statistics.keys()) and given != PRIVACY:
-            raise RefusedMessage(f"the statistics name {min(given)}, but not {min(PRIVACY - given)}")
+            raise InvalidUpdate(f"the statistics name {min(given)}, but not {min(PRIVACY - given)}")
         loss = statistics.get("loss")
         if counts and not (_is_number(loss) and abs(loss) <= LARGEST_LOSS):  # type: ignore[arg-type]
-            raise RefusedMessage(f"the training loss is {_short(loss)}, not a finite number up to {LARGEST_LOSS:.0e}")
+            raise InvalidUpdate(f"the training loss is {_short(loss)}, not a finite number up to {LARGEST_LOSS:.0e}")
         for name in counts:
             count = statistics.get(name)
             if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
-                raise RefusedMessage(f"{name} is {_short(count)}, not a positive whole number of at most {MOST:.0e}")
+                raise InvalidUpdate(f"{name} is {_short(count)}, not a positive whole number of at most {MOST:.0e}")
         if isinstance(statistics.get("round"), bool) or statistics.get("round") != round_number:
-            raise RefusedMessage(
-                f"the update belongs to round {_short(statistics.get('round'))}, not to {round_number}"
-            )
+            raise InvalidUpdate(f"the update belongs to round {_short(statistics.get('round'))}, not to {round_number}")
 
 
 def _is_number(value: object) -> bool:
@@ -178,13 +176,13 @@ def _key_difference(missing: list[str], unknown: list[str]) -> str:
 
 def _check_tensor(key: str, tensor: object, expected: Tensor) -> None:
     if not isinstance(tensor, Tensor):
-        raise RefusedMessage(f"'{key}' is {type(tensor).__name__}, not a tensor")
+        raise InvalidUpdate(f"'{key}' is {type(tensor).__name__}, not a tensor")
     if tensor.shape != expected.shape:
-        raise RefusedMessage(f"'{key}' has shape {tuple(tensor.shape)}, not {tuple(expected.shape)}")
+        raise InvalidUpdate(f"'{key}' has shape {tuple(tensor.shape)}, not {tuple(expected.shape)}")
     if tensor.dtype != expected.dtype:
-        raise RefusedMessage(f"'{key}' has type {tensor.dtype}, not {expected.dtype}")
+        raise InvalidUpdate(f"'{key}' has type {tensor.dtype}, not {expected.dtype}")
     if tensor.layout != expected.layout:
-        raise RefusedMessage(f"'{key}' is stored as {tensor.layout}, not as {expected.layout}")
+        raise InvalidUpdate(f"'{key}' is stored as {tensor.layout}, not as {expected.layout}")
 
 
 #: beyond it a float no longer holds every whole number; no count of a federation comes near it
@@ -196,7 +194,7 @@ _LARGEST_VALUE = 1e100
 _MODELS = ("global", "personal")
 
 
-def checked_answer(reply: Any, request: Request) -> tuple[Reply, list[str]]:
+def validated_reply(reply: Any, request: Request) -> tuple[Reply, list[str]]:
     """A reply with nothing in it but what was asked for, and notes on what was left out.
 
     Metrics that are not finite, or absurdly large, are left out: an infinite one would be the best round for ever.
@@ -207,7 +205,7 @@ def checked_answer(reply: Any, request: Request) -> tuple[Reply, list[str]]:
         request: what was asked.
 
     Raises:
-        SiteFailure: when the reply cannot be used.
+        SiteError: when the reply cannot be used.
     """
     if not isinstance(reply, Reply) or not isinstance(reply.facts, Mapping):
         raise _useless(f"it is {type(reply).__name__} with {type(getattr(reply, 'facts', None)).__name__}")
@@ -236,7 +234,7 @@ def dtype_named(name: Any) -> torch.dtype:
     """The type of a tensor that a site describes.
 
     Raises:
-        SiteFailure: when torch has none of this name.
+        SiteError: when torch has none of this name.
     """
     kind = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(kind, torch.dtype):
@@ -380,5 +378,5 @@ def _shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _useless(reason: str) -> SiteFailure:
-    return SiteFailure(f"the answer cannot be used: {printable(reason)}")
+def _useless(reason: str) -> SiteError:
+    return SiteError(f"the answer cannot be used: {printable(reason)}")

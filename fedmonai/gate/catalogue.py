@@ -33,10 +33,11 @@ _CUDA = ("current_device", "device_count", "empty_cache", "is_available", "manua
 #: packages (and of large ones the parts) whose names a config may use; what is not listed downloads, loads code,
 #: starts processes, unpickles, reads other configs, or has no business in the config of a bundle
 ALLOWED = (
-    *(f"fedmonai.{room}" for room in ("data", "federated", "handlers", "losses", "metrics", "networks", "transforms")),
+    *(f"fedmonai.{room}" for room in ("data", "federated", "handlers", "losses", "methods", "metrics", "networks")),
+    *("fedmonai.transforms", "fedmonai.seeding.derive_seed"),
     *(
         "fedmonai.bundle.live_config.check_config",
-        "fedmonai.bundle.live_config.record_config",
+        "fedmonai.bundle.live_config.save_run_config",
         "fedmonai.report.page.finish",
     ),
     *(f"ignite.{room}" for room in ("distributed.sync", "engine", "handlers", "metrics")),
@@ -51,7 +52,7 @@ ALLOWED = (
 )
 #: where classes and functions of the allowed parts may really come from, besides the allowed parts themselves
 ORIGINS = (
-    *("fedmonai.bundle.live_config.check_config", "fedmonai.bundle.live_config.record_config"),
+    *("fedmonai.bundle.live_config.check_config", "fedmonai.bundle.live_config.save_run_config"),
     *("fedmonai.report.page.finish", "ignite.distributed.utils.sync"),
     *("torch._C._fft", "torch._C._linalg", "torch._C._nn", "torch._C._special", "torch._VariableFunctionsClass"),
     *(f"torch.distributed.distributed_c10d.{name}" for name in (*_DISTRIBUTED, "init_process_group")),
@@ -61,7 +62,6 @@ REFUSED = (
     "fedmonai.data.convert",
     "fedmonai.federated.run_log",
     "fedmonai.federated.site.SiteAlgo",  # reads configs
-    "fedmonai.federated.site.SiteAlgo",
     *(f"ignite.handlers.{name}_logger" for name in ("clearml", "fbresearch", "mlflow", "neptune", "polyaxon")),
     *(f"ignite.handlers.{name}_logger" for name in ("visdom", "wandb")),  # these talk to servers
     "ignite.metrics.gan",  # downloads its network

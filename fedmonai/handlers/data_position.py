@@ -12,15 +12,15 @@ from torch.utils.data import Sampler
 from fedmonai.errors import ConfigError
 from fedmonai.seeding import stream
 
-__all__ = ["DataPosition", "RoundBatches"]
+__all__ = ["ResumableBatchSampler", "ResumablePosition"]
 
 
-class RoundBatches(Sampler[list[int]]):
+class ResumableBatchSampler(Sampler[list[int]]):
     """Batch sampler whose order depends on (seed, site, pass over the data) and on how many iterations were made.
 
-    With ``walk_on`` a round takes up where the round before it ended, and the data are shuffled anew when all have been
-    seen, as in FedICRA's program. Without, every round shuffles anew: a round of fewer iterations than a pass then
-    misses some data and may repeat others in the next. The last batch of a pass may be smaller.
+    With ``continue_epoch`` a round takes up where the round before it ended, and the data are shuffled anew when all
+    have been seen, as in FedICRA's program. Without, every round shuffles anew: a round of fewer iterations than a pass
+    then misses some data and may repeat others in the next. The last batch of a pass may be smaller.
 
     The place is computed from the number of iterations made before (:meth:`begin`), not remembered: data that workers
     have fetched in advance do not count, and a restarted or repeated round sees the same batches.
@@ -30,27 +30,27 @@ class RoundBatches(Sampler[list[int]]):
         batch_size: samples per batch.
         seed: base seed.
         site: name of the site; other sites' orders do not depend on it.
-        walk_on: whether a round continues in the data.
+        continue_epoch: whether a round continues in the data.
 
     Raises:
         ConfigError: on an empty dataset or a batch size below 1.
     """
 
     def __init__(
-        self, data_source: Sized, batch_size: int, seed: int = 0, site: str = "site", walk_on: bool = True
+        self, data_source: Sized, batch_size: int, seed: int = 0, site: str = "site", continue_epoch: bool = True
     ) -> None:
         if batch_size < 1 or len(data_source) < 1:
             raise ConfigError(f"batch_size is {batch_size} for {len(data_source)} samples; both must be at least 1.")
         self.size = len(data_source)
         self.batch_size = batch_size
         self.key = (seed, site, "order")
-        self.walk_on = walk_on
+        self.continue_epoch = continue_epoch
         self.begin(0)
 
     def begin(self, iteration: int) -> None:
         """Go to where a round begins that ``iteration`` iterations came before."""
-        self._round = 0 if self.walk_on else iteration
-        self._pass, self._skip = divmod(iteration, len(self)) if self.walk_on else (0, 0)
+        self._round = 0 if self.continue_epoch else iteration
+        self._pass, self._skip = divmod(iteration, len(self)) if self.continue_epoch else (0, 0)
 
     def __len__(self) -> int:
         """Batches of one pass."""
@@ -66,13 +66,13 @@ class RoundBatches(Sampler[list[int]]):
             yield order[begin : begin + self.batch_size]
 
 
-class DataPosition:
+class ResumablePosition:
     """Tells a sampler, when a round begins, how many iterations the site has made before.
 
     ``SiteAlgo`` keeps that number over rounds, restarts and failed turns, so the sampler needs no state of its own.
 
     Args:
-        sampler: anything with ``begin(iteration)``, for example :class:`fedmonai.handlers.data_position.RoundBatches`.
+        sampler: anything with ``begin(iteration)``, for example :class:`ResumableBatchSampler`.
     """
 
     def __init__(self, sampler: Any) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from fedmonai.bundle.ids import apply_overrides
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.remote_pool import RemoteSites, Transport
+from fedmonai.federated.remote_pool import RemotePool, Transport
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, named_files, refuse_other_files, unpacked_bundle
-from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings, decide
+from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings, apply_site_policy
 
 __all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings", "federation_config", "run_server", "site_service"]
 
@@ -60,8 +60,8 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
         parser.get_parsed_content("check")
         built: Any = parser.get_parsed_content("federation::sites")
     except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
-        raise (mistake_behind(error) or error) from error
-    return SiteService(decide(built, name, settings, bundle, state), name)
+        raise (root_user_error(error) or error) from error
+    return SiteService(apply_site_policy(built, name, settings, bundle, state), name)
 
 
 def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, transport: Transport) -> Path:
@@ -78,14 +78,14 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     output = settings.state(root, deployment.run, "server")
     bundle = unpacked_bundle(folder, deployment, settings.bundle, output / "bundle")
     parser = federation_config(deployment, bundle, output)
-    parser["federation::sites::_target_"] = f"{RemoteSites.__module__}.{RemoteSites.__name__}"
+    parser["federation::sites::_target_"] = f"{RemotePool.__module__}.{RemotePool.__name__}"
     try:
         parser.get_parsed_content("check")
         federation: Federation = parser.get_parsed_content("federation")
         federation.sites.transport = transport  # type: ignore[attr-defined]
         parser.get_parsed_content("run")  # the bundle's own steps
     except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
-        raise (mistake_behind(error) or error) from error
+        raise (root_user_error(error) or error) from error
     return output
 
 

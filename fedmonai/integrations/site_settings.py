@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser, ReferenceResolver
 
-from fedmonai.errors import ConfigError, mistake_behind
-from fedmonai.federated.local_pool import Sites
+from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.plan import as_list
 from fedmonai.integrations.job import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized, refuse_other_files
 
-__all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings", "decide"]
+__all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings", "apply_site_policy"]
 
 
 #: where runs on one machine (simulation, trial) keep their state; every participant has a folder of its own in it
@@ -143,11 +143,11 @@ def _one_line(error: Exception) -> str:
     return f"{problem}{where}" if problem else (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def decide(sites: Any, name: str, settings: SiteSettings, bundle: Path, state: Path) -> Sites:
+def apply_site_policy(sites: Any, name: str, settings: SiteSettings, bundle: Path, state: Path) -> LocalPool:
     """Set what a site decides for itself, after the job's config has built the sites: nothing comes later.
 
     Args:
-        sites: what the job's config made; it must be :class:`~fedmonai.federated.local_pool.Sites`.
+        sites: what the job's config made; it must be :class:`~fedmonai.federated.local_pool.LocalPool`.
         name: the site.
         settings: its decisions.
         bundle: the bundle that is used here.
@@ -157,8 +157,8 @@ def decide(sites: Any, name: str, settings: SiteSettings, bundle: Path, state: P
         ConfigError: when the job sets what follows from a decision of the site, names a file that is no config of the
             bundle, or the site's own filters cannot be built.
     """
-    if type(sites) is not Sites:
-        raise ConfigError(f"federation::sites of the job is a {type(sites).__name__}; it must be {Sites.__name__}.")
+    if type(sites) is not LocalPool:
+        raise ConfigError(f"federation::sites of the job is a {type(sites).__name__}; it must be {LocalPool.__name__}.")
     sites.bundle_root, sites.output_dir = str(bundle), state
     local, spec = dict(sites.local), dict(sites.specs[name])
     overlays = [*as_list(spec.pop("overlay", None)), *as_list(settings.overlay)]
@@ -250,7 +250,7 @@ def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]
     try:
         filters = ConfigParser(own).get_parsed_content("exchange_filters")
     except Exception as error:  # whatever a component raises, it is this file that named it
-        reason = mistake_behind(error) or f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        reason = root_user_error(error) or f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
         raise ConfigError(f"exchange_filters of this site's {SETTINGS}: {reason}") from error
     for one in filters:
         if not callable(one):

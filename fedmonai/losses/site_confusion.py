@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["site_confusion_loss", "site_discrimination_loss"]
+__all__ = ["domain_confusion_loss", "site_discrimination_loss"]
 
 
-def site_confusion_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
+def domain_confusion_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
     """The network's term of FL-MRCM: 0.5 [l(C(z_k), (1, 0)) + l(C(z_t), (0, 1))], l = binary cross-entropy of logits.
 
     Guo et al., CVPR 2021. l is the mean over vectors and over both logits. Logits are (N, 2) and (M, 2); N and M may
@@ -20,7 +20,7 @@ def site_confusion_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def site_discrimination_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
-    """The discriminator's loss of FL-MRCM: :func:`site_confusion_loss` with both codes flipped.
+    """The discriminator's loss of FL-MRCM: :func:`domain_confusion_loss` with both codes flipped.
 
     0.5 [l(C(z_k), (0, 1)) + l(C(z_t), (1, 0))]: what the discriminator learns to call one site, the network learns to
     have called the other.

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.protocol import Strategy
 
-__all__ = ["OwnedMean", "WeightedMean"]
+__all__ = ["PerSiteMean", "WeightedMean"]
 
 
 # Elements averaged at a time: the running mean of a chunk stays in the cache, so N updates cost N reads and one write;
@@ -104,7 +104,7 @@ def weighted_mean_(target: Tensor, tensors: Sequence[Tensor], weights: Sequence[
             mean.copy_(previous)
 
 
-class OwnedMean(WeightedMean):
+class PerSiteMean(WeightedMean):
     """:class:`WeightedMean`, but a tensor with an owner is taken from its owner alone.
 
     For parts of a shared network that only one site trains by its own data, such as the site embeddings of FedICRA:

@@ -12,15 +12,15 @@ from fedmonai.federated.messages import copy_weights
 from fedmonai.federated.protocol import Strategy
 from fedmonai.seeding import derive_seed
 
-__all__ = ["RandomTransfer"]
+__all__ = ["CyclicWeightTransfer"]
 
 
-class RandomTransfer(Strategy):
+class CyclicWeightTransfer(Strategy):
     """The model is trained at one site after another, in random order (cyclic weight transfer; Chang et al., 2018).
 
     A round is one site's turn: it starts from what the site before it sent. Every pass over the training sites has an
     order of its own, drawn from (seed, pass) alone, so with S sites ``num_rounds`` is S times the passes, and a pass
-    costs what one round of averaging costs. With one site it equals :class:`~fedmonai.methods.averaging.WeightedMean` to the
+    costs what one round of averaging costs. With one site it equals :class:`WeightedMean` to the
     bit. ``fraction`` and weightings have no meaning here; a site that fails its turn stops the run, which resumes at
     that turn.
 

@@ -20,7 +20,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.losses.site_contrast import SiteContrastLoss, gate_saturation
 from fedmonai.names import matching_names
 
-__all__ = ["AdaptiveAggregation", "AlternatingParameters", "ElementMix", "MixingData", "SiteContrast", "undisturbed"]
+__all__ = ["ALABatches", "AlternatingParameters", "ElementwiseInterpolation", "FedALA", "SiteContrast", "isolated_mode"]
 
 
 class AlternatingParameters:
@@ -86,7 +86,7 @@ class SiteContrast:
     """Adds ``weight * contrast(gates, site)`` to the loss before the backward pass (arXiv 2304.05635, "LC").
 
     The gates of all sites come with the prediction of
-    :class:`fedmonai.networks.channel_selection_unet.ChannelSelectionUNet`, from the same pass of the encoder: nothing is computed twice and no
+    :class:`ChannelSelectionUNet`, from the same pass of the encoder: nothing is computed twice and no
     statistics move. Iterations in which the gates receive no gradient (only the last layer is trained) are skipped; the
     authors' program computes the term there in vain.
 
@@ -129,7 +129,7 @@ class SiteContrast:
 
 
 @contextlib.contextmanager
-def undisturbed(network: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
+def isolated_mode(network: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
     """Training mode with plain logits; mode, buffers and the global random numbers are as before afterwards.
 
     Args:
@@ -155,7 +155,7 @@ def undisturbed(network: nn.Module, device: torch.device, seed: int) -> Iterator
             buffer.copy_(old)
 
 
-class MixingData:
+class ALABatches:
     """Batches of a random share of a dataset, in random order; draws from its own generator only.
 
     Args:
@@ -184,7 +184,7 @@ class MixingData:
 ORDERS = ("fedala", "released")
 
 
-class ElementMix:
+class ElementwiseInterpolation:
     r"""``m = b + (o - b) W`` for every parameter, W in [0, 1] (FedALA, Zhang et al., AAAI 2023, arXiv 2212.01197).
 
     ``fedala``: the base b is the site's own parameter, the other o the one received; W starts at 1, which is the
@@ -247,10 +247,10 @@ class ElementMix:
         torch._foreach_clamp_max_(weights, 1.0)
 
 
-class AdaptiveAggregation:
+class FedALA:
     """Mixes received and own parameters by learned weights when a round begins (FedALA; FedICRA, arXiv 2304.05635).
 
-    Parameters that ``keys`` match become ``m`` of :class:`~fedmonai.methods.fedicra.ElementMix`; all others stay
+    Parameters that ``keys`` match become ``m`` of :class:`ElementwiseInterpolation`; all others stay
     as received. The weights W are learned on batches of the site's training data, in the first mixing pass after pass
     until the standard deviation of the last ``window`` losses is below ``tolerance``, later in one pass. W never leaves
     the site. Rounds up to ``warm_up`` and a site's first round take what was received; so does a stock ``MonaiAlgo``,
@@ -269,7 +269,7 @@ class AdaptiveAggregation:
     Args:
         network: the network.
         loss: of (logits, label), the partial cross entropy.
-        dataset: training samples, see :class:`~fedmonai.methods.fedicra.MixingData`.
+        dataset: training samples, see :class:`~fedmonai.methods.fedicra.ALABatches`.
         keys: regular expressions (from the start) of the mixed parameters.
         batch_size: samples per step of W.
         share: share of the data in a pass; FedALA 0.8, FedICRA 1.
@@ -312,8 +312,8 @@ class AdaptiveAggregation:
             if value < least:
                 raise ConfigError(f"mixing: {name} is {value}; give at least {least}.")
         self.network, self.loss = network, loss
-        self.data = MixingData(dataset, batch_size, share)
-        self.mix = ElementMix(eta, order)
+        self.data = ALABatches(dataset, batch_size, share)
+        self.mix = ElementwiseInterpolation(eta, order)
         self.parameters = dict(network.named_parameters())
         self.names = matching_names(keys, self.parameters, "mixing_keys")
         self.warm_up, self.persist, self.evaluation_interval = warm_up, persist, evaluation_interval
@@ -345,13 +345,13 @@ class AdaptiveAggregation:
         if all(torch.equal(received[name], previous[name]) for name in self.names):
             return
         self.mix.begin({name: received[name] for name in self.names}, forget=not self.persist)
-        with undisturbed(self.network, state.device, int(self._generator.randint(2**31))):
+        with isolated_mode(self.network, state.device, int(self._generator.randint(2**31))):
             self._learn(engine, previous, received)
         self._load(self.mix.blend(self.weight_of, previous, received))
 
     def _warn(self) -> None:
         if not self._warned:
-            warnings.warn("AdaptiveAggregation: nothing is known of what this site held before, so nothing is mixed.")
+            warnings.warn("FedALA: nothing is known of what this site held before, so nothing is mixed.")
             self._warned = True
 
     def _learn(self, engine: Engine, local: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from fedmonai.federated.messages import SharedKeys
 from fedmonai.losses.weight_contrast import WeightContrastLoss
 from fedmonai.methods.averaging import WeightedMean
 
-__all__ = ["MeanWithPrevious", "WeightContrast"]
+__all__ = ["FedMRIAggregator", "WeightContrast"]
 
 
 NEGATIVES = ("all", "self", "none")
@@ -27,7 +27,7 @@ ATTACHMENT = "previous_encoders"
 
 
 class WeightContrast:
-    """Trains with lam * L_rec + beta * R, R of :class:`~fedmonai.losses.weight_contrast.WeightContrastLoss` over encoder parameters.
+    """Trains with lam * L_rec + beta * R, R of :class:`WeightContrastLoss` over encoder parameters.
 
     Feng et al., TMI 2023. R is on from the second iteration of every local epoch on (in the first one the encoder may
     equal the global one), and in rounds for which previous encoders exist: not in the first round of a federation.
@@ -115,7 +115,7 @@ class WeightContrast:
         if received is not None and ATTACHMENT not in received:
             raise ConfigError(
                 f"negatives is 'all', but round {state.round} came without '{ATTACHMENT}'; use the strategy "
-                "fedmonai.methods.fedmri.MeanWithPrevious with the same negatives, or set negatives to self or none."
+                "fedmonai.methods.fedmri.FedMRIAggregator with the same negatives, or set negatives to self or none."
             )
         for site, tensors in sets.items():
             wrong = [n for n, p in encoder.items() if n not in tensors or tensors[n].shape != p.shape]
@@ -163,10 +163,10 @@ def _by_site(attachment: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return sets
 
 
-class MeanWithPrevious(WeightedMean):
+class FedMRIAggregator(WeightedMean):
     """:class:`WeightedMean` that also sends down all sites' encoders as received in the round before (FedMRI).
 
-    Feng et al., TMI 2023: the references that :class:`~fedmonai.methods.fedmri.WeightContrast` pushes away from. From the
+    Feng et al., TMI 2023: the references that :class:`WeightContrast` pushes away from. From the
     second round on every message carries the attachment ``previous_encoders``, ``{"<site>/<tensor>": values}``, K times
     the encoder (before that it is empty). Of a site that missed rounds the last encoder is kept; ``rounds.jsonl``
     states the age of each in rounds (1 = the round before).

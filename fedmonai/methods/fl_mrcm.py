@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import attachments_of
-from fedmonai.federated.validation import RefusedMessage
-from fedmonai.losses.site_confusion import site_confusion_loss, site_discrimination_loss
+from fedmonai.federated.validation import InvalidUpdate
+from fedmonai.losses.site_confusion import domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import pooled_latent
 from fedmonai.networks.site_discriminator import SiteDiscriminator
 
-__all__ = ["FeatureAlignment", "OwnBatches", "TargetLatents"]
+__all__ = ["FLMRCMAggregator", "FeatureAlignment", "IndependentLoader"]
 
 
 MODES = ("features", "inputs", "none")
@@ -33,9 +33,9 @@ class FeatureAlignment:
     """Adversarial alignment of the bottleneck with that of a target site (FL-MRCM; Guo et al., CVPR 2021).
 
     z = 2 x 2 adaptive average of the bottleneck, flattened. In every iteration of a source site k the discriminator C_k
-    makes one step on ``site_discrimination_loss(C_k(z_k), C_k(z_t))``, then lambda_adv times ``site_confusion_loss`` of
-    the same vectors, C_k fixed, is added to the training loss. C_k and its RMSprop live here, persist over rounds and
-    restarts, and never leave the site. At the target site itself training is plain.
+    makes one step on ``site_discrimination_loss(C_k(z_k), C_k(z_t))``, then lambda_adv times ``domain_confusion_loss``
+    of the same vectors, C_k fixed, is added to the training loss. C_k and its RMSprop live here, persist over rounds
+    and restarts, and never leave the site. At the target site itself training is plain.
 
     ``alignment``:
 
@@ -174,7 +174,7 @@ class FeatureAlignment:
             if self.lambda_adv == 0:
                 return
             self.discriminator.requires_grad_(False)
-            term = site_confusion_loss(self.discriminator(source), self.discriminator(target))
+            term = domain_confusion_loss(self.discriminator(source), self.discriminator(target))
             self.discriminator.requires_grad_(True)
         engine.state.output["loss"] = engine.state.output["loss"] + self.lambda_adv * term
 
@@ -204,7 +204,7 @@ class FeatureAlignment:
                 "in-process federation can do; between institutions choose alignment: features."
             )
         loader = engine.data_loader
-        batches: Iterator[Tensor] = OwnBatches(peer(self.target_site), self._seed, loader.batch_size).endless()
+        batches: Iterator[Tensor] = IndependentLoader(peer(self.target_site), self._seed, loader.batch_size).endless()
         encoder = _submodule(engine.network, self.encoder)
 
         def encode(count: int) -> Tensor:
@@ -223,7 +223,7 @@ class FeatureAlignment:
         vectors: list[Tensor] = []
         encoder.eval()
         try:
-            for inputs in OwnBatches(engine, self._seed).once():
+            for inputs in IndependentLoader(engine, self._seed).once():
                 encoder(inputs)
                 vectors.append(self._taken())
                 if sum(map(len, vectors)) >= self.bank_size:
@@ -258,11 +258,11 @@ def _check(alignment: str, share_features: bool, lambda_adv: float, bank_size: i
 NAME, KEY = "target_latents", "latents"
 
 
-class TargetLatents(WeightedMean):
+class FLMRCMAggregator(WeightedMean):
     """Federated averaging that hands the target site's newest latent bank to the source sites (Guo et al., CVPR 2021).
 
     The bank that the target contributes in round r (encoded with the global weights that round r starts from, see
-    :class:`fedmonai.methods.fl_mrcm.FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
+    :class:`FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
     Its age, the rounds since it was encoded, is 1 in normal running and grows while the target misses rounds. A target
     that is not among the training sites is an observer: it is asked for its bank in every round and trains nothing.
 
@@ -320,12 +320,12 @@ class TargetLatents(WeightedMean):
             return
         tensors = attachments_of(update)[NAME]
         if site != self.target_site:
-            raise RefusedMessage(f"'{NAME}' may come from the target site '{self.target_site}' only")
+            raise InvalidUpdate(f"'{NAME}' may come from the target site '{self.target_site}' only")
         if set(tensors) != {KEY} or tensors[KEY].ndim != 2 or not 1 <= len(tensors[KEY]) <= self.bank_size:
             shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-            raise RefusedMessage(f"'{NAME}' is no matrix of 1 to {self.bank_size} vectors but {shapes}")
+            raise InvalidUpdate(f"'{NAME}' is no matrix of 1 to {self.bank_size} vectors but {shapes}")
         if self.bank is not None and tensors[KEY].shape[1] != self.bank.shape[1]:
-            raise RefusedMessage(f"'{NAME}' has {tensors[KEY].shape[1]} values per vector, not {self.bank.shape[1]}")
+            raise InvalidUpdate(f"'{NAME}' has {tensors[KEY].shape[1]} values per vector, not {self.bank.shape[1]}")
 
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
         fresh = attachments_of(updates[self.target_site]) if self.target_site in updates else {}
@@ -349,7 +349,7 @@ class TargetLatents(WeightedMean):
             self.bank, self.bank_round = state["bank"], int(state["bank_round"])
 
 
-class OwnBatches:
+class IndependentLoader:
     """Training inputs of a trainer in an order and with masks of its own.
 
     Dataset, collation and preparation are those of ``trainer``, shuffling and the preparation's randomness come from

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError, FederationError
 
-__all__ = ["PassEvaluation", "PersonalModel"]
+__all__ = ["AdaptationEvaluator", "PersonalModel"]
 
 
 class PersonalModel:
@@ -81,7 +81,7 @@ COLUMNS = {
 }
 
 
-class PassEvaluation:
+class AdaptationEvaluator:
     """Score the network of an adapting trainer before the first pass and after every pass over the images.
 
     Writes ``passes.csv`` (means) and ``cases.csv`` under ``output_dir`` as it goes, prints one line per pass, and ends

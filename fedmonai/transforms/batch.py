@@ -63,7 +63,7 @@ class PrepareKspace(Randomizable, PrepareBatch):
             slice from this object's own generator (training; seed it with ``set_random_state``).
         clamp: limit in standard deviations, or None for no limit.
         with_kspace: hand on what a network that works on k-space needs besides: further arguments (masked k-space,
-            mask, mean, std), see :class:`fedmonai.networks.dual_domain.DualDomainUNet`. k-space must not be hybrid then, and of one
+            mask, mean, std), see :class:`DualDomainUNet`. k-space must not be hybrid then, and of one
             shape within a batch.
 
     Raises:

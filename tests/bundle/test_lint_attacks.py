@@ -185,7 +185,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"x": "$t\u043erch.nn"}, "ASCII"),  # a Cyrillic letter
     ({"x": "$1e999"}, "a number above"),
     ({"x": "$" + "9" * 400}, "a number above"),
-    ({"x": {"_target_": "Sites", "bundle_root": "elsewhere"}}, "a bundle says"),
+    ({"x": {"_target_": "LocalPool", "bundle_root": "elsewhere"}}, "a bundle says"),
     ({"x": "a\0b"}, "is no text"),
 ]
 

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle.live_config import _one_line_for_mistakes, check_config, live_config, record_config
-from fedmonai.errors import ConfigError, FederationError, mistake_behind
+from fedmonai.bundle.live_config import _one_line_for_mistakes, check_config, live_config, save_run_config
+from fedmonai.errors import ConfigError, FederationError, root_user_error
 
 COMPONENTS = {
     "check": {"_target_": "fedmonai.bundle.live_config.check_config", "bundle_root": "@bundle_root"},
     "live": {"_target_": "fedmonai.bundle.live_config.live_config"},
-    "record": {"_target_": "fedmonai.bundle.live_config.record_config", "output_dir": "@output_dir"},
+    "record": {"_target_": "fedmonai.bundle.live_config.save_run_config", "output_dir": "@output_dir"},
 }
 
 
@@ -40,7 +40,7 @@ def test_unknown_override_is_refused_wherever_it_comes_from(parser: ConfigParser
     parser["epohcs"] = 7
     with pytest.raises(Exception) as caught:
         parser.get_parsed_content("check")
-    found = mistake_behind(caught.value)
+    found = root_user_error(caught.value)
     assert isinstance(found, ConfigError)
     assert "did you mean 'epochs'" in str(found)
 
@@ -49,7 +49,7 @@ def test_folder_that_is_no_bundle(parser: ConfigParser, tmp_path: Path) -> None:
     parser["bundle_root"] = str(tmp_path)
     with pytest.raises(Exception) as caught:
         parser.get_parsed_content("check")
-    assert f"bundle_root '{tmp_path}' has no folder 'configs'" in str(mistake_behind(caught.value))
+    assert f"bundle_root '{tmp_path}' has no folder 'configs'" in str(root_user_error(caught.value))
 
 
 @pytest.mark.parametrize("component", [live_config, check_config])
@@ -82,7 +82,7 @@ def test_record_writes_objects_as_their_text(parser: ConfigParser) -> None:
 
 def test_record_needs_a_config(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="without a MONAI config parser"):
-        record_config(str(tmp_path))
+        save_run_config(str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -93,9 +93,9 @@ def test_mistake_is_found_under_any_wrapping() -> None:
         except FederationError as error:
             raise RuntimeError("the parser says") from error
     except RuntimeError as error:
-        assert str(mistake_behind(error)) == "two sites left"
-    assert mistake_behind(ValueError("a bug")) is None
-    assert mistake_behind(None) is None
+        assert str(root_user_error(error)) == "two sites left"
+    assert root_user_error(ValueError("a bug")) is None
+    assert root_user_error(None) is None
 
 
 def test_only_mistakes_lose_their_traceback(capsys: pytest.CaptureFixture) -> None:

@@ -16,7 +16,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from fedmonai.bundle.site_check import check_site
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 
 FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
 
@@ -85,7 +85,7 @@ def test_one_clear_error(
     with pytest.raises(Exception) as caught:
         workflow.initialize()
         workflow.run()
-    found = mistake_behind(caught.value)
+    found = root_user_error(caught.value)
     assert isinstance(found, ConfigError), repr(caught.value)
     assert all(text in str(found) for text in texts), str(found)
     assert len(str(found).splitlines()) <= 2

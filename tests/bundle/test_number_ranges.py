@@ -33,7 +33,7 @@ BUNDLES = sorted((Path(__file__).parents[2] / "bundles").glob("*/configs"))
         ({"local_steps": 0}, "config id 'local_steps' is 0; give a whole number of at least 1, or null."),
         ({"epochs": 0}, "config id 'epochs' is 0;"),
         ({"fraction": 1.5}, "config id 'fraction' is 1.5; give a number above 0 and at most 1."),
-        ({"turn_timeout": 0}, "config id 'turn_timeout' is 0; give a number above 0, or null."),
+        ({"local_timeout": 0}, "config id 'local_timeout' is 0; give a number above 0, or null."),
         ({"batch_size": [4]}, "config id 'batch_size' is [4];"),
     ],
 )
@@ -47,7 +47,14 @@ def test_a_number_out_of_range_is_refused(config: dict[str, Any], text: str) -> 
     "config",
     [
         {},
-        {"num_rounds": 2.0, "local_steps": None, "resident_sites": None, "turn_timeout": 0.5, "fraction": 1, "seed": 0},
+        {
+            "num_rounds": 2.0,
+            "local_steps": None,
+            "resident_sites": None,
+            "local_timeout": 0.5,
+            "fraction": 1,
+            "seed": 0,
+        },
         {
             "batch_size": "$2 * @a",
             "num_rounds": "@a",

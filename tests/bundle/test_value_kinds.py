@@ -21,7 +21,7 @@ TRAIN = {
     "device": "$torch.device('cpu')",
     "split": {"a": 1},
 }
-FEDERATED = {"resume": False, "num_rounds": 5, "turn_timeout": None, "local": {}, "sites": {"A": {}}}
+FEDERATED = {"resume": False, "num_rounds": 5, "local_timeout": None, "local": {}, "sites": {"A": {}}}
 OVERLAY = {"lr": 1, "sequence": 2, "local": {"residual": True}}
 
 
@@ -33,7 +33,7 @@ def bundle(make_bundle: Callable[..., Path]) -> Path:
 def test_ids_of_one_plain_kind_everywhere(bundle: Path) -> None:
     kinds = switch_and_number_ids(config_files(bundle))
     assert kinds["residual"] is bool and kinds["lr"] is float and kinds["split::a"] is float
-    assert not {"sequence", "device", "turn_timeout"} & set(kinds)
+    assert not {"sequence", "device", "local_timeout"} & set(kinds)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_text_is_refused(bundle: Path, change: dict[str, Any], text: str) -> N
     "change",
     [
         {},
-        {"resume": True, "num_rounds": 2.0, "turn_timeout": "10"},  # a kind that no file tells is left alone
+        {"resume": True, "num_rounds": 2.0, "local_timeout": "10"},  # a kind that no file tells is left alone
         {"num_rounds": "@other", "resume": "$not @other"},
         {"local": {"lr": "%train.json::lr", "sequence": "T2", "residual": None}},
         {"sites": None, "local": None},

@@ -80,7 +80,7 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_mixing_was_learned_and_stays_at_the_site(reference: Path) -> None:
     handlers = site_state(reference, "A")["handlers"]
-    weights = next(h["weights"] for name, h in handlers.items() if "AdaptiveAggregation" in name)
+    weights = next(h["weights"] for name, h in handlers.items() if "FedALA" in name)
     assert weights and all(name.startswith("decoder.") for name in weights)
     assert all(bool(((w >= 0) & (w <= 1)).all()) for w in weights.values())
     assert any(bool((w < 1).any()) for w in weights.values())  # something was learned

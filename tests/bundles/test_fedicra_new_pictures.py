@@ -18,7 +18,7 @@ from monai.bundle import ConfigWorkflow, ckpt_export, load, onnx_export, verify_
 from numerics import assert_within, roundings_of
 from PIL import Image
 
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.networks.channel_selection_unet import ChannelSelectionUNet
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fedicra"
@@ -129,7 +129,7 @@ def test_mistakes_are_named(inputs: Path, tmp_path: Path) -> None:
             run(
                 ids.pop("data", inputs), ids.pop("out", tmp_path / "o"), ids.pop("ckpt", inputs / "threshold.pt"), **ids
             )
-        found = mistake_behind(caught.value)
+        found = root_user_error(caught.value)
         assert isinstance(found, ConfigError), repr(caught.value)
         return str(found)
 

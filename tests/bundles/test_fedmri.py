@@ -16,7 +16,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from tiny_sites import MR, write_kspace, write_mr_site
 
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fedmri"
 DUAL = "configs/network/dual_domain.yaml"
@@ -81,7 +81,7 @@ def test_models_of_the_sites_are_complete_for_inference(site: Path, tmp_path: Pa
         assert nmse(site, volume) == pytest.approx(float(tested[name]["value"]), rel=1e-4)
     with pytest.raises(Exception) as caught:
         reconstruct(site, tmp_path / "no", *overlays, ckpt_path=str(tmp_path / "models" / "shared.pt"))
-    assert "decoder" in str(mistake_behind(caught.value))
+    assert "decoder" in str(root_user_error(caught.value))
 
 
 def test_dual_domain_network_trains_one_site(site: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_sites_own_mask_file(site: Path, tmp_path: Path, form: str) -> None:
     engine = federation(site, tmp_path / "bad", sites=specs, num_rounds=1)
     with pytest.raises(Exception, match=r"bad.* has shape \(30, 32\), the k-space \(32, 32\)") as caught:
         engine.run()
-    assert isinstance(mistake_behind(caught.value) or caught.value, (ConfigError, RuntimeError))
+    assert isinstance(root_user_error(caught.value) or caught.value, (ConfigError, RuntimeError))
 
 
 def test_sites_of_different_size_and_pooled_patterns(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from tiny_sites import TINY_SITES, write_prostate_site
 
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import SharedKeys, attachments_of, weights_message
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.segmentation_unet import SegmentationUNet
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def federation(data: Path, out: Path, ids: dict | None = None, **options: Any) -> Federation:
     local = {**TINY_SITES["iop_fl"].ids, "batch_size": 2, **(ids or {})}
     keys = {k: options.pop(k) for k in ("shared_keys", "local_keys") if k in options}
-    sites = Sites(str(BUNDLE), {n: {"dataset_dir": str(data / n)} for n in "AB"}, str(out), local=local, **keys)
+    sites = LocalPool(str(BUNDLE), {n: {"dataset_dir": str(data / n)} for n in "AB"}, str(out), local=local, **keys)
     strategy = WeightedMean("samples", **keys)
     return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), key_metric="dice", **options)
 

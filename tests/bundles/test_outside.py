@@ -19,7 +19,7 @@ from monai.bundle import ConfigWorkflow
 from tiny_sites import TINY_SITES, write_prostate_site
 
 from fedmonai.data.cases import read as case_files
-from fedmonai.errors import ConfigError, FederationError, mistake_behind
+from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.experiments.leave_one_out import leave_one_out
 from fedmonai.report.page import write_outside_report
 
@@ -166,7 +166,7 @@ def test_mistakes(data: Path, run: Path, tmp_path: Path) -> None:
     def mistake(kind: type[Exception] = ConfigError, **ids: Any) -> str:
         with pytest.raises(Exception) as caught:
             adapted(data, ids.pop("run", run), tmp_path / "out", **ids)
-        found = mistake_behind(caught.value)
+        found = root_user_error(caught.value)
         assert isinstance(found, kind), repr(caught.value)
         return str(found)
 
@@ -197,7 +197,7 @@ def test_leave_one_out_resumes_and_reports(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:  # the second federation is trained, its outside step is not reached
-        patched.setattr("fedmonai.methods.iop_fl.PassEvaluation._completed", stop)
+        patched.setattr("fedmonai.methods.iop_fl.AdaptationEvaluator._completed", stop)
         with pytest.raises(KeyboardInterrupt):
             leave(data, tmp_path / "loo", outside_sites=["B"])
     capsys.readouterr()

@@ -24,7 +24,7 @@ from monai.bundle import (
 )
 from numerics import assert_within, roundings_of
 
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 
 ROOT = Path(__file__).parents[2] / "bundles"
 READER = "fedmonai.data.kspace.folder.ReconstructionFolder"
@@ -127,7 +127,7 @@ def test_mistakes(bundle: Path, folder: Path, weights: str, tmp_path: Path) -> N
             workflow = built(bundle, tmp_path / "out", **{"dataset_dir": str(folder), "ckpt_path": weights, **ids})
             workflow.initialize()
             workflow.run()
-        found = mistake_behind(caught.value)
+        found = root_user_error(caught.value)
         assert isinstance(found, ConfigError), repr(caught.value)
         return str(found)
 

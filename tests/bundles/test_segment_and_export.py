@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, onnx_e
 from numerics import assert_within, roundings_of
 from pydicom.uid import MRImageStorage, generate_uid
 
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.networks.routing import build_routed_network
 from fedmonai.networks.segmentation_unet import SegmentationUNet
 
@@ -118,7 +118,7 @@ def test_masks_lie_on_the_grid_of_their_images(inputs: Path, tmp_path: Path) -> 
     again.initialize()
     with pytest.raises(Exception) as caught:
         again.run()
-    assert "overwrite: true" in str(mistake_behind(caught.value))
+    assert "overwrite: true" in str(root_user_error(caught.value))
 
 
 def test_a_model_that_finds_nothing_gives_an_empty_mask(
@@ -142,7 +142,7 @@ def test_mistakes(inputs: Path, tmp_path: Path) -> None:
             )
             workflow.initialize()
             workflow.run()
-        found = mistake_behind(caught.value)
+        found = root_user_error(caught.value)
         assert isinstance(found, ConfigError), repr(caught.value)
         return str(found)
 

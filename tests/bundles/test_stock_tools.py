@@ -18,7 +18,7 @@ from tiny_sites import TINY_SITES
 from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.live_config import check_config
 from fedmonai.bundle.overlay_ids import DATA_IDS
-from fedmonai.errors import ConfigError, mistake_behind
+from fedmonai.errors import ConfigError, root_user_error
 
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))
@@ -157,7 +157,7 @@ def mistake(bundle: Path, site: Path, out: Path, **ids: object) -> str:
     with pytest.raises(Exception) as caught:
         workflow.initialize()
         next(iter(workflow.trainer.data_loader))
-    found = mistake_behind(caught.value)
+    found = root_user_error(caught.value)
     assert isinstance(found, ConfigError), repr(caught.value)
     return str(found)
 

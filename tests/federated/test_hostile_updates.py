@@ -14,7 +14,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.methods.averaging import WeightedMean
 
 #: the last layer of the tiny network
@@ -104,8 +104,8 @@ SPOILT: dict[str, tuple[Callable[[ExchangeObject], Any], str]] = {
 }
 
 
-def hostile_sites(spoil: Callable[[ExchangeObject], Any], rounds: set[int]) -> type[Sites]:
-    class Hostile(Sites):
+def hostile_sites(spoil: Callable[[ExchangeObject], Any], rounds: set[int]) -> type[LocalPool]:
+    class Hostile(LocalPool):
         """Site B spoils its update in some rounds."""
 
         def train(self, name: str, message: ExchangeObject) -> Any:
@@ -115,7 +115,7 @@ def hostile_sites(spoil: Callable[[ExchangeObject], Any], rounds: set[int]) -> t
     return Hostile
 
 
-class Silent(Sites):
+class Silent(LocalPool):
     """Site B sends nothing in round 2: what the model must be like if nothing of a refused update is in it."""
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
@@ -154,7 +154,7 @@ def test_bad_update_is_left_out_with_its_reason(
 def test_too_few_good_updates_stop_the_run_with_the_last_good_state(tmp_path: Path, tiny_federation: Callable) -> None:
     spoil = SPOILT["NaN"][0]
     engine = tiny_federation(tmp_path, kind=hostile_sites(spoil, {2}), min_sites=3)
-    with pytest.raises(FederationError, match=r"round 2: 2 of 3 .*B: RefusedMessage: .*NaN or infinite"):
+    with pytest.raises(FederationError, match=r"round 2: 2 of 3 .*B: InvalidUpdate: .*NaN or infinite"):
         engine.run()
     assert torch.load(tmp_path / "federation.pt", weights_only=True)["round"] == 1
     resumed: Federation = tiny_federation(tmp_path, resume=True, min_sites=3)
@@ -177,7 +177,7 @@ def test_a_site_counts_once_however_often_it_is_named(
 def test_a_refused_turn_is_undone_at_its_site(in_memory: int | None, tmp_path: Path, tiny_federation: Callable) -> None:
     """Private weights and a persistent optimizer go back to where they were, as after a turn that failed by itself."""
 
-    class Failing(Sites):
+    class Failing(LocalPool):
         """Site B's own training fails in round 2."""
 
         def train(self, name: str, message: ExchangeObject) -> ExchangeObject:

@@ -23,10 +23,10 @@ from fedmonai.federated.messages import (
 )
 from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.validation import Guard, RefusedMessage
-from fedmonai.methods.averaging import OwnedMean, WeightedMean
-from fedmonai.methods.fedmri import MeanWithPrevious
-from fedmonai.methods.fl_mrcm import TargetLatents
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
+from fedmonai.methods.averaging import PerSiteMean, WeightedMean
+from fedmonai.methods.fedmri import FedMRIAggregator
+from fedmonai.methods.fl_mrcm import FLMRCMAggregator
 from fedmonai.methods.robust import Median, TrimmedMean
 
 # derandomized: the same examples on every machine, so that a red run can be repeated
@@ -52,7 +52,11 @@ def rounds(draw: st.DrawFn) -> dict[str, ExchangeObject]:
 
 
 def strategies() -> list[Strategy]:
-    others = [OwnedMean(), TargetLatents("a", alignment="none"), MeanWithPrevious("uniform", ".*", encoder_keys="w")]
+    others = [
+        PerSiteMean(),
+        FLMRCMAggregator("a", alignment="none"),
+        FedMRIAggregator("uniform", ".*", encoder_keys="w"),
+    ]
     return [
         *(WeightedMean(w) for w in WeightedMean.WEIGHTINGS),
         *others,
@@ -108,10 +112,10 @@ def test_guard_lets_good_values_pass_and_finds_a_bad_one_anywhere(values: list, 
     reference = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
     weights = {"a": torch.tensor(values).reshape(2, 3), "b": torch.zeros(4)}
     statistics = {"num_samples": 1, "num_steps": 1, "num_batches": 1, "round": 1, "loss": 0.0}
-    Guard().check_update(weights_message(weights, **statistics), reference, 1)
+    UpdateValidator().check_update(weights_message(weights, **statistics), reference, 1)
     weights["a"].view(-1)[place] = bad
-    with pytest.raises(RefusedMessage, match="'a'"):
-        Guard().check_update(weights_message(weights, **statistics), reference, 1)
+    with pytest.raises(InvalidUpdate, match="'a'"):
+        UpdateValidator().check_update(weights_message(weights, **statistics), reference, 1)
 
 
 @quick
@@ -121,10 +125,10 @@ def test_norm_bound_is_the_euclidean_norm_of_the_difference(values: list, bound:
     norm = math.sqrt(sum((v - 1.0) ** 2 for v in values))
     weights = {"w": torch.tensor(values)}
     if norm > bound * 1.001:
-        with pytest.raises(RefusedMessage, match="max_norm"):
-            Guard(max_norm=bound).check_weights(weights, reference)
+        with pytest.raises(InvalidUpdate, match="max_norm"):
+            UpdateValidator(max_norm=bound).check_weights(weights, reference)
     elif norm < bound * 0.999:
-        Guard(max_norm=bound).check_weights(weights, reference)
+        UpdateValidator(max_norm=bound).check_weights(weights, reference)
 
 
 @quick
@@ -134,11 +138,11 @@ def test_norm_bound_is_the_euclidean_norm_of_the_difference(values: list, bound:
 )
 def test_guard_refuses_every_other_shape_and_type(shape: list[int], dtype: torch.dtype) -> None:
     reference = {"w": torch.zeros(2, 2)}
-    with pytest.raises(RefusedMessage, match="has type"):
-        Guard().check_weights({"w": torch.zeros(2, 2).to(dtype)}, reference)
+    with pytest.raises(InvalidUpdate, match="has type"):
+        UpdateValidator().check_weights({"w": torch.zeros(2, 2).to(dtype)}, reference)
     if shape != [2, 2]:
-        with pytest.raises(RefusedMessage, match="has shape"):
-            Guard().check_weights({"w": torch.zeros(*shape)}, reference)
+        with pytest.raises(InvalidUpdate, match="has shape"):
+            UpdateValidator().check_weights({"w": torch.zeros(*shape)}, reference)
 
 
 @quick

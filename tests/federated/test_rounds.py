@@ -23,7 +23,7 @@ from monai.handlers import (
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import weights_message
 from fedmonai.methods.averaging import WeightedMean
 
@@ -49,11 +49,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def federation(data: Path, out: Path, names: str = "ABC", ids: dict | None = None, **options: Any) -> Federation:
-    own = ("local_keys", "shared_keys", "resident_sites", "turn_timeout", "local_steps")
+    own = ("local_keys", "shared_keys", "resident_sites", "local_timeout", "local_steps")
     site_options = {k: options.pop(k) for k in own if k in options}
     keys = {k: site_options[k] for k in ("local_keys", "shared_keys") if k in site_options}
     specs = {name: {"dataset_dir": str(data / name)} for name in names}
-    sites = Sites(BUNDLE, specs, str(out), local={**IDS, **(ids or {})}, **site_options)
+    sites = LocalPool(BUNDLE, specs, str(out), local={**IDS, **(ids or {})}, **site_options)
     return Federation(sites, WeightedMean(**keys), options.pop("num_rounds", 3), str(out), **options)
 
 
@@ -274,8 +274,8 @@ def test_unknown_site_names_the_known_ones(data: Path, tmp_path: Path) -> None:
 
 
 def test_time_limit_of_a_turn(data: Path, tmp_path: Path) -> None:
-    engine = federation(data, tmp_path, turn_timeout=1e-9)
-    with pytest.raises(FederationError, match="turn_timeout"):
+    engine = federation(data, tmp_path, local_timeout=1e-9)
+    with pytest.raises(FederationError, match="local_timeout"):
         engine.run()
 
 

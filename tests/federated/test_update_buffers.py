@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,23 +14,26 @@ import pytest
 import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
-import fedmonai.federated
+import fedmonai.methods
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import weights_message
 from fedmonai.federated.protocol import Strategy
 
 #: arguments of the strategies that need some, or that keep more with them
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "TargetLatents": {"target_site": "A", "share_features": True},
-    "OwnedMean": {"owners": {"A": "n"}},
-    "MeanWithPrevious": {"shared_keys": ".*", "encoder_keys": "w"},
+    "FLMRCMAggregator": {"target_site": "A", "share_features": True},
+    "PerSiteMean": {"owners": {"A": "n"}},
+    "FedMRIAggregator": {"shared_keys": ".*", "encoder_keys": "w"},
 }
 
 
 def strategies() -> list[type[Strategy]]:
-    exported = [getattr(fedmonai.federated, name) for name in fedmonai.federated.__all__]
-    return [c for c in exported if inspect.isclass(c) and issubclass(c, Strategy) and not inspect.isabstract(c)]
+    files = [
+        importlib.import_module(f"fedmonai.methods.{m.name}") for m in pkgutil.iter_modules(fedmonai.methods.__path__)
+    ]
+    found = {c for module in files for _, c in inspect.getmembers(module, inspect.isclass)}
+    return sorted((c for c in found if issubclass(c, Strategy) and not inspect.isabstract(c)), key=lambda c: c.__name__)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -65,7 +70,7 @@ def test_nothing_that_a_strategy_keeps_is_lent_memory(kind: type[Strategy]) -> N
     assert all(bool(tensor.isfinite().all()) for tensor in kept)
 
 
-class Watched(Sites):
+class Watched(LocalPool):
     """Notes where every update lies."""
 
     seen: dict[int, set[int]]

@@ -134,7 +134,7 @@ def test_second_node_of_a_connected_site_is_refused() -> None:
     from flwr.app import Context, RecordDict
 
     from fedmonai.federated.messages import Request
-    from fedmonai.federated.run_log import SiteFailure
+    from fedmonai.federated.run_log import SiteError
     from fedmonai.integrations.flower.server import GridTransport
 
     first, second = NAMES
@@ -155,7 +155,7 @@ def test_second_node_of_a_connected_site_is_refused() -> None:
     asked = len(grid.answers)
     transport.send(Request("train", first, 1))
     assert list(grid.answers)[asked:] == [f"10/{asked}"]  # it reaches the first node, and nobody is asked again
-    with pytest.raises(SiteFailure, match="the answer cannot be read"):
+    with pytest.raises(SiteError, match="the answer cannot be read"):
         transport.wait(first)
     del grid.contexts[10], grid.contexts[5]  # the site comes back under another identity
     transport.send(Request("train", first, 2))
@@ -175,7 +175,7 @@ def test_two_nodes_of_one_name_at_the_start() -> None:
 
 def test_transport_names_what_went_wrong() -> None:
     from fedmonai.federated.messages import Request
-    from fedmonai.federated.run_log import SiteFailure
+    from fedmonai.federated.run_log import SiteError
     from fedmonai.integrations.flower.server import GridTransport
 
     grid = Memory(named_nodes(), NAMES[:1])
@@ -183,8 +183,8 @@ def test_transport_names_what_went_wrong() -> None:
     transport.await_sites(0)
     grid.broken.add(10)
     transport.send(Request("train", NAMES[0], 1))
-    with pytest.raises(SiteFailure, match=r"process failed \(out of memory\)"):
+    with pytest.raises(SiteError, match=r"process failed \(out of memory\)"):
         transport.wait(NAMES[0])
     transport.send(Request("train", NAMES[1], 1))
-    with pytest.raises(SiteFailure, match="not connected"):
+    with pytest.raises(SiteError, match="not connected"):
         transport.wait(NAMES[1])

@@ -37,8 +37,8 @@ TESTS_MAY |= {"mention of runpy", "mention of runpy.run_path"}  # the project's 
 #: what single files may: two loaders that are SafeLoaders, the name of a module that the lint has compared with its
 #: lists, and the function of MONAI by which a loaded bundle is recognized
 MAY = {
-    "fedmonai/bundle/lint_names.py": {"importlib.import_module of a module that is not written, or that unpickles"},
-    "fedmonai/bundle/lint_reading.py": {"mention of .get_single_data"},
+    "fedmonai/gate/names.py": {"importlib.import_module of a module that is not written, or that unpickles"},
+    "fedmonai/gate/reading.py": {"mention of .get_single_data"},
     "fedmonai/bundle/live_config.py": {"mention of monai.bundle.load"},
     "fedmonai/integrations/site_settings.py": {"mention of .get_single_data"},
 }

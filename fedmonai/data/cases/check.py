@@ -66,7 +66,7 @@ def check_prostate(
 def check_cases(cases: Sequence[dict[str, str]], inverted: bool = False, site: str = "") -> list[CaseProblem]:
     """Check listed cases (``image``, ``label``, ``volume``), for example slice pictures.
 
-    ``inverted`` says that 0 marks the foreground, as :class:`fedmonai.data.cases.dataset.CaseSliceDataset` will be told.
+    ``inverted`` says that 0 marks the foreground, as :class:`CaseSliceDataset` will be told.
     """
     problems = []
     for case in cases:

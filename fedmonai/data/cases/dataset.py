@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from fedmonai.data.cases.read import CaseVolume, read_case_file, volume_shape
 from fedmonai.data.memory_limits import available_memory, refuse_if_larger
-from fedmonai.data.provenance import Origin, case_origin
+from fedmonai.data.provenance import VolumeFingerprint, case_origin
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import NORMALIZATIONS, labeled_slices, merge_labels, neighbor_indices, normalize_volume
 
@@ -119,7 +119,7 @@ class CaseSliceDataset(Dataset):
             item["spacing"] = spacing.clone()
         return item if self.transform is None else self.transform(item)
 
-    def origins(self) -> Iterator[Origin]:
+    def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
         return (case_origin(entry) for entry in self.cases)
 

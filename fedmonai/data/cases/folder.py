@@ -25,7 +25,7 @@ KINDS = ("nifti", "dicom")
 
 
 class SegmentationFolder(monai.data.Dataset):
-    """One example = one whole volume, for inference; prepared as :class:`fedmonai.data.cases.dataset.CaseSliceDataset` does it.
+    """One example = one whole volume, for inference; prepared as :class:`CaseSliceDataset` does it.
 
     An item holds, for n slices: ``image`` float32 (n, 2 * reach + 1, H, W), every slice between its neighbors,
     normalized over the volume and turned to ``orientation``; ``volume``, a name that is unique in the folder;

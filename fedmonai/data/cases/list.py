@@ -248,7 +248,7 @@ def prostate_source(
     labeled: bool = True,
     label_suffix: str = "_segmentation",
 ) -> list[dict[str, str]]:
-    """List the cases of a split: :func:`fedmonai.data.cases.list.prostate_cases` or :func:`fedmonai.data.cases.list.prostate_pictures`.
+    """List the cases of a split: :func:`prostate_cases` or :func:`prostate_pictures`.
 
     Args:
         dataset_dir: folder of the federation.

@@ -13,7 +13,7 @@ import torch
 
 from fedmonai.data.cache import DiskCache, MemoryCache, NoCache, SliceCache, VolumeSlices
 from fedmonai.data.kspace.read import KspaceHeader, SliceForm, open_volume, read_header, read_mask
-from fedmonai.data.provenance import Origin, kspace_origin
+from fedmonai.data.provenance import VolumeFingerprint, kspace_origin
 from fedmonai.errors import ConfigError
 
 CACHES = ("none", "memory", "disk", "device")
@@ -80,7 +80,7 @@ class KspaceDataset(monai.data.Dataset):
         """Number of slices (not of volumes, which is ``len(dataset.data)``)."""
         return len(self.slices)
 
-    def origins(self) -> Iterator[Origin]:
+    def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
         return (kspace_origin(entry) for entry in self.data)
 

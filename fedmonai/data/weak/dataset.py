@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedmonai.data.memory_limits import available_memory, refuse_if_larger
-from fedmonai.data.provenance import Origin, weak_origin
+from fedmonai.data.provenance import VolumeFingerprint, weak_origin
 from fedmonai.data.weak.read import (
     count_slices,
     min_max_normalize,
@@ -125,7 +125,7 @@ class WeakSliceDataset(Dataset):
         plain.transform = None
         return plain
 
-    def origins(self) -> Iterator[Origin]:
+    def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
         return (weak_origin(entry) for entry in self.files)
 

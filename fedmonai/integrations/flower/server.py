@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedmonai.federated.messages import Reply, Request
-from fedmonai.federated.run_log import SiteFailure, reason_of
+from fedmonai.federated.run_log import SiteError, reason_of
 from fedmonai.integrations.flower.exchange import reply_from, request_content
 from fedmonai.integrations.job import BUNDLE, Deployment, unpack_files
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, federation_config, run_server
@@ -92,20 +92,20 @@ class GridTransport:
         """The site's answer.
 
         Raises:
-            SiteFailure: when there is none.
+            SiteError: when there is none.
         """
         if site not in self._sent:
-            raise SiteFailure("the site is not connected")
+            raise SiteError("the site is not connected")
         identity, started = self._sent.pop(site)
         while True:
             for message in self.grid.pull_messages([identity]):
                 if message.has_error():
-                    raise SiteFailure(f"the site's process failed ({message.error.reason})")
+                    raise SiteError(f"the site's process failed ({message.error.reason})")
                 return _read(message)
             if self._nodes[site] not in set(self.grid.get_node_ids()):
-                raise SiteFailure("the connection to the site is lost")
+                raise SiteError("the connection to the site is lost")
             if self.timeout and time.monotonic() - started > self.timeout:
-                raise SiteFailure(f"no answer within reply_timeout = {self.timeout:g} s")
+                raise SiteError(f"no answer within reply_timeout = {self.timeout:g} s")
             time.sleep(_PERIOD)
 
     def _missing(self) -> list[str]:
@@ -143,9 +143,9 @@ def _read(message: Message) -> Reply:
     """The reply in a message of a node.
 
     Raises:
-        SiteFailure: when there is none in it.
+        SiteError: when there is none in it.
     """
     try:
         return reply_from(message.content)
     except Exception as error:  # whatever a site or a filter on the way made of it, it is no answer
-        raise SiteFailure(f"the answer cannot be read ({reason_of(error)})") from error
+        raise SiteError(f"the answer cannot be read ({reason_of(error)})") from error

@@ -20,7 +20,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.messages import Reply, Request
-from fedmonai.federated.run_log import SiteFailure
+from fedmonai.federated.run_log import SiteError
 from fedmonai.integrations.job import Deployment
 from fedmonai.integrations.nvflare.executor import TASK, reply_from, request_model
 from fedmonai.integrations.runtime import SETTINGS, SiteSettings, run_server
@@ -98,7 +98,7 @@ class TaskTransport:
         """The site's answer.
 
         Raises:
-            SiteFailure: when there is none.
+            SiteError: when there is none.
             JobAborted: when the job was stopped.
         """
         sent = self._sent.pop(site)
@@ -108,12 +108,12 @@ class TaskTransport:
             waited = time.monotonic() - sent.started
             if self.controller.get_client_disconnect_time(site):
                 self._give_up(sent)
-                raise SiteFailure("the connection to the site is lost")
+                raise SiteError("the connection to the site is lost")
             if self.timeout and waited > self.timeout:
                 self._give_up(sent)
-                raise SiteFailure(f"no answer within reply_timeout = {self.timeout:g} s")
+                raise SiteError(f"no answer within reply_timeout = {self.timeout:g} s")
         if sent.reply is None:
-            raise SiteFailure(sent.reason or "the site gave no answer")
+            raise SiteError(sent.reason or "the site gave no answer")
         return sent.reply
 
     def _give_up(self, sent: _Sent) -> None:

@@ -144,7 +144,7 @@ def test_another_process_generates_the_same_bytes(root: Path, tmp_path: Path) ->
     ]
     command += ["--slices", "3", "--size", "48"]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True
+        command, cwd=Path(__file__).parents[3], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path))
     made, known = digest(tmp_path / "H"), digest(root / "H")

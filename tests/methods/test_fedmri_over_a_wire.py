@@ -9,14 +9,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from test_remote import Wire, close, final, lines, personal_state, same
+from test_remote_pool import Wire, close, final, lines, personal_state, same
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import pack
-from fedmonai.federated.remote_pool import RemoteSites
+from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.service import SiteService
-from fedmonai.methods.fedmri import MeanWithPrevious
+from fedmonai.methods.fedmri import FedMRIAggregator
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
 IDS = {"channels": 2, "batch_size": 2, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu", "beta": 1.0}
@@ -38,14 +38,14 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 @pytest.mark.parametrize("negatives", ["all", "self"])
 def test_over_a_wire_equals_in_process_to_the_bit(specs: dict, tmp_path: Path, negatives: str) -> None:
-    strategy = MeanWithPrevious(negatives=negatives, shared_keys=SHARED, encoder_keys=SHARED)
+    strategy = FedMRIAggregator(negatives=negatives, shared_keys=SHARED, encoder_keys=SHARED)
     options: dict[str, Any] = {"local": {**IDS, "negatives": negatives}, "shared_keys": SHARED}
     options["attachments"] = strategy.attachments_down
-    Federation(Sites(BUNDLE, specs, str(tmp_path / "here"), **options), strategy, 3, str(tmp_path / "here")).run()
-    wire = Wire({n: SiteService(Sites(BUNDLE, specs, str(tmp_path / n), **options), n) for n in "AB"})
-    sites = RemoteSites(BUNDLE, specs, str(tmp_path / "server"), **options)
+    Federation(LocalPool(BUNDLE, specs, str(tmp_path / "here"), **options), strategy, 3, str(tmp_path / "here")).run()
+    wire = Wire({n: SiteService(LocalPool(BUNDLE, specs, str(tmp_path / n), **options), n) for n in "AB"})
+    sites = RemotePool(BUNDLE, specs, str(tmp_path / "server"), **options)
     sites.transport = wire
-    strategy = MeanWithPrevious(negatives=negatives, shared_keys=SHARED, encoder_keys=SHARED)
+    strategy = FedMRIAggregator(negatives=negatives, shared_keys=SHARED, encoder_keys=SHARED)
     Federation(sites, strategy, 3, str(tmp_path / "server")).run()
     close(wire)
     assert same(final(tmp_path / "here"), final(tmp_path / "server"))

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_remote import Wire, final, same
-from test_target_latents import BUNDLES, IDS, data, federation, rounds  # noqa: F401 (a fixture)
+from test_fl_mrcm_server import BUNDLES, IDS, data, federation, rounds  # noqa: F401 (a fixture)
+from test_remote_pool import Wire, final, same
 
 from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of
-from fedmonai.federated.remote_pool import RemoteSites
+from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.service import SiteService
-from fedmonai.methods.fl_mrcm import TargetLatents
+from fedmonai.methods.fl_mrcm import FLMRCMAggregator
 
 BUNDLE = str(BUNDLES / "fl_mrcm")
 CHOSEN = {"alignment": "features", "share_features": True, "target_site": "C"}
@@ -24,15 +24,15 @@ CHOSEN = {"alignment": "features", "share_features": True, "target_site": "C"}
 
 def remote(root: Path, out: Path, chosen: dict[str, Any], **options: Any) -> tuple[Federation, Wire]:
     """The federation of ``test_target_latents``, each site behind a service that has no other site's data."""
-    strategy = TargetLatents(**{**chosen, "bank_size": 5})
+    strategy = FLMRCMAggregator(**{**chosen, "bank_size": 5})
     local = {**IDS, **chosen, "bank_size": 5}
     common: dict[str, Any] = {"local": local, "attachments": strategy.attachments_down}
     nowhere = {name: {"dataset_dir": "/nowhere"} for name in "ABC"}
     services = {}
     for name in "ABC":
         specs = {**nowhere, name: {"dataset_dir": str(root / name)}}
-        services[name] = SiteService(Sites(BUNDLE, specs, str(out / name), **common), name)
-    sites = RemoteSites(BUNDLE, nowhere, str(out / "server"), **common)
+        services[name] = SiteService(LocalPool(BUNDLE, specs, str(out / name), **common), name)
+    sites = RemotePool(BUNDLE, nowhere, str(out / "server"), **common)
     sites.transport = wire = Wire(services)
     return Federation(sites, strategy, 2, str(out / "server"), **options), wire
 

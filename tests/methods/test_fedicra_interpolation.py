@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.methods.fedicra import ElementMix
+from fedmonai.methods.fedicra import ElementwiseInterpolation
 
 OWN = {"w": torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)}
 RECEIVED = {"w": torch.tensor([1.0, 1.0, 0.0, 7.0], dtype=torch.float64)}
 
 
-def mix(order: str, eta: float = 1.0) -> ElementMix:
-    made = ElementMix(eta, order)
+def mix(order: str, eta: float = 1.0) -> ElementwiseInterpolation:
+    made = ElementwiseInterpolation(eta, order)
     made.begin(OWN)
     return made
 
@@ -68,6 +68,6 @@ def test_weights_are_kept_until_told_to_forget() -> None:
 
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ConfigError, match="mixing_eta is -1"):
-        ElementMix(-1)
+        ElementwiseInterpolation(-1)
     with pytest.raises(ConfigError, match="'swapped'; choose one of fedala, released"):
-        ElementMix(1, "swapped")
+        ElementwiseInterpolation(1, "swapped")

@@ -17,12 +17,12 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of, weights_message
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.methods.averaging import WeightedMean
-from fedmonai.methods.fedmri import MeanWithPrevious
+from fedmonai.methods.fedmri import FedMRIAggregator
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
 IDS = {"channels": 2, "batch_size": 2, "resolution": 48, "lr": 0.001, "sequence": None, "device": "cpu"}
@@ -51,9 +51,9 @@ def federation(
     data: Path, out: Path, names: str = "ABC", strategy: Strategy | None = None, **options: Any
 ) -> Federation:
     negatives, shared = options.pop("negatives", "all"), options.pop("shared_keys", SHARED)
-    strategy = strategy or MeanWithPrevious(negatives=negatives, shared_keys=shared)
+    strategy = strategy or FedMRIAggregator(negatives=negatives, shared_keys=shared)
     specs = {name: {"dataset_dir": str(data / name), "mask_kind": MASKS[name], "mask_seed": 0} for name in names}
-    sites = Sites(
+    sites = LocalPool(
         BUNDLE,
         specs,
         str(out),
@@ -277,9 +277,9 @@ def test_rates_and_masks_are_each_sites_own(data: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="negatives is 'others'"):
-        MeanWithPrevious(negatives="others")
+        FedMRIAggregator(negatives="others")
     with pytest.raises(ConfigError, match="match nothing of what is shared"):
-        federation(data, tmp_path / "a", strategy=MeanWithPrevious(encoder_keys=r"decoder\.")).prepare()
+        federation(data, tmp_path / "a", strategy=FedMRIAggregator(encoder_keys=r"decoder\.")).prepare()
     with pytest.raises(FederationError, match="came without 'previous_encoders'; use the strategy"):
         federation(data, tmp_path / "b", strategy=WeightedMean(shared_keys=SHARED)).run()
     engine = federation(data, tmp_path / "c", num_rounds=1)

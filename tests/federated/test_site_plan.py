@@ -10,7 +10,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 
@@ -29,17 +29,17 @@ def test_files_outside_of_the_bundle_are_refused(how: str, absolute: bool, tmp_p
         "local": {"local": {"overlay": [inside, file]}},
         "site": {"sites": {"A": {"overlay": file}}},
     }[how]
-    sites = Sites(**{"bundle_root": str(bundle), "sites": {"A": {"overlay": inside}}, "output_dir": "x", **options})
+    sites = LocalPool(**{"bundle_root": str(bundle), "sites": {"A": {"overlay": inside}}, "output_dir": "x", **options})
     with pytest.raises(ConfigError, match=r"site 'A': config file '.*other.yaml' lies outside of the bundle folder"):
         sites.arguments("A")
-    good = Sites(str(bundle), {"A": {"overlay": inside}}, "x").arguments("A")
+    good = LocalPool(str(bundle), {"A": {"overlay": inside}}, "x").arguments("A")
     assert good["config_train_filename"] == ["configs/train.json", inside]
 
 
 @pytest.mark.parametrize("value", ["$exit()", "@seed", "%seed", [["$exit()"]], {"a": "$exit()"}, {"_target_": "x"}])
 def test_what_a_site_would_evaluate_is_refused(value: Any) -> None:
     """The federation's parser evaluates what is written as an expression; what comes out is a value and stays one."""
-    sites = Sites(str(BUNDLE), {"A": {"lr": value}}, "x")
+    sites = LocalPool(str(BUNDLE), {"A": {"lr": value}}, "x")
     with pytest.raises(ConfigError, match=r"site 'A': id 'lr' (is .* would evaluate|holds a component)"):
         sites.arguments("A")
 
@@ -51,7 +51,7 @@ def test_text_that_becomes_an_expression_runs_at_no_site(tmp_path: Path, monkeyp
         "text": f"x{code}",
         "sites": {"A": {"lr": "$@text[1:]"}},
         "all": {
-            "_target_": "fedmonai.federated.local_pool.Sites",
+            "_target_": "fedmonai.federated.local_pool.LocalPool",
             "bundle_root": str(BUNDLE),
             "sites": "@sites",
             "output_dir": "x",

@@ -36,7 +36,7 @@ VALUES = {255: 0, 0: 1}
 
 
 def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "make_weak_labels.py"
+    path = Path(__file__).parents[3] / "scripts" / "make_weak_labels.py"
     spec = importlib.util.spec_from_file_location("make_weak_labels", path)
     assert spec is not None
     assert spec.loader is not None

@@ -13,7 +13,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import weights_message
 from fedmonai.federated.protocol import Strategy
 from fedmonai.methods.averaging import WeightedMean
@@ -86,7 +86,7 @@ def test_trim_outside_its_range(trim: float) -> None:
         TrimmedMean(trim)
 
 
-class Poisoned(Sites):
+class Poisoned(LocalPool):
     """Site C answers with the opposite of what it learned, enlarged; no guard can know that it is wrong."""
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:

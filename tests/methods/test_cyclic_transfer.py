@@ -9,13 +9,13 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated.messages import weights_message
 from fedmonai.methods.averaging import WeightedMean
-from fedmonai.methods.cyclic_transfer import RandomTransfer
+from fedmonai.methods.cyclic_transfer import CyclicWeightTransfer
 
 SITES = ["A", "B", "C", "D"]
 
 
 def visits(seed: int, rounds: int = 40) -> list[str]:
-    strategy = RandomTransfer()
+    strategy = CyclicWeightTransfer()
     found = []
     for number in range(1, rounds + 1):
         [site] = strategy.participants(number, SITES, seed) or []
@@ -32,7 +32,7 @@ def test_every_pass_visits_every_site_once_in_an_order_of_its_own() -> None:
 def test_the_order_is_a_function_of_seed_and_round() -> None:
     assert visits(3) == visits(3)
     assert visits(3) != visits(4)
-    assert visits(3)[7] == RandomTransfer().participants(8, list(reversed(SITES)), 3)[0]  # type: ignore[index]
+    assert visits(3)[7] == CyclicWeightTransfer().participants(8, list(reversed(SITES)), 3)[0]  # type: ignore[index]
 
 
 def update(value: float) -> ExchangeObject:
@@ -41,7 +41,7 @@ def update(value: float) -> ExchangeObject:
 
 
 def test_the_model_is_what_the_last_site_sent() -> None:
-    strategy, mean = RandomTransfer(), WeightedMean("samples")
+    strategy, mean = CyclicWeightTransfer(), WeightedMean("samples")
     for one in (strategy, mean):
         one.initialize({"w": torch.zeros(3), "n": torch.tensor(0)})
         one.aggregate(1, {"B": update(0.1)})
@@ -54,7 +54,7 @@ def test_the_model_is_what_the_last_site_sent() -> None:
 
 
 def test_two_updates_are_no_transfer() -> None:
-    strategy = RandomTransfer()
+    strategy = CyclicWeightTransfer()
     strategy.initialize({"w": torch.zeros(3), "n": torch.tensor(0)})
     with pytest.raises(ValueError, match="unpack"):
         strategy.aggregate(1, {"A": update(0.1), "B": update(0.2)})

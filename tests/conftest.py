@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.protocol import Strategy
 from fedmonai.methods.averaging import WeightedMean
 
-TINY = str(Path(__file__).parents[2] / "benchmarks" / "tiny_bundle")
+TINY = str(Path(__file__).parents[1] / "benchmarks" / "tiny_bundle")
 
 
 def make_tiny(
     out: Path,
     names: Sequence[str] = ("A", "B", "C"),
     strategy: Strategy | None = None,
-    kind: type[Sites] = Sites,
+    kind: type[LocalPool] = LocalPool,
     ids: dict[str, Any] | None = None,
     site_options: dict[str, Any] | None = None,
     **options: Any,
@@ -36,7 +36,7 @@ def make_tiny(
 
 @pytest.fixture(scope="session")
 def tiny_federation() -> Callable[..., Federation]:
-    """Make a tiny federation: tiny_federation(folder, names="ABC", strategy=None, kind=Sites, ...)."""
+    """Make a tiny federation: tiny_federation(folder, names="ABC", strategy=None, kind=LocalPool, ...)."""
     return make_tiny
 
 

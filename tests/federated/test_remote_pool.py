@@ -17,10 +17,10 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import Reply, Request, pack, unpack, weights_message
-from fedmonai.federated.remote_pool import RemoteSites
-from fedmonai.federated.run_log import SiteFailure
+from fedmonai.federated.remote_pool import RemotePool
+from fedmonai.federated.run_log import SiteError
 from fedmonai.federated.service import SiteService
 from fedmonai.methods.averaging import WeightedMean
 
@@ -69,7 +69,7 @@ class Wire:
 
     def wait(self, site: str) -> Reply:
         if site not in self.replies:
-            raise SiteFailure("no answer")
+            raise SiteError("no answer")
         return self.replies.pop(site)
 
 
@@ -86,7 +86,7 @@ def specs(data: Path) -> dict[str, dict]:
 
 def services(data: Path, out: Path, local_keys: tuple, ids: dict) -> dict[str, SiteService]:
     return {
-        name: SiteService(Sites(BUNDLE, specs(data), str(out / name), local=ids, local_keys=local_keys), name)
+        name: SiteService(LocalPool(BUNDLE, specs(data), str(out / name), local=ids, local_keys=local_keys), name)
         for name in "AB"
     }
 
@@ -96,7 +96,7 @@ def remote(
 ) -> tuple[Federation, Wire]:
     ids = {**IDS, **(ids or {})}
     wire = Wire(services(data, out, local_keys, ids))
-    sites = RemoteSites(BUNDLE, specs(data), str(out / "server"), local=ids, local_keys=local_keys)
+    sites = RemotePool(BUNDLE, specs(data), str(out / "server"), local=ids, local_keys=local_keys)
     sites.transport = wire
     rounds = options.pop("num_rounds", 3)
     return Federation(sites, WeightedMean(local_keys=local_keys), rounds, str(out / "server"), **options), wire
@@ -108,7 +108,7 @@ def close(wire: Wire) -> None:
 
 
 def in_process(data: Path, out: Path, local_keys: tuple = (), ids: dict | None = None) -> Path:
-    sites = Sites(BUNDLE, specs(data), str(out), local={**IDS, **(ids or {})}, local_keys=local_keys)
+    sites = LocalPool(BUNDLE, specs(data), str(out), local={**IDS, **(ids or {})}, local_keys=local_keys)
     Federation(sites, WeightedMean(local_keys=local_keys), 3, str(out)).run()
     return out
 

@@ -12,7 +12,7 @@ from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.methods.fedicra import AdaptiveAggregation
+from fedmonai.methods.fedicra import FedALA
 
 
 class Net(nn.Module):
@@ -57,7 +57,7 @@ class Site:
     def __init__(self, **settings: Any) -> None:
         self.network = Net()
         options = {"keys": r"decoder\.", "batch_size": 2, "warm_up": 0, "share": 1.0, **settings}
-        self.handler = AdaptiveAggregation(self.network, nn.CrossEntropyLoss(), SAMPLES, **options)
+        self.handler = FedALA(self.network, nn.CrossEntropyLoss(), SAMPLES, **options)
         self.handler._turns = 1  # the site has trained before
         self.round = 0
 

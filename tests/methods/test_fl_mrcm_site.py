@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses.site_confusion import site_confusion_loss, site_discrimination_loss
+from fedmonai.losses.site_confusion import domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.fl_mrcm import FeatureAlignment
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 
@@ -107,7 +107,7 @@ def test_one_step_equals_the_released_program() -> None:
 def test_losses_by_hand() -> None:
     """l is log(1 + exp(-x)) for code 1 and log(1 + exp(x)) for code 0; with x = 1 these are 0.3132617 and 1.3132617."""
     sure, unsure = torch.tensor([[1.0, -1.0]]), torch.zeros(3, 2)
-    assert site_confusion_loss(sure, unsure).item() == pytest.approx(0.5 * (0.3132617 + np.log(2)))
+    assert domain_confusion_loss(sure, unsure).item() == pytest.approx(0.5 * (0.3132617 + np.log(2)))
     assert site_discrimination_loss(sure, unsure).item() == pytest.approx(0.5 * (1.3132617 + np.log(2)))
 
 

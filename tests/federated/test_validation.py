@@ -12,7 +12,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import weights_message
-from fedmonai.federated.validation import Guard, RefusedMessage
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
 
 REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 
@@ -81,40 +81,40 @@ BAD: list[tuple[str, Callable[[], object]]] = [
 
 @pytest.mark.parametrize(("reason", "make"), BAD, ids=[reason for reason, _ in BAD])
 def test_bad_update_is_refused(reason: str, make: Callable[[], object]) -> None:
-    with pytest.raises(RefusedMessage, match=reason):
-        Guard().check_update(make(), REFERENCE, 5)
+    with pytest.raises(InvalidUpdate, match=reason):
+        UpdateValidator().check_update(make(), REFERENCE, 5)
 
 
 def test_good_update_passes_and_declared_attachments_too() -> None:
-    Guard().check_update(good(), REFERENCE, 5)
-    Guard().check_update(with_attachment(), REFERENCE, 5, attachments=("secret",))
+    UpdateValidator().check_update(good(), REFERENCE, 5)
+    UpdateValidator().check_update(with_attachment(), REFERENCE, 5, attachments=("secret",))
 
 
 def test_norm_bound_is_on_the_difference() -> None:
     # ten ones against zeros: norm sqrt(10) = 3.162
-    Guard(max_norm=3.17).check_update(good(), REFERENCE, 5)
-    with pytest.raises(RefusedMessage, match=r"norm 3\.16, more than max_norm = 3"):
-        Guard(max_norm=3.0).check_update(good(), REFERENCE, 5)
+    UpdateValidator(max_norm=3.17).check_update(good(), REFERENCE, 5)
+    with pytest.raises(InvalidUpdate, match=r"norm 3\.16, more than max_norm = 3"):
+        UpdateValidator(max_norm=3.0).check_update(good(), REFERENCE, 5)
 
 
 def test_complex_values_are_checked_like_real_ones() -> None:
     reference = {"k": torch.zeros(3, dtype=torch.complex64)}
-    Guard().check_weights({"k": torch.ones(3, dtype=torch.complex64)}, reference)
-    with pytest.raises(RefusedMessage, match="NaN or infinite"):
-        Guard().check_weights({"k": torch.tensor([1.0, complex(0, math.nan), 0.0])}, reference)
-    with pytest.raises(RefusedMessage, match="max_abs"):
-        Guard().check_weights({"k": torch.tensor([1.0, 1e9j, 0.0])}, reference)
+    UpdateValidator().check_weights({"k": torch.ones(3, dtype=torch.complex64)}, reference)
+    with pytest.raises(InvalidUpdate, match="NaN or infinite"):
+        UpdateValidator().check_weights({"k": torch.tensor([1.0, complex(0, math.nan), 0.0])}, reference)
+    with pytest.raises(InvalidUpdate, match="max_abs"):
+        UpdateValidator().check_weights({"k": torch.tensor([1.0, 1e9j, 0.0])}, reference)
 
 
 @pytest.mark.parametrize("count", [2**40, -(2**63)])
 def test_integer_buffers_have_the_same_bound(count: int) -> None:
     """A mean takes the batch counter of one site: a hostile one must not set it to whatever it likes."""
     reference = {"n": torch.tensor(7), "w": torch.zeros(2)}
-    Guard(max_norm=1.0).check_weights({"n": torch.tensor(70_000), "w": torch.zeros(2)}, reference)
-    with pytest.raises(RefusedMessage, match=r"'n' reaches .* more than max_abs"):
-        Guard().check_weights({"n": torch.tensor(count), "w": torch.zeros(2)}, reference)
+    UpdateValidator(max_norm=1.0).check_weights({"n": torch.tensor(70_000), "w": torch.zeros(2)}, reference)
+    with pytest.raises(InvalidUpdate, match=r"'n' reaches .* more than max_abs"):
+        UpdateValidator().check_weights({"n": torch.tensor(count), "w": torch.zeros(2)}, reference)
 
 
 def test_bounds_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="max_abs is 0"):
-        Guard(max_abs=0)
+        UpdateValidator(max_abs=0)

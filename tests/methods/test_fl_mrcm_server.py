@@ -15,14 +15,14 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedmonai.errors import ConfigError, FederationError, mistake_behind
+from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.federated.local_pool import Sites
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of
 from fedmonai.federated.site import SiteAlgo
-from fedmonai.federated.validation import RefusedMessage
+from fedmonai.federated.validation import InvalidUpdate
 from fedmonai.methods.averaging import WeightedMean
-from fedmonai.methods.fl_mrcm import TargetLatents
+from fedmonai.methods.fl_mrcm import FLMRCMAggregator
 from fedmonai.report.page import write_report
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -51,10 +51,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def federation(data: Path, out: Path, **options: Any) -> Federation:
     chosen = {"alignment": "features", "share_features": True, "target_site": "C"}
     chosen |= {key: options.pop(key) for key in ALIGNMENT if key in options}
-    strategy = TargetLatents(**{k: v for k, v in chosen.items() if k != "lambda_adv"})
+    strategy = FLMRCMAggregator(**{k: v for k, v in chosen.items() if k != "lambda_adv"})
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
     resident = options.pop("resident_sites", None)
-    sites = Sites(
+    sites = LocalPool(
         str(BUNDLES / "fl_mrcm"),
         specs,
         str(out),
@@ -143,7 +143,7 @@ def test_alignment_trains_and_its_bank_is_that_of_the_round_before(data: Path, t
 @pytest.mark.parametrize("mode", ["features", "inputs"])
 def test_without_weight_it_is_fl_mr_with_persistent_optimizers(data: Path, tmp_path: Path, mode: str) -> None:
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
-    sites = Sites(str(BUNDLES / "fl_mr"), specs, str(tmp_path / "fl_mr"), local={**IDS, "reset_optimizer": False})
+    sites = LocalPool(str(BUNDLES / "fl_mr"), specs, str(tmp_path / "fl_mr"), local={**IDS, "reset_optimizer": False})
     Federation(sites, WeightedMean(), 3, str(tmp_path / "fl_mr")).run()
     engine = federation(data, tmp_path / "ours", alignment=mode, lambda_adv=0)
     engine.run()
@@ -250,7 +250,7 @@ def test_features_are_shared_by_opt_in_only(data: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception) as caught:
         workflow.initialize()
         workflow.run()
-    assert "share_features: true" in str(mistake_behind(caught.value))
+    assert "share_features: true" in str(root_user_error(caught.value))
     assert not (tmp_path / "out").exists()
 
 
@@ -270,9 +270,9 @@ def test_unknown_target_is_named(data: Path, tmp_path: Path) -> None:
     ],
 )
 def test_other_banks_are_refused(site: str, bank: torch.Tensor, reason: str) -> None:
-    strategy = TargetLatents("C", share_features=True, bank_size=8)
+    strategy = FLMRCMAggregator("C", share_features=True, bank_size=8)
     strategy.bank = torch.zeros(2, 4)
     update = ExchangeObject()
     update["target_latents"] = {"latents": bank}
-    with pytest.raises(RefusedMessage, match=reason):
+    with pytest.raises(InvalidUpdate, match=reason):
         strategy.check_update(site, update)

@@ -9,7 +9,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import weights_message
-from fedmonai.methods.averaging import OwnedMean, WeightedMean
+from fedmonai.methods.averaging import PerSiteMean, WeightedMean
 
 START = {"body": torch.zeros(2), "row.0": torch.zeros(2), "row.1": torch.zeros(2), "count": torch.tensor(0)}
 OWNERS = {"A": r"row\.0", "B": [r"row\.1"]}
@@ -20,8 +20,8 @@ def update(value: float, samples: int = 1, batches: int = 1) -> ExchangeObject:
     return weights_message(weights, num_samples=samples, num_steps=1, num_batches=batches, round=1)
 
 
-def mean(owners: dict | None = OWNERS, weighting: str = "uniform") -> OwnedMean:
-    made = OwnedMean(owners, weighting)
+def mean(owners: dict | None = OWNERS, weighting: str = "uniform") -> PerSiteMean:
+    made = PerSiteMean(owners, weighting)
     made.initialize(START)
     return made
 
@@ -52,7 +52,7 @@ def test_without_owners_it_is_the_weighted_mean_to_the_bit() -> None:
 
 
 def test_owners_are_known_after_a_resume() -> None:
-    strategy = OwnedMean(OWNERS)
+    strategy = PerSiteMean(OWNERS)
     first = mean()
     strategy.load_state_dict(first.state_dict())
     strategy.aggregate(1, {"A": update(1.0), "B": update(5.0)})

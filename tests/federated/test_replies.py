@@ -16,9 +16,9 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.messages import Reply, Request, weights_message
-from fedmonai.federated.remote_pool import RemoteSites
-from fedmonai.federated.run_log import SiteFailure
-from fedmonai.federated.validation import checked_answer
+from fedmonai.federated.remote_pool import RemotePool
+from fedmonai.federated.run_log import SiteError
+from fedmonai.federated.validation import validated_reply
 from fedmonai.methods.averaging import WeightedMean
 
 WEIGHTS = {"a": torch.ones(2, 2), "b": torch.tensor(3)}
@@ -70,7 +70,7 @@ class Made:
 
 
 def run(spoil: Callable[[Request, Reply], Any] | None, out: Path, rounds: int = 2) -> list[dict[str, Any]]:
-    sites = RemoteSites(str(out), {"A": {}, "B": {}}, str(out / "run"))
+    sites = RemotePool(str(out), {"A": {}, "B": {}}, str(out / "run"))
     sites.transport = Made(spoil)
     Federation(sites, WeightedMean(), rounds, str(out / "run")).run()
     return [json.loads(line) for line in (out / "run" / "rounds.jsonl").read_text().splitlines()]
@@ -251,14 +251,14 @@ def test_bad_answer_at_the_join_names_the_site(spoil: Any, reason: str, tmp_path
     ],
 )
 def test_weights_to_start_from_must_be_those_described(message: Any, reason: str, tmp_path: Path) -> None:
-    sites = RemoteSites(str(tmp_path), {"B": {}}, str(tmp_path / "run"))
+    sites = RemotePool(str(tmp_path), {"B": {}}, str(tmp_path / "run"))
     sites.transport = Made(lambda q, r: setattr(r, "message", message) if q.facts.get("with_weights") else None)
     with pytest.raises(ConfigError, match=reason):
         Federation(sites, WeightedMean(), 1, str(tmp_path / "run")).run()
 
 
 def test_notes_of_sites_and_transport_are_written_down(tmp_path: Path) -> None:
-    sites = RemoteSites(str(tmp_path), {"B": {}}, str(tmp_path / "run"))
+    sites = RemotePool(str(tmp_path), {"B": {}}, str(tmp_path / "run"))
     transport = Made(facts("train", notes=["state\x07 lost\nagain", *["more"] * 100]))
     transport.notes = ["somebody else knocked"]  # type: ignore[attr-defined]
     sites.transport = transport
@@ -271,7 +271,7 @@ def test_notes_of_sites_and_transport_are_written_down(tmp_path: Path) -> None:
 def test_nothing_unknown_is_passed_on() -> None:
     request = Request("join", "B", 0, None, {"state_round": 0})
     reply = Reply(None, {"structure": STRUCTURE, "private": [], "patients": ["x"]}, None)
-    checked, notes = checked_answer(reply, request)
+    checked, notes = validated_reply(reply, request)
     assert set(checked.facts) == {"structure", "private", "notes"} and notes == []
-    with pytest.raises(SiteFailure, match="cannot be used"):
-        checked_answer(Reply(None, {"structure": STRUCTURE}, None), request)
+    with pytest.raises(SiteError, match="cannot be used"):
+        validated_reply(Reply(None, {"structure": STRUCTURE}, None), request)
