@@ -17,7 +17,7 @@ from fedmonai.bundle import lint_files
 from fedmonai.bundle.ids import config_files, unknown_ids
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
 from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.reading import load_strictly, walk
 
@@ -114,7 +114,7 @@ def _lint_together(root: Path, path: Path, contents: Mapping[Path, dict[str, Any
         for config_id, problem in _id_problems(root, path, contents[path], contents):
             report.add(_name(root, path), config_id, problem)
     except Exception as error:  # MONAI's parser fails in many ways; what cannot be checked is not clean
-        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {str(error)[:120]})")
+        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {first_line(error, 120)})")
 
 
 def _contents(root: Path, report: LintReport) -> Iterator[tuple[Path, dict[str, Any]]]:
