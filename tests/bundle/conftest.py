@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
+TINY = {"base_channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from fedmonai.data.generated.weak_federation import generated_fundus_site
 from fedmonai.federated.messages import weights_message
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fedicra"
-FORMS = {"A": "scribble", "B": "keypoint", "C": "box"}
+SITE_ANNOTATIONS = {"A": "scribble", "B": "keypoint", "C": "box"}
 #: three rounds of four iterations, two of them for the body; mixing from the second round on
 SMALL = {"mixing_warm_up": 1, "rep_iters": 2, **TINY_SITES["fedicra"].ids}
 State = dict[str, torch.Tensor]
@@ -29,7 +29,7 @@ State = dict[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    for name in FORMS:
+    for name in SITE_ANNOTATIONS:
         write_weak_site(root / name)
     return root
 
@@ -37,7 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(data: Path, out: Path, overlays: tuple[str, ...] = (), names: str = "AB", **ids: Any) -> ConfigWorkflow:
     files = [str(BUNDLE / "configs" / name) for name in ("federated.yaml", *overlays)]
     sites = {
-        name: {"site_index": "ABC".index(name), "form": FORMS[name], "dataset_dir": str(data / name)} for name in names
+        name: {"site_index": "ABC".index(name), "annotation": SITE_ANNOTATIONS[name], "dataset_dir": str(data / name)}
+        for name in names
     }
     fixed = {"bundle_root": str(BUNDLE), "output_dir": str(out), "device": "cpu", "sites": sites, "local_steps": 4}
     own = {"num_rounds": 3, "val_interval": 1, "handlers": [], **{f"local::{k}": v for k, v in SMALL.items()}, **ids}
@@ -195,7 +196,7 @@ def test_fundus_task_trains_and_resumes_to_the_bit(tmp_path: Path) -> None:
             "overlay": "configs/data/generated_fundus.yaml",
             "site_index": index,
             "domain": index + 1,
-            "form": "scribble",
+            "annotation": "scribble",
         }
         for index, name in enumerate("AB")
     }

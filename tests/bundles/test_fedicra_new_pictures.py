@@ -62,7 +62,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(data: Path, out: Path, ckpt: Path, **ids: Any) -> ConfigWorkflow:
-    own = {"bundle_root": str(BUNDLE), "output_dir": str(out), "device": "cpu", "image_size": 32, "fit": "pad", **SIZES}
+    own = {
+        "bundle_root": str(BUNDLE),
+        "output_dir": str(out),
+        "device": "cpu",
+        "image_size": 32,
+        "resize_mode": "pad",
+        **SIZES,
+    }
     own |= {"dataset_dir": str(data), "ckpt_path": str(ckpt), "slices_per_pass": 2}
     config = str(BUNDLE / "configs" / "inference.json")
     return ConfigWorkflow(config, workflow_type="infer", logging_file=False, **{**own, **ids})
@@ -106,7 +113,7 @@ def test_resized_pictures_get_masks_of_their_own_size(inputs: Path, tmp_path: Pa
     picture = np.zeros((64, 64), np.uint8)
     picture[16:48, 16:48] = 200
     Image.fromarray(picture).save(tmp_path / "square.png")
-    ids = {"fit": "resize", "gray_levels": [0, 255], "preview": False}
+    ids = {"resize_mode": "resize", "gray_levels": [0, 255], "preview": False}
     run(tmp_path / "square.png", tmp_path / "out", inputs / "threshold.pt", **ids)
     mask = np.asarray(Image.open(tmp_path / "out" / "square_mask.png"))
     assert set(np.unique(mask)) == {0, 255} and mask.shape == (64, 64)
@@ -139,7 +146,7 @@ def test_mistakes_are_named(inputs: Path, tmp_path: Path) -> None:
     torch.save(threshold_weights(3), tmp_path / "color.pt")
     of_color = {"ckpt": tmp_path / "color.pt", "in_channels": 3}
     assert "the network takes 3" in mistake(data=inputs / "eye" / "one.h5", **of_color)
-    assert "stretch" in mistake(fit="stretch")
+    assert "stretch" in mistake(resize_mode="stretch")
     assert "gray_levels" in mistake(gray_levels=[0, 300])
     assert "names 1 classes" in mistake(gray_levels=[0])
     run(inputs / "gray.png", tmp_path / "twice", inputs / "threshold.pt")

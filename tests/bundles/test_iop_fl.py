@@ -197,7 +197,7 @@ def test_failed_turn_puts_the_old_personal_model_back(data: Path, tmp_path: Path
 
 def test_fedbn_keeps_all_of_batch_normalization_and_nothing_else() -> None:
     overlay = ConfigParser.load_config_file(BUNDLE / "configs" / "federation" / "fedbn.yaml")
-    network = SegmentationUNet(channels=2)
+    network = SegmentationUNet(base_channels=2)
     shared, private = SharedKeys((".*",), overlay["local_keys"]).split(network.state_dict())
     norms = {n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert {key.rpartition(".")[0] for key in private} == norms and len(private) == 5 * len(norms)

@@ -140,7 +140,7 @@ def test_local_layers_never_travel(bundle: Path, overlay: str, data: Path, tmp_p
 def test_learned_norms_are_kept_in_all_three_forms(tmp_path: Path) -> None:
     patterns = parser_of(BUNDLES[0], "fedbn", tmp_path, tmp_path / "out")["local_keys"]
     for norm, count in (("instance", 0), ("instance_affine", 2 * 22), ("batch", 5 * 22)):
-        network = ReconstructionUNet(channels=1, norm=norm)
+        network = ReconstructionUNet(base_channels=1, norm=norm)
         keys = SharedKeys(local=patterns)
         assert sum(key not in keys for key in network.state_dict()) == count  # 18 in blocks of two, 4 on the way up
 

@@ -19,7 +19,7 @@ DATA = os.environ.get("FEDMONAI_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FEDMONAI_TEST_DATA (folder of real images) is not set")
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = [ROOT / name for name in ("fedmri", "fl_mr", "fl_mrcm")]
-IDS = {"channels": 2, "residual": True, "batch_size": 2, "lr": 0.001, "resolution": 64, "sequence": None}
+IDS = {"base_channels": 2, "residual": True, "batch_size": 2, "lr": 0.001, "resolution": 64, "sequence": None}
 MASKS = {"UIH": "equispaced", "SF": "radial", "PD": "random_2d"}
 
 
@@ -70,7 +70,7 @@ def test_rounds_resume_and_a_new_series(bundle: Path, data: Path, tmp_path: Path
     assert model in names
     series = Path(str(DATA)) / "mri" / "studyforrest_t1_dicom" / "test"
     ids = {"bundle_root": str(bundle), "dataset_dir": str(series), "output_dir": str(tmp_path / "new"), "device": "cpu"}
-    ids |= {"ckpt_path": str(tmp_path / "whole" / "models" / model), "channels": 2, "residual": True}
+    ids |= {"ckpt_path": str(tmp_path / "whole" / "models" / model), "base_channels": 2, "residual": True}
     workflow = ConfigWorkflow(
         str(bundle / "configs" / "inference.json"), workflow_type="infer", logging_file=False, **ids
     )

@@ -172,7 +172,7 @@ def test_mistakes(data: Path, run: Path, tmp_path: Path) -> None:
 
     assert "'A' trained in this federation" in mistake(site="A")
     assert "run.json cannot be read" in mistake(run=tmp_path / "nowhere")
-    assert "channels" in mistake(channels=4)
+    assert "channels" in mistake(base_channels=4)
     assert "no personal model of site 'Z'" in mistake(personal_models={"Z": str(tmp_path / "Z.pt")})
     assert "lower adapt_lr" in mistake(FederationError, entropy_weight=float("nan"), labels=False)
 

@@ -16,7 +16,7 @@ from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.methods.robust import Median, TrimmedMean
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
-TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
+TINY = {"base_channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")

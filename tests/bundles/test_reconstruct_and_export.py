@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def built(bundle: Path, out: Path, **ids: object) -> ConfigWorkflow:
-    own = {"bundle_root": str(bundle), "output_dir": str(out), "device": "cpu", "channels": 2}
+    own = {"bundle_root": str(bundle), "output_dir": str(out), "device": "cpu", "base_channels": 2}
     config = str(bundle / "configs" / "inference.json")
     return ConfigWorkflow(config, workflow_type="infer", logging_file=False, **{**own, **ids})
 
@@ -133,7 +133,7 @@ def test_mistakes(bundle: Path, folder: Path, weights: str, tmp_path: Path) -> N
 
     assert "there is no file" in mistake(ckpt_path=str(tmp_path / "none.pt"))
     assert "decoder.final" in mistake(residual=False)
-    assert "channels" in mistake(residual=True, channels=4)
+    assert "channels" in mistake(residual=True, base_channels=4)
     assert "undersampling" in mistake(residual=True, undersampling="sometimes")
     assert "output_format" in mistake(residual=True, output_format="jpeg")
     assert "does not exist" in mistake(residual=True, dataset_dir=str(tmp_path / "nowhere"))

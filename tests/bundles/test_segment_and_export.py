@@ -23,7 +23,7 @@ from fedmonai.networks.routing import build_routed_network
 from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "iop_fl"
-SIZES = {"channels": 2, "num_pool": 2}
+SIZES = {"base_channels": 2, "num_pool": 2}
 #: columns to the front, rows to the left, slices downward, and tilted: no axis lies where the network wants it
 AFFINE = np.array([[0.0, 0.7, 0.1, 9], [0.5, 0.0, 0.0, 8], [0.0, 0.05, -3.0, 7], [0, 0, 0, 1]])
 THRESHOLD = 1.0
@@ -39,7 +39,7 @@ def threshold_weights() -> dict[str, torch.Tensor]:
     state["encoder.blocks.0.conv1.weight"][0, 1, 1, 1] = 1  # the slice between its neighbors
     state["encoder.blocks.0.conv2.weight"][0, 0, 1, 1] = 1
     last = f"decoder.blocks.{SIZES['num_pool'] - 1}.block"
-    state[f"{last}.conv1.weight"][0, SIZES["channels"], 1, 1] = 1  # behind the upsampled channels lies the skip
+    state[f"{last}.conv1.weight"][0, SIZES["base_channels"], 1, 1] = 1  # behind the upsampled channels lies the skip
     state[f"{last}.conv2.weight"][0, 0, 1, 1] = 1
     state["decoder.head.weight"][1, 0] = 1
     state["decoder.head.bias"][1] = -THRESHOLD
@@ -147,7 +147,7 @@ def test_mistakes(inputs: Path, tmp_path: Path) -> None:
         return str(found)
 
     assert "there is no file" in mistake(ckpt=tmp_path / "none.pt")
-    assert "channels" in mistake(channels=4)
+    assert "channels" in mistake(base_channels=4)
     assert "expert" in mistake(num_experts=3)
     assert "does not exist" in mistake(data=tmp_path / "nowhere")
     assert "PPS" in mistake(orientation="PPS")

@@ -12,10 +12,10 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_labels
+from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_labels
 
 SPLITS = ("train", "val", "test")
-COMMON = {"channels": 2, "batch_size": 4, "device": "cpu"}
+COMMON = {"base_channels": 2, "batch_size": 4, "device": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ def write_weak_site(root: Path, bad: str | None = None) -> None:
             center, radius = generator.uniform(13, 18, 2), generator.uniform(6, 9)
             mask = (np.hypot(rows - center[0], columns - center[1]) < radius).astype(np.uint8)
             image = (0.3 * generator.rand(32, 32) + 0.6 * (mask == 0)).astype(np.float32)
-            labels = {"mask": mask, **(weak_labels(mask, WEAK_FORMS, 2) if split == "train" else {})}
+            labels = {"mask": mask, **(weak_labels(mask, ANNOTATIONS, 2) if split == "train" else {})}
             with h5py.File(root / split / f"{split}{number}.h5", "w") as stream:
                 stream["image"] = image if bad != "misshapen" or split != "train" else image[None].repeat(3, 0)
-                for form, label in labels.items():
-                    stream[form] = label
+                for annotation, label in labels.items():
+                    stream[annotation] = label
     if bad == "empty":
         for path in (root / "train").iterdir():
             path.unlink()
@@ -128,7 +128,7 @@ WEAK = TinySite(
     {"dice", "dice_faz", "hd95_faz", "assd_faz"},
     [
         ({"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all", "<train|val|test>")),
-        ({"form": "scribbel"}, ("scribbel", "scribble", "keypoint")),
+        ({"annotation": "scribbel"}, ("scribbel", "scribble", "keypoint")),
         ({"layout": "released"}, ("released", "release, pairs, volumes")),
         ({"tree_weight": -1.0}, ("tree_weight", "-1", "at least 0")),
         ({"contrast_mode": "other"}, ("other", "intended, released")),

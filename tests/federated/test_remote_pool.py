@@ -25,7 +25,7 @@ from fedmonai.federated.service import SiteService
 from fedmonai.methods.averaging import WeightedMean
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fl_mr")
-IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
+IDS = {"base_channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
 PRIVATE = (r"decoder\.",)
 
 

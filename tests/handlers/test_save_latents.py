@@ -32,7 +32,7 @@ def evaluator(network: torch.nn.Module, handler: SaveLatents, split: str | None,
 @pytest.fixture
 def network() -> ReconstructionUNet:
     torch.manual_seed(0)
-    return ReconstructionUNet(channels=2)
+    return ReconstructionUNet(base_channels=2)
 
 
 def test_one_vector_per_test_slice(network: ReconstructionUNet, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ BUNDLES = Path(__file__).parents[2] / "bundles"
 ROUNDS = 4
 IDS: dict[str, Any] = {"num_rounds": ROUNDS, "local_steps": 12, "device": "cpu"}
 # optimizers that keep their state, and what stays at a site: all that a resumed run can lose is in the run
-IDS |= {"local::channels": 4, "local::batch_size": 2, "local::resolution": 32, "local::reset_optimizer": False}
+IDS |= {"local::base_channels": 4, "local::batch_size": 2, "local::resolution": 32, "local::reset_optimizer": False}
 IDS |= {"local::generated_size": 32, "local::generated_subjects": "[2,1,1]", "local::generated_slices": 4}
 OWN: dict[str, dict[str, Any]] = {
     "fl_mr": {"local_keys": r"['decoder\.up']"},  # private decoders

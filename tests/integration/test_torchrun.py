@@ -36,7 +36,7 @@ def test_two_processes_train_one_site(tmp_path: Path, bundle: str) -> None:
     files = "['configs/train.json','configs/multi_gpu_train.json']"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
     ids = {"generated_dir": tmp_path / "data", "output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "models"}
-    ids |= {"epochs": 2, "channels": 2, "device": "cpu", **SMALL[bundle]}
+    ids |= {"epochs": 2, "base_channels": 2, "device": "cpu", **SMALL[bundle]}
     overrides = [text for key, value in ids.items() for text in (f"--{key}", str(value))]
     done = subprocess.run(
         [*launch, "run", "--config_file", files, *overrides],

@@ -19,7 +19,15 @@ from fedmonai.federated.service import SiteService
 from fedmonai.methods.fedmri import FedMRIAggregator
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
-IDS = {"channels": 2, "batch_size": 2, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu", "beta": 1.0}
+IDS = {
+    "base_channels": 2,
+    "batch_size": 2,
+    "resolution": 32,
+    "lr": 0.001,
+    "sequence": None,
+    "device": "cpu",
+    "beta": 1.0,
+}
 SHARED = (r"encoder\.",)
 
 

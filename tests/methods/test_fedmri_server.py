@@ -25,7 +25,7 @@ from fedmonai.methods.averaging import WeightedMean
 from fedmonai.methods.fedmri import FedMRIAggregator
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
-IDS = {"channels": 2, "batch_size": 2, "resolution": 48, "lr": 0.001, "sequence": None, "device": "cpu"}
+IDS = {"base_channels": 2, "batch_size": 2, "resolution": 48, "lr": 0.001, "sequence": None, "device": "cpu"}
 MASKS = {"A": "equispaced", "B": "radial", "C": "random_2d"}
 SHARED = (r"(.*\.)?encoder\.",)
 

@@ -26,7 +26,7 @@ from fedmonai.methods.fl_mrcm import FLMRCMAggregator
 from fedmonai.report.page import write_report
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
+IDS = {"base_channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
 ALIGNMENT = ("alignment", "share_features", "lambda_adv", "bank_size", "target_site")
 
 

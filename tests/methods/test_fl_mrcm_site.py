@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fedmonai.errors import ConfigError
-from fedmonai.losses.site_confusion import domain_confusion_loss, site_discrimination_loss
+from fedmonai.losses.domain_confusion import domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.fl_mrcm import FeatureAlignment
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
 
@@ -55,7 +55,7 @@ def images(count: int, seed: int) -> Tensor:
 
 def network() -> ReconstructionUNet:
     torch.manual_seed(0)
-    return ReconstructionUNet(channels=2)
+    return ReconstructionUNet(base_channels=2)
 
 
 def alignment(**arguments: Any) -> FeatureAlignment:
@@ -83,7 +83,7 @@ def same_step(parameter: Tensor, before: Tensor, after: Tensor, rate: float, rou
 def test_one_step_equals_the_released_program() -> None:
     with np.load(GOLDEN) as file:
         golden = {key: torch.from_numpy(file[key]) for key in file.files}
-    net = ReconstructionUNet(channels=int(golden["chans"]))
+    net = ReconstructionUNet(base_channels=int(golden["chans"]))
     names = list(net.state_dict())
     net.load_state_dict({key: golden[f"param_before_{n:02d}"] for n, key in enumerate(names)})
     handler = alignment(alignment="inputs")

@@ -17,12 +17,17 @@ from fedmonai.transforms.masks import KspaceMask, sampling_mask
 COILS, ROWS, COLUMNS = 2, 40, 36
 
 
-def batch(count: int = 3, hybrid: bool = False) -> dict:
+def batch(count: int = 3, hybrid_kspace: bool = False) -> dict:
     torch.manual_seed(0)
     images = torch.rand(count, COILS, ROWS, COLUMNS)
     target = images.square().sum(1, keepdim=True).sqrt()[..., 4:-4, 2:-2]
     kspace = [fft2c(image.to(torch.complex64)) for image in images]
-    return {"kspace": kspace, "file": [f"{i}.h5" for i in range(count)], "target": target, "hybrid": hybrid}
+    return {
+        "kspace": kspace,
+        "file": [f"{i}.h5" for i in range(count)],
+        "target": target,
+        "hybrid_kspace": hybrid_kspace,
+    }
 
 
 def trained(network: DualDomainUNet) -> DualDomainUNet:
@@ -90,8 +95,8 @@ def test_size_in_parameters() -> None:
 
 def test_what_it_cannot_work_on_is_refused() -> None:
     prepare = PrepareKspace(sampling_mask("random", 3), 32, with_kspace=True)
-    with pytest.raises(ConfigError, match="set lean: false"):
-        prepare(batch(hybrid=True))
+    with pytest.raises(ConfigError, match="set hybrid_kspace: false"):
+        prepare(batch(hybrid_kspace=True))
     mixed = batch(2)
     mixed["kspace"][1] = fft2c(torch.rand(COILS, ROWS, COLUMNS + 4).to(torch.complex64))
     with pytest.raises(ConfigError, match=r"0.h5 \(2, 40, 36\) and 1.h5 \(2, 40, 40\).*batch_size to 1"):

@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def small(**arguments) -> ReconstructionUNet:
     torch.manual_seed(0)
-    return ReconstructionUNet(channels=2, **arguments)
+    return ReconstructionUNet(base_channels=2, **arguments)
 
 
 def image(*shape: int) -> Tensor:
@@ -30,7 +30,7 @@ def image(*shape: int) -> Tensor:
 def test_golden_output_latent_and_gradients(name):
     with np.load(GOLDEN / f"{name}.npz") as file:
         golden = {key: file[key] for key in file.files}
-    network = ReconstructionUNet(channels=int(golden["chans"]))
+    network = ReconstructionUNet(base_channels=int(golden["chans"]))
     weights = {key: torch.from_numpy(golden[f"param_{n:02d}"]) for n, key in enumerate(network.state_dict())}
     network.load_state_dict(weights, strict=True)
     network.double()  # so that only the reference rounds: half of the difference of two results
@@ -147,7 +147,7 @@ def test_too_small_an_image_is_refused(size):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"channels": 0}, {"num_pool": 0}, {"dropout": 1.0}, {"residual": True, "out_channels": 2}],
+    [{"base_channels": 0}, {"num_pool": 0}, {"dropout": 1.0}, {"residual": True, "out_channels": 2}],
 )
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(ConfigError, match=next(iter(arguments))):

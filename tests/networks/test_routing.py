@@ -10,13 +10,13 @@ from torch import nn
 
 from fedmonai.errors import ConfigError
 from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
-from fedmonai.networks.routing import build_routed_network, load_experts, route_network, set_routing_form
+from fedmonai.networks.routing import build_routed_network, load_experts, route_network
 from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 
 def small_network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    network = SegmentationUNet(channels=2, num_pool=2)
+    network = SegmentationUNet(base_channels=2, num_pool=2)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -127,7 +127,7 @@ def test_export_onnx_in_the_sum_form(tmp_path):
 
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 2, 2, stride=2))
-    network = set_routing_form(route_network(plain, 3), "sum").eval()
+    network = route_network(plain, 3, form="sum").eval()
     path = tmp_path / "routed.onnx"
     batch = {0: torch.export.Dim("batch", min=1, max=16)}
     torch.onnx.export(network, (image(2),), path, dynamo=True, dynamic_shapes=(batch,), verbose=False)

@@ -15,8 +15,8 @@ from fedmonai.transforms.kspace import (
     coil_magnitude,
     column_phase,
     fft2c,
-    hybrid_kspace,
     ifft2c,
+    to_hybrid_kspace,
     zero_filled,
 )
 from fedmonai.transforms.masks import CartesianMask
@@ -80,13 +80,13 @@ def test_column_path_equals_the_plain_path(coils, plane):
     kspace, resolution = complex_noise(2, coils, *plane), 48
     mask = CartesianMask().from_file_name("a.h5", plane[1])
     plain = zero_filled(kspace, resolution, mask)
-    lean = zero_filled(hybrid_kspace(kspace, resolution), resolution, mask, hybrid=True)
+    hybrid = zero_filled(to_hybrid_kspace(kspace, resolution), resolution, mask, hybrid_kspace=True)
     assert plain.shape == (2, min(48, plane[0]), min(48, plane[1]))
-    assert_within(lean, plain, 2 * sum(plane) + coils)
+    assert_within(hybrid, plain, 2 * sum(plane) + coils)
 
 
 def test_without_a_mask_the_image_comes_back():
     image = torch.rand(1, 1, 20, 24, generator=torch.Generator().manual_seed(0))
     kspace = fft2c(image.to(torch.complex64))
-    for result in (zero_filled(kspace, 24), zero_filled(hybrid_kspace(kspace, 24), 24, hybrid=True)):
+    for result in (zero_filled(kspace, 24), zero_filled(to_hybrid_kspace(kspace, 24), 24, hybrid_kspace=True)):
         assert_within(result, image[:, 0], 2 * (20 + 24))

@@ -137,8 +137,8 @@ def test_two_dimensional_masks_thin_out_single_samples() -> None:
     shifted = torch.fft.ifftshift(kspace[0] * mask.sample((24, 32), RNG(0)))
     expected = torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho")).abs()
     assert_within(image[0, 0] * batch["std"][0, 0] + batch["mean"][0, 0], expected, 4 * (24 + 32))
-    with pytest.raises(ConfigError, match="hybrid"):
-        PrepareKspace(mask, 32)({**batch, "hybrid": True})
+    with pytest.raises(ConfigError, match="hybrid_kspace"):
+        PrepareKspace(mask, 32)({**batch, "hybrid_kspace": True})
 
 
 @pytest.mark.parametrize(

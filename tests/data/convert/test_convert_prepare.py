@@ -48,7 +48,7 @@ def test_dicom_to_dataset(scans, tmp_path, make_series):
         # padding 6 x 4 to 8 x 8 puts the first pixel to row 1, column 2, and its place in mm stays
         np.testing.assert_allclose(file.attrs["affine"] @ [0, 1, 2, 1], [10, 20, 0, 1])
         np.testing.assert_allclose(file.attrs["spacing"], [2, 0.5, 0.25])
-    item = KspaceDataset(kspace_volumes(tmp_path / "out", "val", "T1"), hybrid=False)[2]
+    item = KspaceDataset(kspace_volumes(tmp_path / "out", "val", "T1"), hybrid_kspace=False)[2]
     image = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(item["kspace"]), norm="ortho"))
     assert_within(image.abs(), item["target"], 2 * (8 + 8))
 

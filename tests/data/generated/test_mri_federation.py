@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,11 @@ def test_another_process_generates_the_same_bytes(root: Path, tmp_path: Path) ->
     ]
     command += ["--slices", "3", "--size", "48"]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[3], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True
+        command,
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path))
     made, known = digest(tmp_path / "H"), digest(root / "H")
@@ -220,7 +225,7 @@ def test_several_coils(tmp_path: Path) -> None:
     assert kspace.shape == (2, 4, 32, 32) and target.shape == (2, 32, 32)
     image = zero_filled(torch.from_numpy(kspace), 32).numpy()
     assert_within(image, target, 2 * (32 + 32) + 4)  # there and back over rows and columns, and over the coils
-    item = KspaceDataset(kspace_volumes(site, "train", "T1"), hybrid=False)[0]
+    item = KspaceDataset(kspace_volumes(site, "train", "T1"), hybrid_kspace=False)[0]
     assert item["kspace"].shape == (4, 32, 32)
 
 
