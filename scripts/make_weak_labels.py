@@ -14,12 +14,12 @@ from __future__ import annotations
 import sys
 
 import fire
-from fedmonai.transannotations.weak_labels import ANNOTATIONS
 
 from fedmonai.data.weak.labels import Row, make_weak_labels, report_weak_labels
 from fedmonai.data.weak.list import paired_files, volume_files
 from fedmonai.errors import ConfigError
 from fedmonai.names import as_list
+from fedmonai.transforms.weak_labels import ANNOTATIONS
 
 
 def make(

@@ -16,7 +16,7 @@ def test_three_percent_in_any_one_tensor_of_a_network_are_found() -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 1, 32, 32, generator=generator)
     torch.manual_seed(0)
-    network = ReconstructionUNet(channels=2).eval()
+    network = ReconstructionUNet(base_channels=2).eval()
     roundings = roundings_of(network)
     with torch.no_grad():
         expected = network(image)
