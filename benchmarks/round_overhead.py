@@ -126,7 +126,7 @@ def write_data(folder: Path) -> None:
 
 def measure(folder: Path, step: Callable, sites: int, channels: int, rounds: int) -> Clock:
     """Run a federation without training steps."""
-    ids = {"channels": channels, "resolution": 32, "batch_size": 1, "sequence": None, "device": "cpu"}
+    ids = {"base_channels": channels, "resolution": 32, "batch_size": 1, "sequence": None, "device": "cpu"}
     ids |= {"reset_optimizer": False, "train::trainer::iteration_update": {"_target_": f"{__name__}.{step.__name__}"}}
     ids["train::trainer::iteration_update"]["_mode_"] = "callable"
     specs = {f"site{index}": {"dataset_dir": str(folder / "data")} for index in range(sites)}

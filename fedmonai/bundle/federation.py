@@ -16,9 +16,10 @@ from fedmonai.bundle.live_config import live_resolver
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
-from fedmonai.federated.plan import SitePlan, as_list
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.remote_pool import RemotePool, Transport
+from fedmonai.names import as_list
 
 __all__ = ["build_federation", "federation_from", "job_plan"]
 
