@@ -31,7 +31,7 @@ RUNTIME_IDS = {
 }
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
 #: sections whose keys are names that a user gives
-OPEN_SECTIONS = {"owners", "sites", "targets"}
+OPEN_SECTIONS = {"tensor_owners", "sites", "targets"}
 
 
 def config_files(bundle_root: str | Path) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.formats import STATE_FORMAT, FormatError, check_format
 from fedmonai.federated.run_log import RunFolder, load_checked, save_atomic
 
 __all__ = ["BestModelTracker", "Checkpoint", "read_checkpoint", "start_from"]
@@ -19,6 +20,7 @@ __all__ = ["BestModelTracker", "Checkpoint", "read_checkpoint", "start_from"]
 logger = logging.getLogger(__name__)
 
 
+_OTHER_FORMAT = "Continue with the version that wrote it, or start again in another output_dir."
 #: name under which the mean over sites is kept beside the sites' own records
 MEAN = ""
 
@@ -120,7 +122,7 @@ class Checkpoint:
         The way back is always an earlier round: a second commit of a round must not push it out.
         """
         fresh = self.path.with_name("federation.new.pt")
-        save_atomic(dict(state), fresh)
+        save_atomic({"format": STATE_FORMAT, **state}, fresh)
         if self.path.exists() and not again:
             self.path.replace(self.previous)
         fresh.replace(self.path)
@@ -129,7 +131,7 @@ class Checkpoint:
         """The newest commit that can be read, and what there is to say about it.
 
         Raises:
-            ConfigError: when neither file can be read.
+            ConfigError: when neither file can be read, or one is of another format.
         """
         notes: list[str] = []
         for path in (self.path, self.previous):
@@ -137,7 +139,10 @@ class Checkpoint:
                 continue
             try:
                 state = load_checked(path)
+                check_format(f"the state in '{path}'", state, STATE_FORMAT, _OTHER_FORMAT)
                 self.check_states(state["site_rounds"])
+            except FormatError:  # whole, so a way back to an earlier round would lose one for nothing
+                raise
             except ConfigError as error:
                 notes.append(f"{error} The round before it is used.")
                 logger.warning(notes[-1])

@@ -52,7 +52,7 @@ COPIES: dict[str, tuple[Callable[[Path], None], str]] = {
 def look(bundle: str, site: Path) -> dict[str, Finding]:
     ids = {f"local::{key}": value for key, value in TINY_SITES[bundle].ids.items()}
     own = {"sites": {"A": {"dataset_dir": str(site)}}, "output_dir": str(site.parent / "out")}
-    own |= {"owners": {}} if bundle == "fedicra" else {}
+    own |= {"tensor_owners": {}} if bundle == "fedicra" else {}
     own |= {"target_site": "A", "share_features": True} if bundle == "fl_mrcm" else {}
     return {f.what: f for f in check_site(ROOT / bundle, "A", **own, **ids)}
 

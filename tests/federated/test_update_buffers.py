@@ -23,7 +23,7 @@ from fedmonai.federated.protocol import Strategy
 #: arguments of the strategies that need some, or that keep more with them
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "FLMRCMAggregator": {"target_site": "A", "share_features": True},
-    "PerSiteMean": {"owners": {"A": "n"}},
+    "PerSiteMean": {"tensor_owners": {"A": "n"}},
     "FedMRIAggregator": {"shared_keys": ".*", "encoder_keys": "w"},
 }
 
