@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import Any
 
 from ignite.engine import Engine, Events
 from torch.utils.data import Sampler
@@ -73,10 +72,10 @@ class ResumablePosition(SiteHandler):
     A site keeps that number over rounds, restarts and failures, so the sampler needs no state of its own.
 
     Args:
-        sampler: anything with ``begin(iteration)``, for example :class:`ResumableBatchSampler`.
+        sampler: the trainer's.
     """
 
-    def __init__(self, sampler: Any) -> None:
+    def __init__(self, sampler: ResumableBatchSampler) -> None:
         self.sampler = sampler
 
     def attach(self, engine: Engine) -> None:

@@ -190,7 +190,7 @@ class ALABatches:
         ConfigError: when ``share`` is out of range.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, share: float) -> None:
+    def __init__(self, dataset: Sequence[Any], batch_size: int, share: float) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"mixing_share is {share}; give the share of the training data, above 0 and at most 1.")
         self.dataset = dataset
@@ -310,7 +310,7 @@ class FedALA(SiteHandler):
         self,
         network: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        dataset: Any,
+        dataset: Sequence[Any],
         keys: str | Sequence[str] = (r"decoder\.up[1-4]\.", r"decoder\.out_conv\."),
         batch_size: int = 12,
         share: float = 0.2,

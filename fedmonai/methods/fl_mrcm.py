@@ -89,6 +89,10 @@ class FeatureAlignment(SiteHandler):
         device: where the discriminator lives.
         seed: of its first weights.
 
+    Example:
+        >>> FeatureAlignment("B", target_site="A", share_features=True).is_target
+        False
+
     Raises:
         ConfigError: on values outside their ranges, and on ``features`` without ``share_features``.
     """
