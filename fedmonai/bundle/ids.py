@@ -15,7 +15,7 @@ from monai.utils import optional_import
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["apply_overrides", "bundle_ids", "config_files", "nearest_of", "unknown_ids"]
+__all__ = ["apply_overrides", "bundle_ids", "config_files", "nearest_of", "read_by_name", "unknown_ids"]
 
 
 SEP = ReferenceResolver.sep
@@ -30,6 +30,8 @@ RUNTIME_IDS = {
     "save_execute_config",
 }
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
+#: components that may take ids by their names: the one that does, and the one that it completes
+_BY_NAME = ("federation", "strategy")
 #: sections whose keys are names that a user gives
 OPEN_SECTIONS = {"tensor_owners", "sites", "targets"}
 
@@ -63,7 +65,7 @@ def _walk(value: Any, prefix: str) -> Iterator[str]:
 def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
     """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
     referred = {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
-    accepted = known | referred | RUNTIME_IDS
+    accepted = known | referred | RUNTIME_IDS | read_by_name(config)
     found = []
     for key, value in config.items():
         if key not in accepted:
@@ -71,6 +73,15 @@ def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
         elif key not in OPEN_SECTIONS and key != "local" and key not in RUNTIME_IDS:
             found += _unknown_inside(value, key, accepted)
     return found
+
+
+def read_by_name(config: Mapping[str, Any]) -> set[str]:
+    """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
+    targets = [part.get("_target_") if isinstance(part := config.get(name), Mapping) else None for name in _BY_NAME]
+    module, _, name = str(targets[0]).rpartition(".")
+    component = optional_import(module, name=name)[0] if module else None
+    read = set(getattr(component, "reads_ids", ()))
+    return read | (_argument_names(targets[1]) or set()) if read else set()
 
 
 def _unknown_inside(value: Any, prefix: str, accepted: set[str]) -> list[str]:

@@ -17,7 +17,7 @@ from fedmonai.bundle import lint_files
 from fedmonai.bundle.ids import config_files, unknown_ids
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
 from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.reading import load_strictly, walk
 
@@ -26,6 +26,8 @@ __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 SEP = ReferenceResolver.sep
 #: overlays in configs/ that are laid over train.json although they are YAML
 OVER_TRAIN = {"outside.yaml"}
+#: folders of overlays that are laid over train.json or over federated.yaml, whatever they set
+BASES = ("data", "federation", "network")
 #: ids that MONAI looks for by name, so that nothing in a config needs to refer to them
 ENTRY_IDS = {"imports", "initialize", "run", "finalize", "evaluate", "inference", "train", "validate"}
 
@@ -101,9 +103,9 @@ def lint_bundle(bundle: str | Path) -> LintReport:
         for config_id, problem in config_problems(content):
             report.add(_name(root, path), config_id, problem)
             suspect.add(path)
-    for path, content in contents.items():
+    for path in contents:
         # the check of ids looks into components, which imports them: not before all of them are known to be allowed
-        if not suspect & {path, _base_of(root, path, content)}:
+        if not suspect & {path, _base_of(root, path, contents)}:
             _lint_together(root, path, contents, report)
     _lint_others(root, report)
     return report
@@ -114,7 +116,7 @@ def _lint_together(root: Path, path: Path, contents: Mapping[Path, dict[str, Any
         for config_id, problem in _id_problems(root, path, contents[path], contents):
             report.add(_name(root, path), config_id, problem)
     except Exception as error:  # MONAI's parser fails in many ways; what cannot be checked is not clean
-        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {str(error)[:120]})")
+        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {first_line(error, 120)})")
 
 
 def _contents(root: Path, report: LintReport) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -146,19 +148,26 @@ def _name(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _base_of(root: Path, path: Path, content: Mapping[str, Any]) -> Path | None:
-    """The config that a file is laid over; None for a file that stands alone."""
-    if "bundle_root" in content:
+def _base_of(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]]) -> Path | None:
+    """The config that a file is laid over; None for a file that stands alone.
+
+    In a folder that only this bundle has it is ``federated.yaml`` if the file sets an id that only a federation has.
+    """
+    if "bundle_root" in contents[path]:
         return None
-    yaml = path.parent.name == "configs" and path.suffix != ".json" and path.name not in OVER_TRAIN
-    federated = path.parent.name == "federation" or yaml
-    return root / "configs" / ("federated.yaml" if federated else "train.json")
+    train, federated = (root / "configs" / name for name in ("train.json", "federated.yaml"))
+    if path.parent == root / "configs":
+        return train if path.suffix == ".json" or path.name in OVER_TRAIN else federated
+    if path.parent.name in BASES:
+        return federated if path.parent.name == "federation" else train
+    own = {config_id.lstrip("+").split(SEP)[0] for config_id in contents[path]}
+    return federated if own & (contents.get(federated, {}).keys() - contents.get(train, {}).keys()) else train
 
 
 def _id_problems(
     root: Path, path: Path, content: dict[str, Any], contents: Mapping[Path, dict[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    base = _base_of(root, path, content)
+    base = _base_of(root, path, contents)
     if base is not None and base not in contents:
         yield "", f"is laid over {base.name}, which is missing or unreadable"
         return

@@ -12,8 +12,9 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.run_log import RunFolder, load_checked, reason_of, save_atomic
+from fedmonai.federated.run_log import RunFolder, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo
+from fedmonai.io import load_checked
 
 __all__ = ["ModelEvaluation", "SiteEvaluation", "evaluate_site", "final_test", "validation", "write_site_evaluation"]
 
@@ -48,12 +49,12 @@ class SiteEvaluation:
 
 def evaluate_site(site: str, steps: Iterable[ModelEvaluation]) -> SiteEvaluation:
     """Take the steps one by one; an exception ends them and becomes the reason."""
-    examination = SiteEvaluation(site, [])
+    result = SiteEvaluation(site, [])
     try:
-        examination.found.extend(steps)
+        result.found.extend(steps)
     except Exception as error:  # an evaluation that fails costs this site's numbers, not the round
-        examination.error = reason_of(error)
-    return examination
+        result.error = reason_of(error)
+    return result
 
 
 def validation(

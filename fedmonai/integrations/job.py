@@ -21,6 +21,8 @@ from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
 from fedmonai.federated.formats import JOB_FORMAT, check_format
 from fedmonai.gate.names import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
+from fedmonai.io import parse_strictly, read_strictly
+from fedmonai.names import as_list
 
 __all__ = [
     "MACHINE_IDS",
@@ -44,8 +46,8 @@ __all__ = [
 SEP = "::"
 #: ids that every machine decides for itself
 MACHINE_IDS = ("bundle_root", "output_dir", "standalone")
-#: sections through which a job could undo what a machine decides: how its sites are built, the check of ids
-_MACHINE_SECTIONS = ("federation::sites", "check")
+#: sections through which a job could undo what a machine decides: how the federation is built, the check of ids
+_MACHINE_SECTIONS = ("federation", "check")
 #: ids that name config files
 _FILES = ("base", "overlay")
 #: arguments of MONAI's workflow; as an id of a site they would reach it and name files, or entries to run
@@ -97,7 +99,7 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return "no id; give the names of its sections with '::' between them."
     if any(part.startswith("_") for part in parts):
         return f"a component{_PLAIN}"
-    if last in MACHINE_IDS or key == "federation" or _within(key, _MACHINE_SECTIONS):
+    if last in MACHINE_IDS or _within(key, _MACHINE_SECTIONS):
         return f"a setting{_MACHINE}"
     if _site_id(parts) in WORKFLOW_ARGUMENTS:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
@@ -189,10 +191,9 @@ class Deployment:
         """
         path = Path(folder, DESCRIPTION)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        except (OSError, ValueError, RecursionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"the job's {DESCRIPTION} cannot be read ({reason}).") from error
+            content = read_strictly(path)
+        except ValueError as error:
+            raise ConfigError(f"the job's {DESCRIPTION} {error}.") from error
         if isinstance(content, dict):
             check_format(f"the job's {DESCRIPTION}", content, JOB_FORMAT, "Make the job again with the sites' version.")
             del content["format"]
@@ -231,7 +232,7 @@ def describe(
 def overlay_files(bundle: Path, names: str | Sequence[str]) -> list[str]:
     """Paths of overlays inside the bundle, from paths or bare names."""
     found = []
-    for name in [names] if isinstance(names, str) else list(names):
+    for name in as_list(names):
         candidates = [str(name), f"configs/federation/{name}.yaml", f"configs/{name}.yaml"]
         existing = [c for c in candidates if (bundle / c).is_file()]
         if not existing:
@@ -269,9 +270,9 @@ def unpack_files(text: str, folder: str | Path) -> None:
         ConfigError: when it is something else, or holds a name that leads out of ``folder``.
     """
     try:
-        files = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the job's files cannot be read ({str(error).splitlines()[0]}).") from error
+        files = parse_strictly(text, "json")
+    except ValueError as error:
+        raise ConfigError(f"the job's files: {error}.") from error
     if not isinstance(files, dict) or not all(name and isinstance(content, str) for name, content in files.items()):
         raise ConfigError("the job's files cannot be read: they are no texts by name.")
     for name, content in files.items():
@@ -350,10 +351,3 @@ def named_files(deployment: Deployment) -> Iterator[tuple[str, str]]:
     """The config files that a job names, each with who names it."""
     yield from (("a file of the job", file) for file in deployment.files)
     yield from ((f"override '{key}'", file) for key, file in file_ids(deployment.ids))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found

@@ -12,7 +12,6 @@ methods here aggregate so and differ elsewhere: their strategies are subclasses.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.protocol import Strategy
+from fedmonai.names import as_list, matching_names
 
 __all__ = ["PerSiteMean", "WeightedMean", "weighted_mean_"]
 
@@ -112,8 +112,7 @@ class PerSiteMean(WeightedMean):
         local_keys: str | Sequence[str] = (),
     ) -> None:
         super().__init__(weighting, shared_keys, local_keys)
-        given = dict(tensor_owners or {})
-        self.tensor_owners = {site: [p] if isinstance(p, str) else list(p) for site, p in given.items()}
+        self.tensor_owners = {site: as_list(patterns) for site, patterns in (tensor_owners or {}).items()}
         self._owner: dict[str, str] | None = None
 
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
@@ -144,18 +143,8 @@ class PerSiteMean(WeightedMean):
         return self._owner
 
     def _owned(self, site: str, pattern: str) -> list[str]:
-        try:
-            found = [key for key in self.global_weights if re.fullmatch(pattern, key)]
-        except re.error as error:
-            raise ConfigError(
-                f"tensor_owners: '{pattern}' of site '{site}' is not a regular expression ({error})."
-            ) from error
-        if not found and self.global_weights:
-            raise ConfigError(
-                f"tensor_owners: '{pattern}' of site '{site}' is no shared tensor; correct it, or set tensor_owners to "
-                "{}."
-            )
-        return found
+        names = list(self.global_weights)
+        return matching_names([pattern], names, f"tensor_owners of site '{site}'", whole=True) if names else []
 
 
 # Elements averaged at a time: the running mean of a chunk stays in the cache, so N updates cost N reads and one write;

@@ -31,6 +31,7 @@ from fedmonai.federated.messages import SharedKeys
 from fedmonai.federated.protocol import RoundContext, SiteHandler
 from fedmonai.losses.weight_contrast import WeightContrastLoss
 from fedmonai.methods.averaging import WeightedMean
+from fedmonai.names import as_list, matching_names
 
 __all__ = ["FedMRIAggregator", "WeightContrast"]
 
@@ -80,7 +81,7 @@ class WeightContrast(SiteHandler):
         if not (beta >= 0 and lam >= 0):
             raise ConfigError(f"beta is {beta} and lam is {lam}; give weights of 0 or more.")
         self.beta, self.lam, self.negatives = beta, lam, negatives
-        self.encoder_keys = SharedKeys(encoder_keys)
+        self.patterns = as_list(encoder_keys)
         self._warned = False
         self._own: dict[str, Tensor] = {}
         self._end()
@@ -114,13 +115,7 @@ class WeightContrast(SiteHandler):
 
     def _encoder(self, engine: Engine) -> dict[str, Tensor]:
         parameters = dict(engine.network.named_parameters())  # type: ignore[attr-defined]
-        chosen = {name: p for name, p in parameters.items() if name in self.encoder_keys}
-        if not chosen:
-            raise ConfigError(
-                f"encoder_keys {list(self.encoder_keys.patterns)} match no parameter of the network (they look like "
-                f"'{next(iter(parameters))}'); give patterns of the encoder's names."
-            )
-        return chosen
+        return {name: parameters[name] for name in matching_names(self.patterns, parameters, "encoder_keys")}
 
     def _received(self, engine: Engine, encoder: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         context = RoundContext.of(engine)

@@ -34,7 +34,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import attachments_of
 from fedmonai.federated.protocol import RoundContext, SiteHandler
 from fedmonai.federated.validation import InvalidUpdate
-from fedmonai.losses.site_confusion import domain_confusion_loss, site_discrimination_loss
+from fedmonai.losses.domain_confusion import domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import pooled_latent
 from fedmonai.networks.site_discriminator import SiteDiscriminator
@@ -229,8 +229,9 @@ class FeatureAlignment(SiteHandler):
         context = RoundContext.of(engine)
         if context is None or context.other_trainer is None:
             raise ConfigError(
-                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only the "
-                "in-process federation can do; between institutions choose alignment: features."
+                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only a "
+                "simulated federation in one process can do (simulated: true); between institutions choose alignment: "
+                "features."
             )
         loader = engine.data_loader
         target = context.other_trainer(self.target_site)

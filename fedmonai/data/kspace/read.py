@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
-from fedmonai.transforms.kspace import center_crop, hybrid_kspace, zero_filled
+from fedmonai.errors import ConfigError, first_line
+from fedmonai.transforms.kspace import center_crop, to_hybrid_kspace, zero_filled
 
 TARGET_KEYS = ("reconstruction_esc", "reconstruction_rss")  # single-coil, multi-coil
 BLOCK = "slice_block"  # attribute of volumes that are a block of slices: [first, last)
@@ -68,7 +68,7 @@ def open_volume(path: str | os.PathLike[str]) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except _DAMAGED as error:
-        reason = "does not exist" if not Path(path).exists() else f"is not a readable HDF5 file ({_short(error)})"
+        reason = "does not exist" if not Path(path).exists() else f"is not a readable HDF5 file ({first_line(error)})"
         raise ConfigError(f"{path} {reason}; restore it or take it out of the data list.") from error
 
 
@@ -81,7 +81,7 @@ def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         raise ConfigError(
-            f"{path} is damaged ({_short(error)}); restore it or take it out of the data list."
+            f"{path} is damaged ({first_line(error)}); restore it or take it out of the data list."
         ) from error
 
 
@@ -95,7 +95,7 @@ def read_slice(file: h5py.File, key: str, index: int | slice) -> np.ndarray:
         return np.asarray(file[key][index])
     except _DAMAGED as error:
         raise ConfigError(
-            f"{file.filename}: cannot read '{key}' {index} ({_short(error)}); restore the file."
+            f"{file.filename}: cannot read '{key}' {index} ({first_line(error)}); restore the file."
         ) from error
 
 
@@ -191,27 +191,23 @@ def _target_size(path: str | os.PathLike[str], target: Any, key: str, slices: in
     return shape[1], shape[2]
 
 
-def _short(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-
-
 @dataclass(frozen=True)
-class SliceForm:
+class SliceSpec:
     """How slices are delivered.
 
     Attributes:
         resolution: largest image height and width; rows of hybrid k-space and the target are center-cropped to it.
-        hybrid: whether the rows are inverse-transformed and cropped already (see ``hybrid_kspace``).
+        hybrid_kspace: whether the rows are inverse-transformed and cropped already (see ``to_hybrid_kspace``).
         target_from_kspace: whether a file without a target gets the root-sum-of-squares magnitude of its full k-space.
     """
 
     resolution: int
-    hybrid: bool
+    hybrid_kspace: bool
     target_from_kspace: bool
 
     def kspace_shape(self, header: KspaceHeader) -> tuple[int, int, int]:
         """(coils, h or H, W) of one slice."""
-        rows = header.image_size(self.resolution)[0] if self.hybrid else header.rows
+        rows = header.image_size(self.resolution)[0] if self.hybrid_kspace else header.rows
         return header.coils, rows, header.columns
 
     def target_shape(self, header: KspaceHeader) -> tuple[int, int, int] | None:
@@ -227,7 +223,7 @@ class SliceForm:
 
 
 def read_slices(
-    file: h5py.File, header: KspaceHeader, first: int, last: int, form: SliceForm
+    file: h5py.File, header: KspaceHeader, first: int, last: int, spec: SliceSpec
 ) -> tuple[Tensor, Tensor | None]:
     """Read slices ``first`` to ``last - 1`` of an open volume.
 
@@ -242,15 +238,15 @@ def read_slices(
     if not header.multicoil:
         stored = stored[:, None]
     kspace = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.complex64))
-    size = header.image_size(form.resolution)
+    size = header.image_size(spec.resolution)
     target: Tensor | None = None
     if header.target_key is not None:
         image = read_slice(file, header.target_key, block).astype(np.float32, copy=False)
         target = center_crop(torch.from_numpy(image), size).unsqueeze(1).contiguous()
-    elif form.target_from_kspace:
+    elif spec.target_from_kspace:
         _refuse_undersampled(header, kspace)
-        target = zero_filled(kspace, form.resolution).unsqueeze(1)
-    return hybrid_kspace(kspace, size[0]) if form.hybrid else kspace, target
+        target = zero_filled(kspace, spec.resolution).unsqueeze(1)
+    return to_hybrid_kspace(kspace, size[0]) if spec.hybrid_kspace else kspace, target
 
 
 def read_mask(file: h5py.File, header: KspaceHeader) -> Tensor | None:
