@@ -41,7 +41,7 @@ RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
 #: components that may take ids by their names: the one that does, and the one that it completes
 _BY_NAME = ("federation", "strategy")
 #: sections whose keys are names that a user gives
-OPEN_SECTIONS = {"owners", "sites", "targets"}
+OPEN_SECTIONS = {"tensor_owners", "sites", "targets"}
 
 
 def config_files(bundle_root: str | Path) -> list[Path]:
