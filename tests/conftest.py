@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.protocol import Strategy
 from fedmonai.methods.averaging import WeightedMean
 
+pytest.register_assert_rewrite("run_results", "stock_checks")
 TINY = str(Path(__file__).parents[1] / "benchmarks" / "tiny_bundle")
 
 
@@ -40,9 +40,3 @@ def make_tiny(
 def tiny_federation() -> Callable[..., Federation]:
     """Make a tiny federation: tiny_federation(folder, names="ABC", strategy=None, kind=LocalPool, ...)."""
     return make_tiny
-
-
-@pytest.fixture(scope="session")
-def rounds_of() -> Callable[[Path], list[dict[str, Any]]]:
-    """Read the rounds of a run: rounds_of(folder)."""
-    return lambda out: [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]

@@ -23,6 +23,7 @@ __all__ = [
     "apply_overrides",
     "known_ids",
     "nearest_of",
+    "parameters_of",
     "read_by_name",
     "read_configs",
     "referred_ids",
@@ -101,11 +102,28 @@ def referred_ids(config: Any) -> set[str]:
 
 def read_by_name(config: Mapping[str, Any]) -> set[str]:
     """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
-    targets = [part.get("_target_") if isinstance(part := config.get(name), Mapping) else None for name in _BY_NAME]
-    module, _, name = str(targets[0]).rpartition(".")
-    component = optional_import(module, name=name)[0] if module else None
-    read = set(getattr(component, "reads_ids", ()))
-    return read | (_argument_names(targets[1]) or set()) if read else set()
+    federation, strategy = (_component(config.get(name)) for name in _BY_NAME)
+    read = set(getattr(federation, "reads_ids", ()))
+    return read | set(parameters_of(strategy)) if read and strategy is not None else read
+
+
+def _component(section: Any) -> Any:
+    target = section.get("_target_") if isinstance(section, Mapping) else None
+    module, _, name = str(target).rpartition(".")
+    component, there = optional_import(module, name=name) if module else (None, False)
+    return component if there else None
+
+
+def parameters_of(component: Any) -> list[str]:
+    """Argument names of a function, or of a class with those that it hands on to its bases by ``**kwargs``."""
+    names: list[str] = []
+    makers = [vars(base).get("__init__") for base in inspect.getmro(component)] if inspect.isclass(component) else []
+    for maker in [one for one in makers if one is not None] or [component]:
+        parameters = list(inspect.signature(maker).parameters.values())
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name != "self"]
 
 
 def _argument_names(target: Any) -> set[str] | None:

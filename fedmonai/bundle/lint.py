@@ -12,7 +12,7 @@ from typing import Any
 from fedmonai.bundle import lint_files
 from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.known_ids import unknown_ids
 from fedmonai.gate.names import NameProblem, Names, names_for
@@ -23,6 +23,8 @@ __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 
 #: overlays in configs/ that are laid over train.json although they are YAML
 OVER_TRAIN = {"outside.yaml"}
+#: folders of overlays that are laid over train.json or over federated.yaml, whatever they set
+BASES = ("data", "federation", "network")
 #: ids that MONAI looks for by name, so that nothing in a config needs to refer to them
 ENTRY_IDS = {"imports", "initialize", "run", "finalize", "evaluate", "inference", "train", "validate"}
 
@@ -103,9 +105,9 @@ def lint_bundle(bundle: str | Path, allow: str | Sequence[str] = ()) -> LintRepo
         for config_id, problem in config_problems(content, names):
             report.add(_name(root, path), config_id, problem)
             suspect.add(path)
-    for path, content in contents.items():
+    for path in contents:
         # what is wrong by itself would be said again
-        if not suspect & {path, _base_of(root, path, content)}:
+        if not suspect & {path, _base_of(root, path, contents)}:
             _lint_together(root, path, contents, table, names, report)
     _lint_others(root, report)
     return report
@@ -130,7 +132,7 @@ def _lint_together(
         for config_id, problem in _id_problems(root, path, contents, table, names):
             report.add(_name(root, path), config_id, problem)
     except (KeyError, ValueError, IndexError, TypeError, RecursionError) as error:  # as MONAI's parser would fail
-        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {str(error)[:120]})")
+        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {first_line(error, 120)})")
 
 
 def _contents(root: Path, report: LintReport) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -162,19 +164,26 @@ def _name(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _base_of(root: Path, path: Path, content: Mapping[str, Any]) -> Path | None:
-    """The config that a file is laid over; None for a file that stands alone."""
-    if "bundle_root" in content:
+def _base_of(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]]) -> Path | None:
+    """The config that a file is laid over; None for a file that stands alone.
+
+    In a folder that only this bundle has it is ``federated.yaml`` if the file sets an id that only a federation has.
+    """
+    if "bundle_root" in contents[path]:
         return None
-    yaml = path.parent.name == "configs" and path.suffix != ".json" and path.name not in OVER_TRAIN
-    federated = path.parent.name == "federation" or yaml
-    return root / "configs" / ("federated.yaml" if federated else "train.json")
+    train, federated = (root / "configs" / name for name in ("train.json", "federated.yaml"))
+    if path.parent == root / "configs":
+        return train if path.suffix == ".json" or path.name in OVER_TRAIN else federated
+    if path.parent.name in BASES:
+        return federated if path.parent.name == "federation" else train
+    own = {config_id.lstrip("+").split(SEP)[0] for config_id in contents[path]}
+    return federated if own & (contents.get(federated, {}).keys() - contents.get(train, {}).keys()) else train
 
 
 def _id_problems(
     root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, names: Names
 ) -> Iterator[tuple[str, str]]:
-    content, base = contents[path], _base_of(root, path, contents[path])
+    content, base = contents[path], _base_of(root, path, contents)
     if base is not None and base not in contents:
         yield "", f"is laid over {base.name}, which is missing or unreadable"
         return

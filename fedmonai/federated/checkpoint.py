@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.run_log import RunFolder, load_checked, save_atomic
+from fedmonai.federated.formats import STATE_FORMAT, FormatError, check_format
+from fedmonai.federated.run_log import RunFolder, save_atomic
+from fedmonai.io import load_checked, read_weights, sync_folder
 
-__all__ = ["BestModelTracker", "Checkpoint", "changes_since", "read_checkpoint", "start_from"]
+__all__ = ["BestModelTracker", "Checkpoint", "changes_since", "start_from"]
 
 logger = logging.getLogger(__name__)
 
 
+_OTHER_FORMAT = "Continue with the version that wrote it, or start again in another output_dir."
 #: name under which the mean over sites is kept beside the sites' own records
 MEAN = ""
 
@@ -150,10 +153,11 @@ class Checkpoint:
             the rounds of the sites' states that the commits on disk refer to, the newest last.
         """
         fresh = self.path.with_name("federation.new.pt")
-        save_atomic({**state, "best": self.best.state_dict()}, fresh)
+        save_atomic({"format": STATE_FORMAT, **state, "best": self.best.state_dict()}, fresh)
         if self.path.exists() and not again:
             self.path.replace(self.previous)
         fresh.replace(self.path)
+        sync_folder(self.path.parent)
         if not again:
             self._commits = [*self._commits[-1:], dict(state["site_rounds"])]
         return self._commits
@@ -165,14 +169,17 @@ class Checkpoint:
             check_states: raises ConfigError when the site states of a commit, ``{site: round}``, cannot be used.
 
         Raises:
-            ConfigError: when none can.
+            ConfigError: when none can, or one is of another format.
         """
         for path in (self.path, self.previous):
             if not path.exists():
                 continue
             try:
                 state: dict[str, Any] = load_checked(path)
+                check_format(f"the state in '{path}'", state, STATE_FORMAT, _OTHER_FORMAT)
                 check_states(state["site_rounds"])
+            except FormatError:  # whole, so a way back to an earlier round would lose one for nothing
+                raise
             except ConfigError as error:
                 self.note(f"{error} The round before it is used.")
                 continue
@@ -202,20 +209,6 @@ def changes_since(state: Mapping[str, Any], names: Sequence[str], seed: int) -> 
         yield f"{state['threads']} threads before, {torch.get_num_threads()} now: sums may differ in the last bits"
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file: the file's own content, or what it holds under ``model``.
-
-    Raises:
-        ConfigError: when there is no state dict in it.
-    """
-    content = load_checked(Path(path))
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ConfigError(f"init_ckpt '{path}' holds no state dict (tensors by name, at the top or under 'model').")
-    return content
-
-
 def start_from(path: str | Path, fresh: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Replace freshly drawn weights by those of a file where name and shape agree.
 
@@ -225,7 +218,7 @@ def start_from(path: str | Path, fresh: Mapping[str, Tensor]) -> tuple[dict[str,
     Raises:
         ConfigError: when not a single tensor fits.
     """
-    given = read_checkpoint(path)
+    given = read_weights(path, "init_ckpt")
     fits = {k for k, t in given.items() if k in fresh and fresh[k].shape == t.shape}
     if not fits:
         raise ConfigError(

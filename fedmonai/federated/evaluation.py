@@ -11,9 +11,10 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import Checkpoint
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.run_log import load_checked, save_atomic
+from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site_evaluation import SiteEvaluation, write_site_evaluation
 from fedmonai.federated.site_pool import SitePool
+from fedmonai.io import load_checked
 
 __all__ = ["Evaluations"]
 

@@ -22,9 +22,11 @@ from fedmonai.federated.evaluation import Evaluations
 from fedmonai.federated.local_training import load_stateful, stateful_parts
 from fedmonai.federated.messages import message_bytes
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.run_log import RoundRecord, describe_environment, load_checked, save_atomic, summary
+from fedmonai.federated.run_log import RoundRecord, describe_environment, save_atomic, summary
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
+from fedmonai.io import load_checked
+from fedmonai.names import as_list
 from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
@@ -397,7 +399,7 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
 
 
 def _known(sites: Sequence[str], config_id: str, names: Sequence[str] | None) -> list[str]:
-    chosen = list(sites) if names is None else sorted(dict.fromkeys([names] if isinstance(names, str) else names))
+    chosen = list(sites) if names is None else sorted(dict.fromkeys(as_list(names)))
     unknown = [name for name in chosen if name not in sites]
     if unknown or not chosen:
         what = f"names '{unknown[0]}', which is no site" if unknown else "is empty"

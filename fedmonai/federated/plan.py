@@ -13,8 +13,9 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from fedmonai.errors import ConfigError
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.names import as_list
 
-__all__ = ["SitePlan", "as_list"]
+__all__ = ["SitePlan"]
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,6 @@ class SitePlan:
                 f"site '{name}': config file '{file}' lies outside of the bundle folder '{root}', where no "
                 "check of the bundle looks; copy it into the folder's configs."
             )
-
-
-def as_list(files: str | Sequence[str] | None) -> list[str]:
-    """Config files as a list: one, several or none."""
-    if files is None:
-        return []
-    return [files] if isinstance(files, str) else list(files)
 
 
 def _refuse_component(name: str, key: str, value: Any) -> None:

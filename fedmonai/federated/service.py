@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.formats import FormatError
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import KINDS, Reply, Request, attachments_of, weights_message
 from fedmonai.federated.plan import SitePlan
-from fedmonai.federated.run_log import RunFolder, load_checked, reason_of, save_atomic
+from fedmonai.federated.run_log import RunFolder, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import (
     ModelEvaluation,
@@ -24,6 +25,7 @@ from fedmonai.federated.site_evaluation import (
     validation,
     write_site_evaluation,
 )
+from fedmonai.io import load_checked
 
 __all__ = ["SiteService"]
 
@@ -101,6 +103,8 @@ class SiteService:
             self.sites.state_rounds[self.name] = number
             try:
                 self.sites.open(self.name)
+            except FormatError:  # nothing is damaged: an older or a fresh state would lose the site's own for nothing
+                raise
             except ConfigError as error:
                 self._notes.append(f"the state after round {number} cannot be used ({error})")
                 continue

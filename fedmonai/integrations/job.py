@@ -18,8 +18,11 @@ from monai.bundle import ConfigWorkflow
 
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
+from fedmonai.federated.formats import JOB_FORMAT, check_format
 from fedmonai.gate.policy import load_policy
 from fedmonai.gate.reading import config_files
+from fedmonai.io import parse_strictly, read_strictly
+from fedmonai.names import as_list
 
 __all__ = [
     "MACHINE_IDS",
@@ -191,10 +194,12 @@ class Deployment:
         """
         path = Path(folder, DESCRIPTION)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        except (OSError, ValueError, RecursionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"the job's {DESCRIPTION} cannot be read ({reason}).") from error
+            content = read_strictly(path)
+        except ValueError as error:
+            raise ConfigError(f"the job's {DESCRIPTION} {error}.") from error
+        if isinstance(content, dict):
+            check_format(f"the job's {DESCRIPTION}", content, JOB_FORMAT, "Make the job again with the sites' version.")
+            del content["format"]
         known = set(cls.__dataclass_fields__)
         if not isinstance(content, dict) or not {"run", "files"} <= set(content) <= known:
             raise ConfigError(f"the job's {DESCRIPTION} does not describe a job: it sets {', '.join(sorted(known))}.")
@@ -230,7 +235,7 @@ def describe(
 def overlay_files(bundle: Path, names: str | Sequence[str]) -> list[str]:
     """Paths of overlays inside the bundle, from paths or bare names."""
     found = []
-    for name in [names] if isinstance(names, str) else list(names):
+    for name in as_list(names):
         candidates = [str(name), f"configs/federation/{name}.yaml", f"configs/{name}.yaml"]
         existing = [c for c in candidates if (bundle / c).is_file()]
         if not existing:
@@ -251,7 +256,8 @@ def bundle_digest(bundle: str | Path) -> str:
 def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> None:
     """Write the description and a copy of the bundle's configs into a folder that travels with the job."""
     _copy_parts(Path(bundle), Path(folder, BUNDLE))
-    Path(folder, DESCRIPTION).write_text(json.dumps(asdict(deployment), indent=2) + "\n", encoding="utf-8")
+    content = {"format": JOB_FORMAT, **asdict(deployment)}
+    Path(folder, DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def packed(folder: str | Path) -> str:
@@ -267,9 +273,9 @@ def unpack_files(text: str, folder: str | Path) -> None:
         ConfigError: when it is something else, or holds a name that leads out of ``folder``.
     """
     try:
-        files = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the job's files cannot be read ({str(error).splitlines()[0]}).") from error
+        files = parse_strictly(text, "json")
+    except ValueError as error:
+        raise ConfigError(f"the job's files: {error}.") from error
     if not isinstance(files, dict) or not all(name and isinstance(content, str) for name, content in files.items()):
         raise ConfigError("the job's files cannot be read: they are no texts by name.")
     for name, content in files.items():
@@ -348,10 +354,3 @@ def named_files(deployment: Deployment) -> Iterator[tuple[str, str]]:
     """The config files that a job names, each with who names it."""
     yield from (("a file of the job", file) for file in deployment.files)
     yield from ((f"override '{key}'", file) for key, file in file_ids(deployment.ids))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found

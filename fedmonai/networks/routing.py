@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks.routed import FORMS, RoutedConv2d, RoutedConvTranspose2d
+from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
 
-__all__ = ["build_routed_network", "load_experts", "route_network", "set_routing_form"]
+__all__ = ["build_routed_network", "load_experts", "route_network"]
 
 State = Mapping[str, Tensor]
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
@@ -121,16 +121,6 @@ def build_routed_network(
     num_experts = len(personal) + 1
     route_network(network, num_experts, dropout, form, batch_statistics, initial_share, seed)
     load_experts(network, personal, global_state)
-    return network
-
-
-def set_routing_form(network: nn.Module, form: str) -> nn.Module:
-    """Switch every routed layer of ``network`` to ``grouped`` or ``sum``; the function computed stays the same."""
-    if form not in FORMS:
-        raise ConfigError(f"routing form {form!r} is not known: use one of {', '.join(FORMS)}")
-    for module in network.modules():
-        if isinstance(module, _ROUTED):
-            module.form = form
     return network
 
 

@@ -18,10 +18,6 @@ __all__ = [
     "NORMALIZATIONS",
     "RESIZE_MODES",
     "ClassesInPlaned",
-    "KeepLabeledSlicesd",
-    "MergeLabelsd",
-    "NormalizeVolumed",
-    "StackNeighborsd",
     "classes_in_plane",
     "fit_plane",
     "labeled_slices",
@@ -96,69 +92,6 @@ def normalize_volume(volume: Tensor, mode: str = "zscore") -> Tensor:
     else:
         scale, offset = torch.std_mean(volume, correction=0)
     return (volume - offset) / torch.where(scale > 0, scale, torch.ones_like(scale))
-
-
-class MergeLabelsd(MapTransform):
-    """Dictionary version of :func:`merge_labels`."""
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = merge_labels(result[key])
-        return result
-
-
-class KeepLabeledSlicesd(MapTransform):
-    """Keep, in all ``keys``, the slices (last axis) in which ``label_key`` is not empty.
-
-    For training and evaluation of labeled data only: what has no label keeps all its slices by not using it.
-
-    Raises:
-        ConfigError: the label is empty in every slice.
-    """
-
-    def __init__(self, keys: KeysCollection, label_key: str = "label", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.label_key = label_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        kept = labeled_slices(torch.as_tensor(result[self.label_key]))
-        if not kept:
-            raise ConfigError(f"{self.label_key!r} is empty in every slice: leave the case out or check its mask")
-        for key in self.key_iterator(result):
-            result[key] = result[key][..., kept]
-        return result
-
-
-class NormalizeVolumed(MapTransform):
-    """Dictionary version of :func:`normalize_volume`."""
-
-    def __init__(self, keys: KeysCollection, mode: str = "zscore", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        if mode not in NORMALIZATIONS:
-            raise ConfigError(f"normalization {mode!r} is not known: use one of {', '.join(NORMALIZATIONS)}")
-        self.mode = mode
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = normalize_volume(result[key], self.mode)
-        return result
-
-
-class StackNeighborsd(MapTransform):
-    """Dictionary version of :func:`stack_neighbors`."""
-
-    def __init__(self, keys: KeysCollection, context_slices: int = 1, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.context_slices = context_slices
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = stack_neighbors(result[key], self.context_slices)
-        return result
 
 
 RESIZE_MODES = ("resize", "pad")

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weak labels from full masks: points, scribbles, second scribbles, blocks and boxes; function and MONAI pair."""
+"""Weak labels from full masks: points, scribbles, second scribbles, blocks and boxes; computed per plane."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform, Transform
-from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["ANNOTATIONS", "WeakLabel", "WeakLabeld", "weak_label", "weak_label_statistics", "weak_labels"]
+__all__ = ["ANNOTATIONS", "weak_label", "weak_label_statistics", "weak_labels"]
 
 #: forms by the names under which the release of FedICRA stores them
 ANNOTATIONS = ("keypoint", "scribble", "scribble_noisy", "block", "box")
@@ -107,62 +102,6 @@ def weak_label_statistics(label: np.ndarray, mask: np.ndarray, ignore_index: int
     for value in np.unique(mask):
         statistics[f"labeled_{value}"] = float(given[mask == value].mean())
     return statistics
-
-
-class WeakLabel(Transform):
-    """:func:`weak_label` on an array or tensor ``(H, W)`` or ``(1, H, W)``; the kind of container is kept."""
-
-    def __init__(
-        self, annotation: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.1
-    ) -> None:
-        if annotation not in (*ANNOTATIONS, "mask"):
-            raise ConfigError(
-                f"weak label form {annotation!r} is unknown; use one of {', '.join((*ANNOTATIONS, 'mask'))}"
-            )
-        self.annotation = annotation
-        self.ignore_index = ignore_index
-        self.background = background
-        self.seed = seed
-        self.jitter = jitter
-
-    def __call__(self, mask: Any) -> Any:
-        values = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
-        plane = values[0] if values.ndim == 3 and values.shape[0] == 1 else values
-        label = weak_label(plane, self.annotation, self.ignore_index, self.background, self.seed, self.jitter)
-        label = label.reshape(values.shape)
-        return torch.as_tensor(label, device=mask.device) if isinstance(mask, torch.Tensor) else label
-
-
-class WeakLabeld(MapTransform):
-    """Dictionary version of :class:`WeakLabel`.
-
-    Args:
-        keys: full masks.
-        annotation: see :func:`weak_label`.
-        ignore_index: label of unlabeled pixels.
-        output_keys: where the weak labels go, one for each key; None replaces the masks.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        annotation: str,
-        ignore_index: int,
-        background: int = 0,
-        seed: int = 0,
-        jitter: float = 0.1,
-        output_keys: Sequence[str] | str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = WeakLabel(annotation, ignore_index, background, seed, jitter)
-        self.output_keys = self.keys if output_keys is None else ensure_tuple_rep(output_keys, len(self.keys))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key, output in self.key_iterator(result, self.output_keys):
-            result[output] = self.transform(data[key])
-        return result
 
 
 class _Depths:

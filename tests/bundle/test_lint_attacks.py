@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_copy import copy_bundle
 from monai.bundle import ConfigParser
 
 from fedmonai.bundle.lint import lint_bundle
@@ -116,9 +116,7 @@ def test_macro_of_a_file_is_found(name: str, bundle: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    root = tmp_path / "fl_mr"
-    shutil.copytree(BUNDLE, root, ignore=shutil.ignore_patterns("data_generated*", "runs", "eval"))
-    return root
+    return copy_bundle(BUNDLE, tmp_path / "fl_mr")
 
 
 def rewritten(root: Path, **ids: Any) -> Path:

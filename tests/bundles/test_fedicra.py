@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,17 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from tiny_sites import TINY_SITES, write_weak_site
+from run_results import final, rounds, same, site_state
+from stock_checks import check_mistake
+from tiny_sites import ROOT, WEAK, write_weak_site
 
 from fedmonai.data.generated.weak_federation import generated_fundus_site
 from fedmonai.federated.messages import weights_message
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "fedicra"
+BUNDLE = ROOT / "fedicra"
 SITE_ANNOTATIONS = {"A": "scribble", "B": "keypoint", "C": "box"}
 #: three rounds of four iterations, two of them for the body; mixing from the second round on
-SMALL = {"mixing_warm_up": 1, "rep_iters": 2, **TINY_SITES["fedicra"].ids}
+SMALL = {"mixing_warm_up": 1, "rep_iters": 2, **WEAK.ids}
 State = dict[str, torch.Tensor]
 
 
@@ -51,24 +52,8 @@ def engine_of(workflow: ConfigWorkflow) -> Any:
     return workflow.parser.get_parsed_content("federation")
 
 
-def final(out: Path) -> State:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def site_state(out: Path, site: str, number: int = 3) -> dict[str, Any]:
-    return torch.load(out / "sites" / site / f"round_{number:04d}.pt", weights_only=True)
-
-
-def same(first: State, second: State) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
 def interrupt() -> None:
     raise KeyboardInterrupt
-
-
-def rounds(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +223,17 @@ def test_shuffled_labels_drop_the_dice(tmp_path: Path) -> None:
     shuffled = dice_after_training(tmp_path / "shuffled", tmp_path / "o2")
     assert right > 0.8
     assert shuffled < right - 0.2
+
+
+@pytest.mark.parametrize(
+    ("ids", "texts"),
+    [
+        ({"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all", "<train|val|test>")),
+        ({"form": "scribbel"}, ("scribbel", "scribble", "keypoint")),
+        ({"layout": "released"}, ("released", "release, pairs, volumes")),
+        ({"tree_weight": -1.0}, ("tree_weight", "-1", "at least 0")),
+        ({"contrast_mode": "other"}, ("other", "intended, released")),
+    ],
+)
+def test_mistakes(ids: dict, texts: tuple[str, ...], tmp_path: Path) -> None:
+    check_mistake(BUNDLE, tmp_path, tmp_path, ids, texts)

@@ -15,9 +15,6 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.data.cases.check import check_cases
-from fedmonai.data.cases.list import prostate_pictures
-
 DATA = os.environ.get("FEDMONAI_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FEDMONAI_TEST_DATA (folder of real images) is not set")
 CONFIGS = Path(__file__).parents[2] / "bundles" / "iop_fl" / "configs"
@@ -44,13 +41,6 @@ def values(path: Path, **wanted: str) -> list[float]:
     with path.open() as stream:
         rows = [row for row in csv.DictReader(stream) if all(row[k] == v for k, v in wanted.items())]
     return [float(row["value"]) for row in rows]
-
-
-def test_pictures_are_inverted_and_found_out(prostate: Path) -> None:
-    for site in (*INSIDE, OUTSIDE):
-        cases = prostate_pictures(prostate / "slices", site, "test")
-        assert check_cases(cases, inverted=True) == []
-        assert {found.problem for found in check_cases(cases)} == {"inverted mask"}
 
 
 def test_five_sites_train_and_the_sixth_is_adapted_to(prostate: Path, tmp_path: Path) -> None:

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -20,6 +17,8 @@ from monai.handlers import (
     TensorBoardStatsHandler,
     stopping_fn_from_metric,
 )
+from run_results import Interrupt, final, rounds, same
+from tiny_sites import write_mr_sites
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
@@ -35,17 +34,7 @@ IDS = {"base_channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequ
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    generator = np.random.RandomState(0)
-    for site in "ABC":
-        for split in ("train", "val", "test"):
-            folder = root / site / split
-            folder.mkdir(parents=True)
-            images = generator.rand(4, 32, 32).astype(np.float32) + np.outer(np.hanning(32), np.hanning(32))
-            shifted = np.fft.ifftshift(images, axes=(-2, -1))
-            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
-            with h5py.File(folder / f"{site}{split}.h5", "w") as stream:
-                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
-                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    write_mr_sites(root, dict.fromkeys("ABC", (4, 32, 32)))
     return root
 
 
@@ -56,18 +45,6 @@ def federation(data: Path, out: Path, names: str = "ABC", ids: dict | None = Non
     specs = {name: {"dataset_dir": str(data / name)} for name in names}
     plan = SitePlan(BUNDLE, specs, out, local={**IDS, **(ids or {})}, **of_plan)
     return Federation(LocalPool(plan, resident_sites), WeightedMean(**keys), options.pop("num_rounds", 3), **options)
-
-
-def final(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def rounds(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +77,6 @@ def test_two_runs_agree_to_the_bit_and_workers_change_nothing(data: Path, refere
 def test_one_site_in_memory_at_a_time_changes_nothing(data: Path, reference: Path, tmp_path: Path) -> None:
     federation(data, tmp_path, resident_sites=1).run()
     assert same(final(reference), final(tmp_path))
-
-
-class Interrupt:
-    """A user's handler that ends the process's work in the middle of a run."""
-
-    def attach(self, engine: Federation) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
-
-    def __call__(self, engine: Federation) -> None:
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("local_keys", [(), (r"decoder\.",)], ids=["all shared", "decoder private"])
@@ -159,7 +126,7 @@ def break_site(engine: Federation, name: str, number: int, error: Exception) -> 
     site = engine.sites.open(name)
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round == number:
+        if trainer.state.round_context.round == number:
             raise error
 
     site.trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)

@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.batch_loss import batch_loss
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.handlers.rates import OptimizerReset, RoundLR
 
 
@@ -49,7 +49,7 @@ def test_rate_by_round(number: int, rate: float) -> None:
     optimizer = torch.optim.SGD([weight], lr=0.1)
     engine = engine_for(optimizer, weight)
     RoundLR(optimizer, milestones=[60, 40], gamma=0.1).attach(engine)
-    engine.state.round = number
+    engine.state.round_context = RoundContext(number, "A", {}, [])
     engine.run([0], max_epochs=1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
@@ -72,10 +72,6 @@ def test_bad_schedules_are_named() -> None:
         RoundLR(optimizer, milestones=[0])
 
 
-def test_batch_loss() -> None:
-    assert batch_loss({"loss": 2.5}) == 2.5
-
-
 @pytest.mark.parametrize(("number", "rate"), [(1, 0.1), (40, 0.1), (41, 0.01), (80, 0.01), (81, 0.001)])
 def test_rate_falls_after_every_step_of_rounds(number: int, rate: float) -> None:
     """StepLR once per round: lr * gamma^floor((r - 1) / step)."""
@@ -83,7 +79,7 @@ def test_rate_falls_after_every_step_of_rounds(number: int, rate: float) -> None
     optimizer = torch.optim.SGD([weight], lr=0.1)
     engine = engine_for(optimizer, weight)
     RoundLR(optimizer, step=40).attach(engine)
-    engine.state.round = number
+    engine.state.round_context = RoundContext(number, "A", {}, [])
     engine.run([0], max_epochs=1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
     with pytest.raises(ConfigError, match="lr_step is 0"):

@@ -9,7 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_remote_pool import Wire, close, final, lines, personal_state, same
+from loopback import Wire, close
+from run_results import final, rounds, same, site_state
 
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
@@ -58,10 +59,10 @@ def test_over_a_wire_equals_in_process_to_the_bit(specs: dict, tmp_path: Path, n
     assert same(final(tmp_path / "here"), final(tmp_path / "server"))
     assert (tmp_path / "here" / "metrics.csv").read_text() == (tmp_path / "server" / "metrics.csv").read_text()
     for name in "AB":
-        assert same(personal_state(tmp_path / "here", name), personal_state(tmp_path / name, name))
+        assert same(site_state(tmp_path / "here", name)["private"], site_state(tmp_path / name, name)["private"])
         assert (tmp_path / name / "models" / f"{name}.pt").is_file()
     travelled = {key for request in wire.sent for key in pack(request.message)[0]}
     assert travelled and not [key for key in travelled if "decoder." in key]
     assert any(key.startswith("previous_encoders::B/encoder.") for key in travelled) == (negatives == "all")
-    sizes = [line["bytes_down"]["A"].get("previous_encoders") for line in lines(tmp_path / "server")]
-    assert sizes == [line["bytes_down"]["A"].get("previous_encoders") for line in lines(tmp_path / "here")]
+    sizes = [line["bytes_down"]["A"].get("previous_encoders") for line in rounds(tmp_path / "server")]
+    assert sizes == [line["bytes_down"]["A"].get("previous_encoders") for line in rounds(tmp_path / "here")]

@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
 from monai.fl.utils.exchange_object import ExchangeObject
+from run_results import Interrupt, load, rounds, same, same_run
+from tiny_sites import write_mr_sites
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
@@ -34,17 +34,8 @@ SHARED = (r"(.*\.)?encoder\.",)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites with 4 slices each; their images differ in size."""
-    root, generator = tmp_path_factory.mktemp("data"), np.random.RandomState(0)
-    for site, shape in {"A": (32, 32), "B": (40, 32), "C": (33, 48)}.items():
-        for split in ("train", "val", "test"):
-            folder = root / site / split
-            folder.mkdir(parents=True)
-            images = generator.rand(4, *shape).astype(np.float32) + np.outer(*(np.hanning(n) for n in shape))
-            shifted = np.fft.ifftshift(images, axes=(-2, -1))
-            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
-            with h5py.File(folder / f"{site}{split}.h5", "w") as stream:
-                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
-                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    root = tmp_path_factory.mktemp("data")
+    write_mr_sites(root, {"A": (4, 32, 32), "B": (4, 40, 32), "C": (4, 33, 48)})
     return root
 
 
@@ -57,25 +48,6 @@ def federation(
     local = {**IDS, "beta": 1.0, "negatives": negatives, **options.pop("ids", {})}
     sites = LocalPool(SitePlan(BUNDLE, specs, out, local=local), options.pop("resident_sites", None))
     return Federation(sites, strategy, options.pop("num_rounds", 3), **options)
-
-
-def load(path: Path) -> Any:
-    return torch.load(path, weights_only=True)
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def same_run(first: Path, second: Path) -> bool:
-    names = {path.name for path in (first / "models").iterdir()}
-    assert names >= {"A.pt", "B.pt", "initial.pt", "model_final.pt", "shared.pt"}
-    texts = all((first / name).read_text() == (second / name).read_text() for name in ("metrics.csv", "cases.csv"))
-    return texts and all(same(load(first / "models" / name), load(second / "models" / name)) for name in names)
-
-
-def rounds(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -155,23 +127,13 @@ def test_bytes_and_ages_are_written_down(reference: Path, data: Path, tmp_path: 
     engine.prepare()
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round in (2, 3):
+        if trainer.state.round_context.round in (2, 3):
             raise RuntimeError("gone")
 
     engine.sites.open("B").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
     engine.run()
     ages = [line["attachments"]["previous_encoders"] for line in rounds(tmp_path)]
     assert ages[2:] == [{"age_A": 1, "age_B": 2, "age_C": 1}, {"age_A": 1, "age_B": 3, "age_C": 1}]
-
-
-class Interrupt:
-    """Ends the process's work after two rounds, before they are committed."""
-
-    def attach(self, engine: Federation) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
-
-    def __call__(self, engine: Federation) -> None:
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("negatives", ["all", "self"])
@@ -185,6 +147,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(data: Path, tmp_path: Path, ref
     with pytest.raises(KeyboardInterrupt):
         attach(federation(data, tmp_path / "cut", **options), [Interrupt()]).run()
     federation(data, tmp_path / "cut", resume=True, **options).run()
+    assert {path.name for path in (whole / "models").iterdir()} >= {"A.pt", "B.pt", "model_final.pt", "shared.pt"}
     assert same_run(whole, tmp_path / "cut")
 
 

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.fl.utils.exchange_object import ExchangeObject
+from run_results import Interrupt, final, rounds, same
+from tiny_sites import write_mr_sites
 
 from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.federated.federation import Federation, attach
@@ -35,17 +34,7 @@ ALIGNMENT = ("alignment", "share_features", "lambda_adv", "bank_size", "target_s
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites with 4, 5 and 7 training slices."""
     root = tmp_path_factory.mktemp("data")
-    generator = np.random.RandomState(0)
-    for site, count in zip("ABC", (4, 5, 7), strict=True):
-        for split in ("train", "val", "test"):
-            folder = root / site / split
-            folder.mkdir(parents=True)
-            images = generator.rand(count, 32, 32).astype(np.float32) + np.outer(np.hanning(32), np.hanning(32))
-            shifted = np.fft.ifftshift(images, axes=(-2, -1))
-            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
-            with h5py.File(folder / f"{site}{split}.h5", "w") as stream:
-                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
-                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    write_mr_sites(root, {site: (count, 32, 32) for site, count in zip("ABC", (4, 5, 7), strict=True)})
     return root
 
 
@@ -58,18 +47,6 @@ def federation(data: Path, out: Path, **options: Any) -> Federation:
     plan = SitePlan(str(BUNDLES / "fl_mrcm"), specs, out, local={**IDS, **chosen})
     sites = LocalPool(plan, resident, simulated=options.pop("simulated", chosen["alignment"] == "inputs"))
     return Federation(sites, strategy, options.pop("num_rounds", 3), **options)
-
-
-def final(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def rounds(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -148,16 +125,6 @@ def test_without_weight_it_is_fl_mr_with_persistent_optimizers(data: Path, tmp_p
     assert [h for h in handlers if hasattr(h, "discriminator") and h.optimizer.state]
 
 
-class Interrupt:
-    """Ends the process's work in the middle of a run."""
-
-    def attach(self, engine: Federation) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
-
-    def __call__(self, engine: Federation) -> None:
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"train_sites": ["A", "B"]}, {"alignment": "inputs"}],
@@ -228,7 +195,7 @@ def test_a_target_that_misses_a_round_leaves_its_last_bank(data: Path, tmp_path:
     engine.prepare()
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round == 2:
+        if trainer.state.round_context.round == 2:
             raise RuntimeError("no power")
 
     engine.sites.open("C").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)

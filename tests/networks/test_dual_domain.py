@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from numerics import assert_within
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
@@ -49,7 +50,7 @@ def test_measured_samples_stay_and_only_the_others_are_filled_in(prepared: tuple
     assert (kspace * (1 - mask)).abs().max() == 0
     completed = trained(DualDomainUNet(2, num_pool=3)).complete(kspace / std, mask) * std
     measured = mask.expand_as(kspace) == 1
-    torch.testing.assert_close(completed[measured], kspace[measured], rtol=1e-5, atol=1e-5)
+    assert_within(completed[measured], kspace[measured], 4)  # divided, masked, added and multiplied
     assert (completed[~measured].abs() > 1e-3).float().mean() > 0.9
 
 
@@ -61,7 +62,8 @@ def test_training_starts_from_the_zero_filled_image(prepared: tuple) -> None:
     nn.init.zeros_(network.image_net.decoder.final_residual.bias)
     output = network(image, *args)
     assert output.shape == image.shape == (3, 1, 32, 32)
-    torch.testing.assert_close(output.clamp(-6, 6), image, rtol=1e-4, atol=1e-4)
+    # two transforms of 40 x 36 samples and back, coils added, normalized; divided by the image's spread of about 1/4
+    assert_within(output.clamp(-6, 6), image, 4 * (ROWS + COLUMNS), scale=6.0)
 
 
 def test_all_of_both_networks_is_trained(prepared: tuple) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.weak_labels import ANNOTATIONS, WeakLabel, WeakLabeld, weak_label, weak_label_statistics
+from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label, weak_label_statistics
 
 
 @pytest.fixture
@@ -120,20 +119,9 @@ def test_statistics_by_hand() -> None:
     assert np.isnan(weak_label_statistics(np.full((1, 4), 2), mask, 2)["agreement"])
 
 
-def test_array_and_dictionary_transforms(disc: np.ndarray) -> None:
-    expected = weak_label(disc, "block", 3)
-    tensor = WeakLabel("block", 3)(torch.from_numpy(disc)[None])
-    assert isinstance(tensor, torch.Tensor)
-    assert np.array_equal(tensor.numpy()[0], expected)
-    item = WeakLabeld("mask", "block", 3, output_keys="label")({"mask": disc, "name": "x"})
-    assert np.array_equal(item["label"], expected)
-    assert np.array_equal(item["mask"], disc)
-    assert np.array_equal(WeakLabeld("mask", "mask", 3)({"mask": disc})["mask"], disc)
-
-
 def test_wrong_inputs_are_named(disc: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="'points' is unknown; use one of keypoint"):
-        WeakLabel("points", 3)
+        weak_label(disc, "points", 3)
     with pytest.raises(ConfigError, match="ignore_index 2 is a class of the mask"):
         weak_label(disc, "block", 2)
     with pytest.raises(ConfigError, match=r"shape \(2, 128, 128\)"):

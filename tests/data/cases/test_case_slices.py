@@ -15,7 +15,7 @@ from fedmonai.data.cases.dataset import CaseSliceDataset
 from fedmonai.data.cases.list import prostate_cases, prostate_pictures
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.rand_geometry import RandQuarterTurnFlipd
-from fedmonai.transforms.slices import NormalizeVolumed, StackNeighborsd
+from fedmonai.transforms.slices import normalize_volume, stack_neighbors
 
 AFFINE = np.diag([-0.5, -0.6, 3.0, 1.0])  # axes already point left, posterior, superior: rows are axis 1
 
@@ -105,11 +105,9 @@ def test_the_inference_transforms_see_the_same(tmp_path):
             LoadImaged("image"),
             EnsureChannelFirstd("image"),
             Orientationd("image", axcodes="PLS"),
-            NormalizeVolumed("image"),
-            StackNeighborsd("image"),
         ]
     )
-    volume = chain({"image": case["image"]})["image"]
+    volume = stack_neighbors(normalize_volume(chain({"image": case["image"]})["image"]))
     dataset = CaseSliceDataset([case], slices="all")
     assert volume.shape == (3, 4, 6, 5)
     for index, item in enumerate(dataset):

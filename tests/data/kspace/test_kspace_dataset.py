@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
+from numerics import assert_within
 
 from fedmonai.data.kspace.dataset import KspaceDataset, collate_slices
 from fedmonai.data.kspace.list import kspace_volumes
@@ -44,7 +45,7 @@ def test_single_coil_item(tmp_path, make_volume):
     stored = _read(path, "kspace")[1]
     # by hand: inverse FFT over the rows, shifted so that the center is row 4; crop of 5 out of 8 starts at (8-5)//2 = 1
     rows = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(stored.numpy(), 0), axis=0, norm="ortho"), 0)[1:6]
-    np.testing.assert_allclose(item["kspace"][0].numpy(), rows, atol=1e-6)
+    assert_within(item["kspace"][0], rows, 8)
     # 5 of 7 rows from (7-5)//2 = 1, 5 of 6 columns from (6-5)//2 = 0
     assert torch.equal(item["target"], _read(path, "reconstruction_esc")[1, 1:6, 0:5][None])
     assert item["kspace"].dtype == torch.complex64 and item["target"].dtype == torch.float32
@@ -102,7 +103,7 @@ def test_target_from_kspace_is_the_image_the_kspace_was_made_of(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["kspace"] = np.fft.fftshift(shifted, (-2, -1)).astype(np.complex64)
     item = KspaceDataset([_entry(tmp_path / "a.h5")], target_from_kspace=True, resolution=4)[1]
-    np.testing.assert_allclose(item["target"][0].numpy(), image[1, 2:6, 1:5], atol=1e-6)
+    assert_within(item["target"][0], image[1, 2:6, 1:5], 2 * (8 + 6))
 
 
 def test_target_from_undersampled_kspace_is_refused(tmp_path, make_volume):
@@ -260,4 +261,4 @@ def test_fully_sampled_batch_reconstructs_the_target(tmp_path, hybrid_kspace):
     batch = next(iter(DataLoader(dataset, batch_size=3, collate_fn=collate_slices)))
     prepared, label = PrepareKspace(None, resolution=8)(batch)
     assert prepared.shape == (3, 1, 8, 8)
-    torch.testing.assert_close(prepared, label, atol=2e-5, rtol=0)
+    assert_within(prepared, label, 4 * (10 + 8))  # there and back, and the mean and the spread
