@@ -17,6 +17,11 @@ class FederationError(RuntimeError):
     """A federated run cannot go on; what was committed before stays on disk and the message says how to continue."""
 
 
+def first_line(error: BaseException, longest: int = 160) -> str:
+    """The first line of an exception's text, cut for a message; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
+
+
 def root_user_error(error: BaseException | None) -> ConfigError | FederationError | None:
     """The user's mistake under the layers in which MONAI's parser wraps exceptions."""
     while error is not None:

@@ -1,49 +1,271 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear complete or not at all."""
+"""Files: written atomically, read with checks. One copy for the whole package; torch is imported when it is needed."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+import zipfile
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-PARTIAL_SUFFIX = ".part"
+import yaml
+
+from fedmonai.errors import ConfigError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "atomic_path",
+    "load_checked",
+    "parse_strictly",
+    "read_strictly",
+    "read_weights",
+    "save",
+    "sync_folder",
+    "write_json",
+    "write_table",
+    "write_text",
+    "writing",
+]
+
+PathLike = str | os.PathLike[str]
+#: what the name of an unfinished file begins with; it is hidden and ends as the file will, which libraries look at
+PARTIAL_PREFIX = ".part-"
+REMEDY = "nothing of it is left behind; make room or choose another folder."
+MAX_DEPTH = 40
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(
+    path: PathLike, error: type[Exception] = ConfigError, remedy: str = REMEDY, alone: bool = False
+) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it becomes ``path`` when the block succeeds and vanishes when it fails.
 
-    The rename is atomic because both lie in one folder; the content is flushed to disk before it, so that a power
-    failure cannot leave a complete name on an incomplete file.
+    Content and name are flushed to disk, so that a power failure cannot leave a complete name on an incomplete file.
+    The block makes the file, with the rights of the umask.
+
+    Args:
+        path: the file; its folder is made if missing.
+        error: the class of what is raised when it cannot be written.
+        remedy: the end of that message.
+        alone: no other process writes this file now (a locked folder). The temporary then has a fixed name: what a
+            kill leaves behind is overwritten by the next attempt.
+
+    Raises:
+        error: when the operating system refuses to write; the old file stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
+    partial = path.with_name(f"{PARTIAL_PREFIX}{'' if alone else f'{secrets.token_hex(4)}-'}{path.name}")
+    with writing(path, error, remedy):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with open(partial, "rb") as written:
+                os.fsync(written.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: PathLike, error: type[Exception] = ConfigError, remedy: str = REMEDY) -> Iterator[None]:
+    """Raise ``error`` with the file and the remedy when the operating system refuses to write in the block."""
     try:
-        yield partial
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes private files; the dataset has the folder's usual rights
-        partial.replace(path)
+        yield
+    except (OSError, RuntimeError) as problem:
+        cause = problem if isinstance(problem, OSError) else problem.__context__
+        if isinstance(cause, OSError) and _is_about(cause, Path(path)):  # torch reports a full disk as a RuntimeError
+            reason = os.strerror(cause.errno) if cause.errno else first_line(cause)
+        elif "write failed" in str(problem):  # so does HDF5
+            reason = first_line(problem, 400)
+        else:
+            raise
+        raise error(f"'{path}' cannot be written ({reason}); {remedy}") from problem
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether an error belongs to writing ``path``, not to another file that is read meanwhile."""
+    name = error.filename
+    if not isinstance(name, (str, os.PathLike)):
+        return True
+    partial = Path(name).name.startswith(PARTIAL_PREFIX) and Path(name).parent == path.parent
+    return partial or Path(name) in (path, *path.parents)
+
+
+def sync_folder(folder: PathLike) -> None:
+    """Flush the names in a folder to disk, after files were renamed there."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(handle)
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> Path:
-    """Write ``content`` as indented JSON, atomically, and return the path."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return Path(path)
+def save(state: Any, path: PathLike, **options: Any) -> None:
+    """Write tensors and plain values with ``torch.save``; ``options`` as for :func:`atomic_path`."""
+    import torch
+
+    with atomic_path(path, **options) as partial, open(partial, "wb") as stream:
+        torch.save(state, stream)  # to a stream: to a path, its name would be part of the content
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_text(text: str, path: PathLike, **options: Any) -> None:
+    """Write a text in UTF-8 as it is; ``options`` as for :func:`atomic_path`."""
+    with atomic_path(path, **options) as partial:
+        partial.write_bytes(text.encode("utf-8"))
+
+
+def write_json(content: Any, path: PathLike, **options: Any) -> None:
+    """Write ``content`` as indented JSON without NaN and infinities; ``options`` as for :func:`atomic_path`."""
+    write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", path, **options)
+
+
+def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: PathLike, **options: Any) -> None:
+    """Write a CSV table with a line of column names; ``options`` as for :func:`atomic_path`."""
+    with atomic_path(path, **options) as partial, open(partial, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def load_checked(path: PathLike, config_id: str = "", device: str = "cpu") -> Any:
+    """Load tensors and plain values; never runs code from the file.
+
+    Args:
+        path: the file.
+        config_id: what set the path, for messages.
+        device: where the tensors go; ``meta`` for shapes and types alone.
+
+    Raises:
+        ConfigError: when the file is missing, damaged (a single flipped bit is enough), compressed (a small file could
+            fill the memory), or holds anything but tensors and plain values.
+    """
+    import torch
+
+    where = f"{config_id}: " if config_id else ""
+    if not Path(path).is_file():
+        raise ConfigError(f"{where}there is no file '{path}'; train first, or give the file of a finished run.")
+    try:
+        _check_archive(path)
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises six kinds by where a file is cut or what it hides
+        raise ConfigError(
+            f"{where}'{path}' is not a readable file of tensors ({type(error).__name__}: {first_line(error)}); "
+            "it is truncated, damaged or not from a trusted source. Take a good copy."
+        ) from error
+
+
+def _check_archive(path: PathLike) -> None:
+    """Compare the checksums, which torch does not: a flipped bit would become a wrong weight without a word."""
+    if not zipfile.is_zipfile(path):
+        return  # an old format or no weights at all; torch.load says what it is
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise zipfile.BadZipFile("it is compressed, as torch.save never does")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of '{damaged}' is wrong")
+
+
+def read_weights(path: PathLike, config_id: str) -> dict[str, Tensor]:
+    """The state dict in a file, at the top or under ``model``.
+
+    Raises:
+        ConfigError: as :func:`load_checked`; or when there is no state dict in it.
+    """
+    from torch import Tensor
+
+    content = load_checked(path, config_id)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ConfigError(f"{config_id}: '{path}' holds no state dict (tensors by name, at the top or under 'model').")
+    return content
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses anchors and merges, which can stand for a thousand times their size, and keys that stand twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise ValueError(f"line {event.start_mark.line + 1}: anchors (&) and aliases (*) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        line = f"line {node.start_mark.line + 1}: "
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise ValueError(f"{line}merge keys (<<) are not allowed")
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        _refuse_twice([key for key in keys if isinstance(key, Hashable)], line)  # yaml refuses the others
+        return super().construct_mapping(node, deep)
+
+
+def _refuse_twice(keys: Sequence[Hashable], line: str = "") -> None:
+    """Readers see the first, machines take the last."""
+    seen: set[Hashable] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"{line}the key '{key}' stands twice")
+        seen.add(key)
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twice([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def parse_strictly(text: str, form: str = "yaml") -> Any:
+    """Content of a JSON (``form="json"``) or YAML text as plain values.
+
+    Raises:
+        ValueError: when it cannot be read, is nested too deeply, a key stands twice, or YAML has anchors or tags.
+    """
+    try:
+        if form == "json":
+            content = json.loads(text, object_pairs_hook=_pairs)
+        else:
+            content = _StrictLoader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"cannot be read ({error.problem}{line})") from error
+    except (json.JSONDecodeError, yaml.YAMLError, RecursionError, TypeError) as error:
+        raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
+    if _deeper_than(content, MAX_DEPTH):
+        raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
+    return content
+
+
+def read_strictly(path: Path, encoding: str = "utf-8") -> Any:
+    """Content of a JSON or YAML file (by its suffix) as plain values.
+
+    Raises:
+        ValueError: as :func:`parse_strictly`, or when the file cannot be read, or not in this encoding.
+    """
+    try:
+        text = path.read_bytes().decode(encoding)
+    except UnicodeDecodeError as error:
+        hint = "; in JSON write it as \\uXXXX" if encoding == "ascii" else ""
+        raise ValueError(f"byte {error.start} is not {encoding.upper()}{hint}") from error
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror or first_line(error)})") from error
+    return parse_strictly(text, "json" if path.suffix == ".json" else "yaml")
+
+
+def _deeper_than(content: Any, limit: int) -> bool:
+    level = [content]
+    for _ in range(limit):
+        level = [inner for value in level if isinstance(value, (dict, list)) for inner in _inside(value)]
+    return bool(level)
+
+
+def _inside(value: dict | list) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from tqdm import tqdm
 
-from fedmonai.data.command_line import run_command
+from fedmonai.command_line import run_command
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.experiments.comparison import PlannedRun, check_runs, execute, planned_runs
 from fedmonai.experiments.plan import read_plan
 from fedmonai.federated.cross_site import write_cross_site
+from fedmonai.names import as_list
 from fedmonai.report.compared import ComparedRun
 from fedmonai.report.comparison import write_comparison
 from fedmonai.report.comparison_figures import check_projection
@@ -44,7 +44,7 @@ def compare(
         latents: pca, tsne or none: how bottleneck features come to two dimensions (needs the extra 'compare').
     """
     check_projection(latents)
-    chosen = read_plan(str(plan), _as_list(methods), _as_list(seeds))
+    chosen = read_plan(str(plan), *(None if given is None else as_list(given) for given in (methods, seeds)))
     runs = list(planned_runs(chosen, str(output_dir)))
     check_runs(runs, bundles)
     finished: list[ComparedRun] = []
@@ -63,10 +63,6 @@ def compare(
     if all(run.method != chosen.reference for run in finished):
         return None, [*failed, f"no run of the reference method '{chosen.reference}' has finished"]
     return write_comparison(finished, chosen.reference, str(output_dir), latents), failed
-
-
-def _as_list(values: Any) -> list[Any] | None:
-    return None if values is None else list(values) if isinstance(values, (list, tuple)) else [values]
 
 
 def _run(run: PlannedRun, bundles: str) -> None:

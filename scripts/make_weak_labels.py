@@ -18,6 +18,7 @@ import fire
 from fedmonai.data.weak.labels import Row, make_weak_labels, report_weak_labels
 from fedmonai.data.weak.list import paired_files, volume_files
 from fedmonai.errors import ConfigError
+from fedmonai.names import as_list
 from fedmonai.transforms.weak_labels import WEAK_FORMS
 
 
@@ -38,7 +39,7 @@ def make(
     """Make weak labels of pictures (images, masks) or of HDF5 files with a mask (h5) and write them to output."""
     if output is None and not check:
         raise ConfigError("output: name the folder for the new files, or add --check to write nothing.")
-    names = (forms,) if isinstance(forms, str) else tuple(forms)
+    names = tuple(as_list(forms))
     rows = make_weak_labels(
         _files(images, masks, h5),
         None if check else output,

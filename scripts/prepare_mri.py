@@ -16,7 +16,7 @@ After an interruption add --resume. All options: python scripts/prepare_mri.py -
 
 from __future__ import annotations
 
-from fedmonai.data.command_line import run_command
+from fedmonai.command_line import run_command
 from fedmonai.data.convert.prepare import prepare_mri
 from fedmonai.data.convert.writer import Summary
 

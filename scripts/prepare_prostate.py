@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedmonai.command_line import run_command
 from fedmonai.data.cases.check import check_prostate, problem_table
 from fedmonai.data.cases.list import PROSTATE_SHARES, write_case_lists
-from fedmonai.data.command_line import run_command
 from fedmonai.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmonai.data.command_line import run_command
+from fedmonai.command_line import run_command
 from fedmonai.data.partition import simulate_sites
 
 

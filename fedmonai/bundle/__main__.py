@@ -11,6 +11,7 @@ import fire
 
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
+from fedmonai.names import as_list
 
 
 def check(
@@ -27,7 +28,7 @@ def check(
     from fedmonai.bundle.site_check import check_site, format_findings  # torch, which the lint does without
 
     logging.disable(logging.WARNING)
-    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    files = as_list(config_file)
     findings = check_site(bundle, str(site), files, **ids)
     print(format_findings(str(site), findings))
     sys.exit(0 if all(f.good for f in findings) else 1)

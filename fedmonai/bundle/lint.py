@@ -12,7 +12,7 @@ from typing import Any
 from fedmonai.bundle import lint_files
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
 from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.known_ids import unknown_ids
 from fedmonai.gate.names import NameProblem, Names, names_for
@@ -117,7 +117,7 @@ def _lint_together(
         for config_id, problem in _id_problems(root, path, contents, names):
             report.add(_name(root, path), config_id, problem)
     except (KeyError, ValueError, IndexError, TypeError, RecursionError) as error:  # as MONAI's parser would fail
-        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {str(error)[:120]})")
+        report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {first_line(error, 120)})")
 
 
 def _contents(root: Path, report: LintReport) -> Iterator[tuple[Path, dict[str, Any]]]:

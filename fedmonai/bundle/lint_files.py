@@ -11,7 +11,9 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from fedmonai.errors import ConfigError
 from fedmonai.gate.reading import load_strictly, shape_problems, walk
+from fedmonai.io import load_checked
 
 __all__ = [
     "file_problems",
@@ -175,10 +177,8 @@ def weight_files(root: Path) -> list[Path]:
 
 def weights_problems(path: Path) -> Iterator[str]:
     """Whether a weight file holds tensors and plain values only; no code in it runs and no tensor is read."""
-    import torch  # seconds, which a bundle without weights saves
 
     try:
-        torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # torch raises six kinds by where a file is cut or what it hides
-        lines = str(error).strip().splitlines() or ["no message"]
-        yield f"is not a file of tensors and plain values ({type(error).__name__}: {lines[0][:120]})"
+        load_checked(path, device="meta")
+    except ConfigError as error:
+        yield str(error).removeprefix(f"'{path}' ")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from monai.bundle import ConfigWorkflow, ReferenceResolver, load
 from fedmonai.bundle.id_values import refuse_bad_numbers, refuse_unread_ids, refuse_wrong_kinds
 from fedmonai.bundle.ids import bundle_ids, refuse_unknown
 from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.io import write_text
 
 __all__ = ["check_config", "live_config", "save_run_config"]
 
@@ -108,11 +108,8 @@ def save_run_config(output_dir: str, name: str = "config.yaml") -> str:
     The file is itself a config: running it again repeats the run.
     """
     path = Path(output_dir, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{name}.{os.getpid()}")
     content = {key: value for key, value in live_config().items() if key != "_meta_"}
-    temporary.write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    temporary.replace(path)
+    write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), path)
     return str(path)
 
 

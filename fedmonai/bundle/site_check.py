@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.data.provenance import changed_files, compare_splits
 from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.names import as_list
 
 __all__ = ["Finding", "check_site", "format_findings"]
 
@@ -69,7 +70,7 @@ def format_findings(site: str, findings: Sequence[Finding]) -> str:
 
 
 def _build(bundle: Path, site: str, config_file: Sequence[str] | str, ids: dict[str, Any]) -> Any:
-    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    files = as_list(config_file)
     missing = [f for f in files if not (bundle / f).is_file()]
     if missing:
         raise ConfigError(f"config file '{missing[0]}' is not in the bundle folder '{bundle}'.")

@@ -17,7 +17,7 @@ import numpy as np
 from fedmonai.data.kspace.list import SECTIONS, kspace_volumes, read_data_list
 from fedmonai.data.kspace.read import damage_named, open_volume, subject_of
 from fedmonai.data.provenance import write_manifest
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 
 SPLITS = tuple(SECTIONS)
 
@@ -386,7 +386,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"list: {path} cannot be read as JSON ({str(error)[:120]}).") from error
+        raise ConfigError(f"list: {path} cannot be read as JSON ({first_line(error, 120)}).") from error
     if isinstance(content, list) and all(isinstance(row, dict) for row in content):
         return [dict(row) for row in content]
     sections = read_data_list(path)

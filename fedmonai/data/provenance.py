@@ -19,7 +19,7 @@ from fedmonai.data.cases.read import read_case_file
 from fedmonai.data.kspace.list import SECTIONS, read_data_list, resolve_inside
 from fedmonai.data.kspace.read import BLOCK, damage_named, open_volume, read_slice, subject_of
 from fedmonai.data.weak.read import IMAGE_KEY, read_dataset, read_picture
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.io import write_json
 
 __all__ = [
@@ -133,7 +133,9 @@ def write_manifest(
     for split, section in SECTIONS.items():
         content[section] = [_complete(Path(dataset_dir), entry, keys) for entry in splits.get(split, ())]
     check_overlap(content)
-    return write_json(Path(path) if path else Path(dataset_dir) / MANIFEST_NAME, content)
+    written = Path(path) if path else Path(dataset_dir) / MANIFEST_NAME
+    write_json(content, written)
+    return written
 
 
 def read_manifest(path: PathLike) -> dict[str, Any]:
@@ -292,7 +294,7 @@ def _hashes(path: Path) -> int:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON ({str(error)[:120]}).") from error
+        raise ConfigError(f"{path} cannot be read as JSON ({first_line(error, 120)}).") from error
     sections = [content.get(section) for section in SECTIONS.values()] if isinstance(content, dict) else []
     entries = [entry for section in sections if isinstance(section, list) for entry in section]
     hashes = [entry.get("sha256") for entry in entries if isinstance(entry, dict)]

@@ -16,6 +16,7 @@ from monai.bundle import ConfigWorkflow
 from fedmonai.bundle.ids import apply_overrides, nearest_of
 from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.experiments.plan import Method, Plan
+from fedmonai.io import write_text
 
 __all__ = ["PlannedRun", "check_runs", "execute", "planned_runs"]
 
@@ -89,7 +90,7 @@ def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
         if not _is_finished(run.folder):
             federation.prepare()
             # not before: what could not start shall not keep the corrected plan out of its folder
-            (run.folder / RECORD).write_text(run.record, encoding="utf-8")
+            write_text(run.record, run.folder / RECORD)
             workflow.run()
     return federation
 

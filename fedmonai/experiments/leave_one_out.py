@@ -12,6 +12,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.errors import ConfigError
+from fedmonai.io import write_text
+from fedmonai.names import as_list
 
 __all__ = ["leave_one_out"]
 
@@ -48,12 +50,12 @@ def leave_one_out(
         ConfigError: an unknown site, fewer than three sites, or a folder that holds other settings.
     """
     root = Path(bundle_root).resolve()
-    files = [str(root / name) for name in ([config_file] if isinstance(config_file, str) else config_file)]
+    files = [str(root / name) for name in as_list(config_file)]
     parser = ConfigParser()
     parser.read_config(files)
     apply_overrides(parser, {"bundle_root": str(root), **ids})
     specs: dict[str, dict[str, Any]] = {name: spec or {} for name, spec in parser.get_parsed_content("sites").items()}
-    chosen = sorted(specs) if outside_sites is None else _as_list(outside_sites)
+    chosen = sorted(specs) if outside_sites is None else as_list(outside_sites)
     unknown = [name for name in chosen if name not in specs]
     if unknown:
         raise ConfigError(f"outside_sites: '{unknown[0]}' is not in the federation ({', '.join(sorted(specs))}).")
@@ -75,7 +77,7 @@ def leave_one_out(
         _run(files, {**ids, **own})
         print(f"[{number}/{len(chosen)}] {site}: adapting", flush=True)
         local = {**common["local"], **specs[site]}
-        overlays = [*_as_list(common["local"].get("overlay")), *_as_list(specs[site].get("overlay"))]
+        overlays = [*as_list(common["local"].get("overlay")), *as_list(specs[site].get("overlay"))]
         local.pop("overlay", None)
         own = {"bundle_root": str(root), "run_dir": str(run_dir), "output_dir": str(results[site]), "site": site}
         layers = [str(root / name) for name in ("configs/train.json", *overlays, OUTSIDE_CONFIG)]
@@ -96,15 +98,8 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / SETTINGS
     text = json.dumps(settings, indent=1, sort_keys=True, default=str) + "\n"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(text, path)
     elif path.read_text(encoding="utf-8") != text:
         raise ConfigError(
             f"output_dir: {folder} was begun with other settings (see {SETTINGS}); repeat those or choose another one."
         )
-
-
-def _as_list(files: str | Sequence[str] | None) -> list[str]:
-    if files is None:
-        return []
-    return [files] if isinstance(files, str) else list(files)

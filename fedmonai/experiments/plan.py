@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedmonai.bundle.ids import nearest_of
 from fedmonai.errors import ConfigError
+from fedmonai.io import read_strictly
 
 __all__ = ["Method", "Plan", "read_plan"]
 
@@ -85,9 +84,9 @@ def read_plan(path: str | Path, methods: Sequence[str] | None = None, seeds: Seq
 
 def _mapping(where: str, path: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        content = read_strictly(Path(path))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("methods"), dict) or not content["methods"]:
         raise ConfigError(f"{where} has no methods; write methods: {{FL-MR: {{bundle: fl_mr}}}}.")
     return content

@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.run_log import RunFolder, load_checked, save_atomic
+from fedmonai.federated.run_log import RunFolder, save_atomic
+from fedmonai.io import load_checked, read_weights, sync_folder
 
-__all__ = ["BestModelTracker", "Checkpoint", "read_checkpoint", "start_from"]
+__all__ = ["BestModelTracker", "Checkpoint", "start_from"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Checkpoint:
         if self.path.exists() and not again:
             self.path.replace(self.previous)
         fresh.replace(self.path)
+        sync_folder(self.path.parent)
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
         """The newest commit that can be read, and what there is to say about it.
@@ -153,20 +155,6 @@ class Checkpoint:
         )
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file: the file's own content, or what it holds under ``model``.
-
-    Raises:
-        ConfigError: when there is no state dict in it.
-    """
-    content = load_checked(Path(path))
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ConfigError(f"init_ckpt '{path}' holds no state dict (tensors by name, at the top or under 'model').")
-    return content
-
-
 def start_from(path: str | Path, fresh: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Replace freshly drawn weights by those of a file where name and shape agree.
 
@@ -176,7 +164,7 @@ def start_from(path: str | Path, fresh: Mapping[str, Tensor]) -> tuple[dict[str,
     Raises:
         ConfigError: when not a single tensor fits.
     """
-    given = read_checkpoint(path)
+    given = read_weights(path, "init_ckpt")
     fits = {k for k, t in given.items() if k in fresh and fresh[k].shape == t.shape}
     if not fits:
         raise ConfigError(

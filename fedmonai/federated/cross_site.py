@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.run_log import load_checked
+from fedmonai.io import load_checked, write_table
 
 __all__ = ["write_cross_site"]
 
@@ -37,10 +36,5 @@ def write_cross_site(federation: Federation, path: str | Path) -> bool:
         for name in federation.test_sites:
             metrics = sites.open(name).evaluate_weights(weights, "test")
             rows += [(owner, name, metric, value) for metric, value in metrics.items()]
-    temporary = Path(path).with_suffix(".part")
-    with temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-    temporary.replace(path)
+    write_table(COLUMNS, rows, path)
     return True

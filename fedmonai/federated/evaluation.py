@@ -12,8 +12,9 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.run_log import RunFolder, load_checked, save_atomic
+from fedmonai.federated.run_log import RunFolder, save_atomic
 from fedmonai.federated.site_evaluation import SiteEvaluation, write_site_evaluation
+from fedmonai.io import load_checked
 
 __all__ = ["Evaluations"]
 

@@ -22,6 +22,7 @@ from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.run import Run
 from fedmonai.federated.run_log import RoundRecord
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.names import as_list
 from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
@@ -229,7 +230,7 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
 
 
 def _known(sites: LocalPool, config_id: str, names: Sequence[str] | None) -> list[str]:
-    chosen = sites.names if names is None else sorted(dict.fromkeys([names] if isinstance(names, str) else names))
+    chosen = sites.names if names is None else sorted(dict.fromkeys(as_list(names)))
     unknown = [name for name in chosen if name not in sites.specs]
     if unknown or not chosen:
         what = f"names '{unknown[0]}', which is no site" if unknown else "is empty"

@@ -14,11 +14,13 @@ from torch import Tensor
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.checkpoint import BestModelTracker
 from fedmonai.federated.local_training import UpdateBuffers
-from fedmonai.federated.plan import as_list, checked_name, site_arguments
-from fedmonai.federated.run_log import load_checked, save_atomic
+from fedmonai.federated.plan import checked_name, site_arguments
+from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.io import load_checked
+from fedmonai.names import as_list
 
 __all__ = ["LocalPool"]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
+from fedmonai.names import as_list, compiled_patterns, matching_names
 
 __all__ = [
     "KINDS",
@@ -44,10 +43,9 @@ class SharedKeys:
     """
 
     def __init__(self, patterns: str | Sequence[str] = (".*",), local: str | Sequence[str] = ()) -> None:
-        self.patterns = _as_tuple(patterns)
-        self.local = _as_tuple(local)
-        self._shared = [_compiled(p) for p in self.patterns]
-        self._local = [_compiled(p) for p in self.local]
+        self.patterns, self.local = tuple(as_list(patterns)), tuple(as_list(local))
+        self._shared = compiled_patterns(self.patterns, "shared_keys")
+        self._local = compiled_patterns(self.local, "local_keys")
 
     def __contains__(self, key: str) -> bool:
         return any(p.match(key) for p in self._shared) and not any(p.match(key) for p in self._local)
@@ -59,29 +57,9 @@ class SharedKeys:
             ConfigError: when a shared or a local pattern matches no key, which is nearly always a misspelling.
         """
         names = list(keys)
-        for kind, patterns in (("shared_keys", self._shared), ("local_keys", self._local)):
-            for pattern in patterns:
-                if not any(pattern.match(name) for name in names):
-                    raise ConfigError(
-                        f"{kind}: the pattern '{pattern.pattern}' matches none of the {len(names)} tensors of the "
-                        f"network (they look like '{names[0]}', '{names[-1]}'); correct or remove it."
-                    )
-        shared = [name for name in names if name in self]
-        chosen = set(shared)
-        return shared, [name for name in names if name not in chosen]
-
-
-def _as_tuple(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"'{pattern}' is not a regular expression ({error}); give patterns of tensor names."
-        ) from error
+        local = matching_names(self._local, names, "local_keys")
+        chosen = set(matching_names(self._shared, names, "shared_keys")) - set(local)
+        return [name for name in names if name in chosen], [name for name in names if name not in chosen]
 
 
 def weights_message(weights: Mapping[str, Tensor], **statistics: int | float) -> ExchangeObject:

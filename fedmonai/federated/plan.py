@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmonai.errors import ConfigError
+from fedmonai.names import as_list
 
-__all__ = ["as_list", "checked_name", "site_arguments"]
+__all__ = ["checked_name", "site_arguments"]
 
 
 def site_arguments(
@@ -84,13 +85,6 @@ def _refuse_evaluated(name: str, key: str, value: Any) -> None:
             f"site '{name}': id '{key}' is '{value}', which the site would evaluate; give its value, or put it in a "
             "config file and name the file as overlay."
         )
-
-
-def as_list(files: str | Sequence[str] | None) -> list[str]:
-    """Config files as a list: one, several or none."""
-    if files is None:
-        return []
-    return [files] if isinstance(files, str) else list(files)
 
 
 def checked_name(name: str) -> str:

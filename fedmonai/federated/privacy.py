@@ -13,7 +13,7 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.federated.messages import attachments_of
 from fedmonai.federated.run_log import write_text_atomic
 from fedmonai.seeding import derive_seed
@@ -157,8 +157,8 @@ def read_history(path: Path) -> list[list[float]]:
             raise ValueError("noise and counts must be positive")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"privacy: the ledger '{path}' cannot be read ({str(error)[:100]}), so nothing leaves this site; restore "
-            "it, or start in another output_dir and add both ledgers up."
+            f"privacy: the ledger '{path}' cannot be read ({first_line(error, 100)}), so nothing leaves this site; "
+            "restore it, or start in another output_dir and add both ledgers up."
         ) from error
     return history
 

@@ -15,8 +15,9 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker, Checkpoint, start_from
 from fedmonai.federated.evaluation import Evaluations
 from fedmonai.federated.local_training import load_stateful, stateful_parts
-from fedmonai.federated.run_log import RoundRecord, RunFolder, describe_environment, load_checked, save_atomic
+from fedmonai.federated.run_log import RoundRecord, RunFolder, describe_environment, save_atomic
 from fedmonai.federated.validation import InvalidUpdate
+from fedmonai.io import load_checked
 
 if TYPE_CHECKING:
     from fedmonai.federated.federation import Federation

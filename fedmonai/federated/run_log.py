@@ -3,31 +3,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import platform
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 import fedmonai
-from fedmonai.errors import ConfigError, FederationError
+from fedmonai.errors import ConfigError, FederationError, first_line
 from fedmonai.federated.messages import message_bytes
+from fedmonai.io import save, write_text, writing
 
 __all__ = [
     "RoundRecord",
     "RunFolder",
     "SiteError",
     "describe_environment",
-    "load_checked",
     "reason_of",
     "save_atomic",
     "write_text_atomic",
@@ -38,87 +36,25 @@ METRIC_COLUMNS = ("round", "site", "model", "split", "metric", "value")
 CASE_COLUMNS = ("round", "site", "model", "split", "case", "metric", "value")
 
 
+#: how the files of a run fail; one process at a time writes in its folder
+_RUN: dict[str, Any] = {
+    "error": FederationError,
+    "remedy": "what was committed before is whole: make room or mend the folder, then continue with --resume True.",
+}
+
+
 def save_atomic(state: Any, path: Path) -> None:
-    """Write a state with ``torch.save`` so that ``path`` is either the old file or the whole new one.
+    """Write a state of tensors and plain values: ``path`` is either the old file or the whole new one.
 
     Raises:
         FederationError: when it cannot be written; the old file stays.
     """
-    with _replacing(path) as stream:
-        torch.save(state, stream)
-
-
-def load_checked(path: Path) -> Any:
-    """Load tensors and plain values; never runs code from the file.
-
-    Raises:
-        ConfigError: when the file is missing, damaged (a single flipped bit is enough), or holds anything but tensors
-            and plain values.
-    """
-    try:
-        _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file.") from error
-    except Exception as error:  # torch raises six kinds by where a file is cut or what it hides
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise ConfigError(
-            f"{path}: not a readable file of tensors ({type(error).__name__}: {lines[0][:120]}); "
-            "it is truncated, damaged or not from a trusted source. Take a good copy."
-        ) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Compare the checksums, which torch does not: a flipped bit would become a wrong weight without a word."""
-    if not zipfile.is_zipfile(path):
-        return  # an old format or no weights at all; torch.load says what it is
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise zipfile.BadZipFile("it is compressed, as torch.save never does")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"the checksum of '{damaged}' is wrong")
+    save(state, path, alone=True, **_RUN)
 
 
 def write_text_atomic(text: str, path: Path) -> None:
-    """Write a text file so that ``path`` is either the old file or the whole new one.
-
-    Raises:
-        FederationError: when it cannot be written; the old file stays.
-    """
-    with _replacing(path) as stream:
-        stream.write(text.encode("utf-8"))
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    # one name, as one process at a time writes here: what a kill leaves behind is overwritten by the next attempt
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as stream:
-                yield stream
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Name the file and the remedy when the operating system refuses to write."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):  # torch.save reports a full disk as its own confusion
-            raise
-        raise FederationError(
-            f"'{path}' cannot be written ({cause.strerror}). What was committed before is whole: make room or mend the "
-            "folder, then continue with --resume True."
-        ) from error
+    """Write a text file of a run as :func:`save_atomic` does."""
+    write_text(text, path, alone=True, **_RUN)
 
 
 class RunFolder:
@@ -179,7 +115,7 @@ class RunFolder:
     def add_round(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``rounds.jsonl``."""
         path = self.path / "rounds.jsonl"
-        with _writing(path), open(path, "a", encoding="utf-8") as stream:
+        with writing(path, **_RUN), open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -200,7 +136,7 @@ class RunFolder:
     def _append_rows(self, name: str, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
         path = self.path / name
         fresh = not path.exists()
-        with _writing(path), open(path, "a", encoding="utf-8", newline="") as stream:
+        with writing(path, **_RUN), open(path, "a", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
             if fresh:
                 writer.writeheader()
@@ -290,10 +226,9 @@ class RoundRecord:
 
 def reason_of(error: BaseException) -> str:
     """Type and first line of an exception: enough to act on, short enough for a table."""
-    lines = str(error).strip().splitlines() or ["no message"]
     if isinstance(error, SiteError):
-        return lines[0][:400]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+        return first_line(error, 400)
+    return f"{type(error).__name__}: {first_line(error, 300) if str(error).strip() else 'no message'}"
 
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "h5py", "nibabel")

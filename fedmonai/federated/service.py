@@ -13,7 +13,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import KINDS, Reply, Request, attachments_of, weights_message
-from fedmonai.federated.run_log import RunFolder, load_checked, reason_of, save_atomic
+from fedmonai.federated.run_log import RunFolder, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import (
     ModelEvaluation,
@@ -23,6 +23,7 @@ from fedmonai.federated.site_evaluation import (
     validation,
     write_site_evaluation,
 )
+from fedmonai.io import load_checked
 
 __all__ = ["SiteService"]
 

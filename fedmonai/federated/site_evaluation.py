@@ -12,8 +12,9 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.run_log import RunFolder, load_checked, reason_of, save_atomic
+from fedmonai.federated.run_log import RunFolder, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo
+from fedmonai.io import load_checked
 
 __all__ = ["ModelEvaluation", "SiteEvaluation", "evaluate_site", "final_test", "validation", "write_site_evaluation"]
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, attachments_of
 from fedmonai.federated.run_log import SiteError
+from fedmonai.names import LARGEST_COUNT, printable, shown
 
-__all__ = ["InvalidUpdate", "UpdateValidator", "dtype_named", "printable", "validated_reply"]
+__all__ = ["InvalidUpdate", "UpdateValidator", "dtype_named", "validated_reply"]
 
 
 #: what every update counts; a strategy may weight by each of them
@@ -135,20 +136,20 @@ class UpdateValidator:
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise InvalidUpdate(f"a statistic has the name {str(name)[:50]!r}, which is none")
             if not _is_number(value) and name not in ("loss", "round", *counts):
-                raise InvalidUpdate(f"{name} is {_short(value)}, not a number of at most {MOST:.0e}")
+                raise InvalidUpdate(f"{name} is {shown(value)}, not a number of at most {MOST:.0e}")
             if name in PRIVACY and not 0 <= value < math.inf:  # type: ignore[operator]
-                raise InvalidUpdate(f"{name} is {_short(value)}; it cannot be")
+                raise InvalidUpdate(f"{name} is {shown(value)}; it cannot be")
         if (given := PRIVACY & statistics.keys()) and given != PRIVACY:
             raise InvalidUpdate(f"the statistics name {min(given)}, but not {min(PRIVACY - given)}")
         loss = statistics.get("loss")
         if counts and not (_is_number(loss) and abs(loss) <= LARGEST_LOSS):  # type: ignore[arg-type]
-            raise InvalidUpdate(f"the training loss is {_short(loss)}, not a finite number up to {LARGEST_LOSS:.0e}")
+            raise InvalidUpdate(f"the training loss is {shown(loss)}, not a finite number up to {LARGEST_LOSS:.0e}")
         for name in counts:
             count = statistics.get(name)
             if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
-                raise InvalidUpdate(f"{name} is {_short(count)}, not a positive whole number of at most {MOST:.0e}")
+                raise InvalidUpdate(f"{name} is {shown(count)}, not a positive whole number of at most {MOST:.0e}")
         if isinstance(statistics.get("round"), bool) or statistics.get("round") != round_number:
-            raise InvalidUpdate(f"the update belongs to round {_short(statistics.get('round'))}, not to {round_number}")
+            raise InvalidUpdate(f"the update belongs to round {shown(statistics.get('round'))}, not to {round_number}")
 
 
 def _is_number(value: object) -> bool:
@@ -156,13 +157,6 @@ def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return isinstance(value, float) or abs(value) <= MOST
-
-
-def _short(value: object) -> str:
-    """A value in a message; the text of a number with thousands of digits is an error by itself."""
-    if isinstance(value, int) and abs(value) > MOST:
-        return f"a whole number beyond {MOST:.0e}"
-    return repr(value)[:50]
 
 
 def _key_difference(missing: list[str], unknown: list[str]) -> str:
@@ -185,9 +179,7 @@ def _check_tensor(key: str, tensor: object, expected: Tensor) -> None:
         raise InvalidUpdate(f"'{key}' is stored as {tensor.layout}, not as {expected.layout}")
 
 
-#: beyond it a float no longer holds every whole number; no count of a federation comes near it
-_LARGEST_COUNT = 1 << 53
-_LONGEST_NAME, _LONGEST_TEXT, _MOST_NOTES, _MOST_FOUND, _MOST_METRICS = 256, 400, 50, 100, 1000
+_LONGEST_NAME, _MOST_NOTES, _MOST_FOUND, _MOST_METRICS = 256, 50, 100, 1000
 _MOST_TENSORS, _MOST_DIMENSIONS = 100_000, 16
 #: far above every value of a metric or a loss, far below where means over sites overflow
 _LARGEST_VALUE = 1e100
@@ -225,11 +217,6 @@ def validated_reply(reply: Any, request: Request) -> tuple[Reply, list[str]]:
     return replace(reply, message=message, facts=facts, error=error), notes
 
 
-def printable(text: str, longest: int = _LONGEST_TEXT) -> str:
-    """A text for one line of a table or log: control characters become spaces, what is too long is cut."""
-    return "".join(c if c.isprintable() else " " for c in text[:longest]).strip()
-
-
 def dtype_named(name: Any) -> torch.dtype:
     """The type of a tensor that a site describes.
 
@@ -238,7 +225,7 @@ def dtype_named(name: Any) -> torch.dtype:
     """
     kind = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(kind, torch.dtype):
-        raise _useless(f"it describes a tensor of type '{_shown(name)}', which torch does not have")
+        raise _useless(f"it describes a tensor of type {shown(name)}, which torch does not have")
     return kind
 
 
@@ -249,7 +236,7 @@ def _common(facts: Mapping[str, Any], request: Request) -> dict[str, Any]:
         found["state_round"] = _count("state_round", facts["state_round"], latest)
     notes = facts.get("notes", [])
     if not isinstance(notes, (list, tuple)):
-        raise _useless(f"notes is {_shown(notes)}, not a list")
+        raise _useless(f"notes is {shown(notes)}, not a list")
     found["notes"] = [_text("a note", note) for note in notes[:_MOST_NOTES]]
     return found
 
@@ -264,10 +251,10 @@ def _joined(facts: Mapping[str, Any]) -> dict[str, Any]:
     for key, one in structure.items():
         _name("a tensor", key)
         if not isinstance(one, (list, tuple)) or len(one) != 2 or not isinstance(one[0], (list, tuple)):
-            raise _useless(f"the tensor '{key}' is described as {_shown(one)}")
+            raise _useless(f"the tensor '{key}' is described as {shown(one)}")
         shape = [_count(f"a length of '{key}'", length) for length in one[0]]
-        if len(shape) > _MOST_DIMENSIONS or math.prod(shape) > _LARGEST_COUNT:
-            raise _useless(f"the tensor '{key}' has the shape {_shown(shape)}")
+        if len(shape) > _MOST_DIMENSIONS or math.prod(shape) > LARGEST_COUNT:
+            raise _useless(f"the tensor '{key}' has the shape {shown(shape)}")
         dtype_named(one[1])
         described[key] = [shape, one[1]]
     return {"structure": described, "private": [_name("a private tensor", key) for key in private]}
@@ -281,11 +268,11 @@ def _examined(facts: Mapping[str, Any], request: Request, notes: list[str]) -> d
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for one in listed:
         if not isinstance(one, Mapping) or set(one) != {"model", "split", "round", "metrics"}:
-            raise _useless(f"an evaluation is {_shown(one)}, not model, split, round and metrics")
+            raise _useless(f"an evaluation is {shown(one)}, not model, split, round and metrics")
         model, split = _name("a model", one["model"]), one["split"]
         number = _count("round", one["round"])
         if split != {"validate": "val", "test": "test"}[request.kind] or number not in _rounds(model, request):
-            raise _useless(f"it evaluates '{model}' on '{_shown(split)}' in round {number}, which was not asked for")
+            raise _useless(f"it evaluates '{model}' on {shown(split)} in round {number}, which was not asked for")
         if (model, split, number) in found:
             raise _useless(f"it evaluates '{model}' in round {number} twice")
         metrics = dict(_metrics(one["metrics"], f"of model '{model}'", notes))
@@ -305,7 +292,7 @@ def _rounds(model: str, request: Request) -> Collection[int]:
 
 def _metrics(metrics: Any, whose: str, notes: list[str]) -> Iterator[tuple[str, float]]:
     if not isinstance(metrics, Mapping) or len(metrics) > _MOST_METRICS:
-        raise _useless(f"the metrics {whose} are {_shown(metrics)}")
+        raise _useless(f"the metrics {whose} are {shown(metrics)}")
     for name, value in metrics.items():
         named = f"metric '{_name('a metric', name)}' {whose}"
         number = _number(named, value)
@@ -318,7 +305,7 @@ def _metrics(metrics: Any, whose: str, notes: list[str]) -> Iterator[tuple[str, 
 def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObject:
     """The message without training metrics that are not finite; all else of it is checked by the guard."""
     if not isinstance(message.statistics or {}, Mapping):
-        raise _useless(f"its statistics are {_shown(message.statistics)}")
+        raise _useless(f"its statistics are {shown(message.statistics)}")
     statistics = dict(message.statistics or {})
     for name, value in list(statistics.items()):
         odd = isinstance(value, float) and not abs(value) <= _LARGEST_VALUE  # true for NaN
@@ -329,7 +316,7 @@ def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObjec
         _name("a tensor", key)
     for attachment, tensors in attachments_of(message).items():
         if not isinstance(tensors, Mapping):
-            raise _useless(f"the attachment '{_name('an attachment', attachment)}' is {_shown(tensors)}")
+            raise _useless(f"the attachment '{_name('an attachment', attachment)}' is {shown(tensors)}")
         for key in (attachment, *tensors):
             _name("a tensor", key)
     message.statistics = statistics
@@ -338,44 +325,35 @@ def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObjec
 
 def _present(facts: Mapping[str, Any], name: str, kind: Any) -> Any:
     if not isinstance(facts.get(name), kind):
-        raise _useless(f"{name} is {_shown(facts[name]) if name in facts else 'missing'}")
+        raise _useless(f"{name} is {shown(facts[name]) if name in facts else 'missing'}")
     return facts[name]
 
 
-def _count(name: str, value: Any, largest: int = _LARGEST_COUNT) -> int:
+def _count(name: str, value: Any, largest: int = LARGEST_COUNT) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
-        raise _useless(f"{name} is {_shown(value)}, not a whole number from 0 to {largest}")
+        raise _useless(f"{name} is {shown(value)}, not a whole number from 0 to {largest}")
     return value
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _useless(f"{name} is {_shown(value)}, not a number")
+        raise _useless(f"{name} is {shown(value)}, not a number")
     try:
         return float(value)
     except OverflowError:
-        raise _useless(f"{name} is {_shown(value)}, too large a number") from None
+        raise _useless(f"{name} is {shown(value)}, too large a number") from None
 
 
 def _name(what: str, value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or not value.isprintable():
-        raise _useless(f"the name of {what} is {_shown(value)}; give a short text without control characters")
+        raise _useless(f"the name of {what} is {shown(value)}; give a short text without control characters")
     return value
 
 
 def _text(what: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise _useless(f"{what} is {_shown(value)}, not a text")
+        raise _useless(f"{what} is {shown(value)}, not a text")
     return printable(value) or "no message"
-
-
-def _shown(value: Any) -> str:
-    """A value for a message; of a large number its size, because its digits would take long to write."""
-    if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
-        return f"a number of {value.bit_length()} bits"
-    if isinstance(value, (str, int, float, type(None))):
-        return printable(repr(value) if not isinstance(value, str) else value, 80)
-    return f"a {type(value).__name__}"
 
 
 def _useless(reason: str) -> SiteError:

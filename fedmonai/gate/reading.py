@@ -3,89 +3,35 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fedmonai.io import read_strictly
 
 __all__ = ["COMPONENT_KEYS", "SEP", "config_files", "load_strictly", "shape_problems", "walk"]
 
 
 #: between the parts of an id
 SEP = "::"
-MAX_DEPTH = 40
 #: a part of an id; MONAI writes ids into expressions, so that nothing that means something to Python may stand in one
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\- ]*")
-_MERGE = "tag:yaml.org,2002:merge"
 #: the keys of a component that MONAI reads itself
 COMPONENT_KEYS = {"_target_", "_disabled_", "_requires_", "_mode_", "_desc_"}
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses anchors and merges, which can stand for a thousand times their size, and keys that stand twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise ValueError(f"line {event.start_mark.line + 1}: anchors (&) and aliases (*) are not allowed")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        if any(key.tag == _MERGE for key, _ in node.value):
-            raise ValueError(f"line {node.start_mark.line + 1}: merge keys (<<) are not allowed")
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        _refuse_twice(keys)
-        return super().construct_mapping(node, deep)
-
-
-def _refuse_twice(keys: list[Any]) -> None:
-    """Readers see the first, machines take the last."""
-    twice = [key for index, key in enumerate(keys) if key in keys[:index]]
-    if twice:
-        raise ValueError(f"the key '{twice[0]}' stands twice")
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_twice([key for key, _ in pairs])
-    return dict(pairs)
-
-
 def load_strictly(path: Path) -> dict[str, Any]:
-    """Content of a JSON or YAML file as plain values.
+    """Content of a config, JSON or YAML, as plain values.
 
     Raises:
-        ValueError: when it cannot be read, is not ASCII (MONAI reads in the encoding of the machine, so that another
-            machine can read other values), is no mapping, is nested too deeply, or a key stands twice.
+        ValueError: as :func:`fedmonai.io.read_strictly`; when it is not ASCII (MONAI reads in the encoding of the
+            machine, so that another machine can read other values), or is no mapping.
     """
-    try:
-        text = path.read_bytes().decode("ascii")
-        if path.suffix == ".json":
-            content = json.loads(text, object_pairs_hook=_pairs)
-        else:
-            content = _StrictLoader(text).get_single_data()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not ASCII; in JSON write it as \\uXXXX") from error
-    except (OSError, yaml.YAMLError, RecursionError, TypeError) as error:
-        raise ValueError(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:150]})") from error
+    content = read_strictly(path, "ascii")
     if not isinstance(content, dict):
         raise ValueError("holds no mapping of ids")
-    if _deeper_than(content, MAX_DEPTH):
-        raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
     return content
-
-
-def _deeper_than(content: Any, limit: int) -> bool:
-    level = [content]
-    for _ in range(limit):
-        level = [inner for value in level if isinstance(value, (dict, list)) for inner in _inside(value)]
-    return bool(level)
-
-
-def _inside(value: dict | list) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value
 
 
 def config_files(bundle_root: str | Path) -> list[Path]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
+from fedmonai.io import atomic_path
 from fedmonai.networks.reconstruction_unet import pooled_latent
 
 __all__ = ["ExampleSlice", "SaveLatents"]
@@ -75,11 +75,8 @@ class ExampleSlice:
     def _write(self, engine: Engine) -> None:
         if not self._kept:
             return
-        folder = self.output_dir / "examples"
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".example.{os.getpid()}.npz"
-        np.savez_compressed(temporary, **self._kept)  # type: ignore[arg-type]
-        temporary.replace(folder / "example.npz")
+        with atomic_path(self.output_dir / "examples" / "example.npz") as partial:
+            np.savez_compressed(partial, **self._kept)  # type: ignore[arg-type]
 
 
 class SaveLatents:
@@ -137,8 +134,6 @@ class SaveLatents:
 
     def _write(self, engine: Engine) -> None:
         if self._vectors:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_name(f".latents.{os.getpid()}.npz")
-            np.savez_compressed(temporary, latents=np.concatenate(self._vectors))
-            temporary.replace(self.path)
+            with atomic_path(self.path) as partial:
+                np.savez_compressed(partial, latents=np.concatenate(self._vectors))
         self._end()

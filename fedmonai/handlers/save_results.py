@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from nibabel import orientations
 from PIL import Image
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.whole_file import refuse_existing, write_table, write_whole
+from fedmonai.io import atomic_path
 
 __all__ = ["SaveMasks", "SaveReconstruction", "SaveSegmentation", "VolumeResults"]
 
@@ -71,19 +72,33 @@ class VolumeResults(ABC):
     def write_preview(self, volume: str, picture: np.ndarray, **options: Any) -> None:
         """Write a picture in [0, 1], (H, W) with a color map in ``options`` or (H, W, 3)."""
         place = self.output_dir / "previews" / f"{volume}.png"
-        write_whole(place, lambda partial: imsave(partial, picture, **options))
+        with atomic_path(place) as partial:
+            imsave(partial, picture, **options)
 
     def _begin(self, engine: Engine) -> None:
         self.rows = []
         for source in getattr(_dataset(engine), "data", None) or []:
-            refuse_existing(self.path(source.name, source.kind), self.overwrite)
+            path = self.path(source.name, source.kind)
+            if path.exists() and not self.overwrite:
+                raise ConfigError(f"output_dir: {path} exists; choose another folder or set overwrite: true.")
 
     def _finish(self, engine: Engine) -> None:
-        write_table(self.output_dir / self.table, self.columns, self.rows)
+        self._write_table(self.output_dir / self.table)
         for row in self.rows:
             print(f"{row['source']} ({self.found(row)}) -> {self.output_dir / row['file']}")
         for reason in getattr(_dataset(engine), "skipped", None) or []:
             print(f"left out: {reason}")
+
+    def _write_table(self, table: Path) -> None:
+        """The rows of this run, after those of earlier runs whose ``file`` is still valid."""
+        new = {row["file"] for row in self.rows}
+        with atomic_path(table) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            if table.exists():
+                with open(table, newline="", encoding="utf-8") as earlier:
+                    writer.writerows(row for row in csv.DictReader(earlier) if row["file"] not in new)
+            writer.writerows(self.rows)
 
 
 def _dataset(engine: Engine) -> Any:
@@ -143,9 +158,11 @@ class SaveReconstruction(VolumeResults):
         path = self.path(batch["volume"], batch["kind"])
         affine = _cropped(batch["affine"], batch["kspace"][0].shape[-2:], volume.shape[1:])
         if path.suffix == ".h5":
-            write_whole(path, lambda partial: _write_hdf5(partial, volume, affine, batch["sampling"]))
+            with atomic_path(path) as partial:
+                _write_hdf5(partial, volume, affine, batch["sampling"])
         else:
-            write_whole(path, lambda partial: nib.save(_nifti(volume, affine, batch["orientation"]), partial))
+            with atomic_path(path) as partial:
+                nib.save(_nifti(volume, affine, batch["orientation"]), partial)
         if self.preview:
             picture = _side_by_side(images)
             self.write_preview(batch["volume"], picture, cmap="gray", vmin=0.0, vmax=1.0)
@@ -180,7 +197,7 @@ def _nifti(volume: np.ndarray, affine: np.ndarray | None, orientation: str | Non
     return image
 
 
-def _write_hdf5(path: str, volume: np.ndarray, affine: np.ndarray | None, sampling: str) -> None:
+def _write_hdf5(path: Path, volume: np.ndarray, affine: np.ndarray | None, sampling: str) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("reconstruction", data=volume, compression="gzip")
         file.attrs["sampling"] = sampling
@@ -240,7 +257,8 @@ class SaveSegmentation(VolumeResults):
         restored = _restored(mask.transpose(1, 2, 0), affine, batch["orientation"])
         if restored.shape != tuple(batch["shape"]):
             raise RuntimeError(f"{batch['source']}: the mask is {restored.shape}, the image {tuple(batch['shape'])}")
-        write_whole(path, lambda partial: nib.save(_mask_nifti(restored, affine), partial))
+        with atomic_path(path) as partial:
+            nib.save(_mask_nifti(restored, affine), partial)
         if self.preview:
             images = output["image"][:, self.image_channel].detach().float().cpu().numpy()
             self.write_preview(batch["volume"], _red_outline(images, mask > 0))
@@ -335,9 +353,11 @@ class SaveMasks(VolumeResults):
             raise ConfigError(f"gray_levels names {len(self.levels)} classes, the network found class {masks.max()}.")
         path = self.path(batch["volume"], batch["kind"])
         if path.suffix == ".png":
-            write_whole(path, lambda partial: Image.fromarray(self.levels[masks[0]]).save(partial))
+            with atomic_path(path) as partial:
+                Image.fromarray(self.levels[masks[0]]).save(partial)
         else:
-            write_whole(path, lambda partial: _write_mask_hdf5(partial, masks if batch["slices"] > 1 else masks[0]))
+            with atomic_path(path) as partial:
+                _write_mask_hdf5(partial, masks if batch["slices"] > 1 else masks[0])
         if self.preview:
             self.write_preview(
                 batch["volume"], _colored_outlines(output["image"].detach().float().cpu().numpy(), masks)
@@ -350,7 +370,7 @@ class SaveMasks(VolumeResults):
         return row["pixels"] or "nothing found"
 
 
-def _write_mask_hdf5(path: str, masks: np.ndarray) -> None:
+def _write_mask_hdf5(path: Path, masks: np.ndarray) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("mask", data=masks, compression="gzip")
 

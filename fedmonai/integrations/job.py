@@ -20,6 +20,8 @@ from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
 from fedmonai.gate.policy import load_policy
+from fedmonai.io import parse_strictly, read_strictly
+from fedmonai.names import as_list
 
 __all__ = [
     "MACHINE_IDS",
@@ -191,10 +193,9 @@ class Deployment:
         """
         path = Path(folder, DESCRIPTION)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        except (OSError, ValueError, RecursionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"the job's {DESCRIPTION} cannot be read ({reason}).") from error
+            content = read_strictly(path)
+        except ValueError as error:
+            raise ConfigError(f"the job's {DESCRIPTION} {error}.") from error
         known = set(cls.__dataclass_fields__)
         if not isinstance(content, dict) or not {"run", "files"} <= set(content) <= known:
             raise ConfigError(f"the job's {DESCRIPTION} does not describe a job: it sets {', '.join(sorted(known))}.")
@@ -230,7 +231,7 @@ def describe(
 def overlay_files(bundle: Path, names: str | Sequence[str]) -> list[str]:
     """Paths of overlays inside the bundle, from paths or bare names."""
     found = []
-    for name in [names] if isinstance(names, str) else list(names):
+    for name in as_list(names):
         candidates = [str(name), f"configs/federation/{name}.yaml", f"configs/{name}.yaml"]
         existing = [c for c in candidates if (bundle / c).is_file()]
         if not existing:
@@ -267,9 +268,9 @@ def unpack_files(text: str, folder: str | Path) -> None:
         ConfigError: when it is something else, or holds a name that leads out of ``folder``.
     """
     try:
-        files = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the job's files cannot be read ({str(error).splitlines()[0]}).") from error
+        files = parse_strictly(text, "json")
+    except ValueError as error:
+        raise ConfigError(f"the job's files: {error}.") from error
     if not isinstance(files, dict) or not all(name and isinstance(content, str) for name, content in files.items()):
         raise ConfigError("the job's files cannot be read: they are no texts by name.")
     for name, content in files.items():
@@ -281,7 +282,9 @@ def unpack_files(text: str, folder: str | Path) -> None:
         target.write_text(content, encoding="utf-8")
 
 
-def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None, target: str | Path) -> Path:
+def unpacked_bundle(
+    folder: str | Path, deployment: Deployment, own: str | None, target: str | Path, allow: Sequence[str] = ()
+) -> Path:
     """The bundle to use: the machine's own copy if it has one, else the one that came with the job, after a lint.
 
     Args:
@@ -289,6 +292,7 @@ def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None,
         deployment: the job's description.
         own: folder of the machine's own copy.
         target: folder for the job's copy; what a runtime put beside its files (signatures) stays behind.
+        allow: packages that the machine admits besides what the project does.
 
     Raises:
         ConfigError: when the own copy differs from the job's, or the job's breaks a rule of
@@ -306,7 +310,7 @@ def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None,
     for part in PARTS:
         shutil.rmtree(Path(target, part), ignore_errors=True)
     _copy_parts(Path(folder, BUNDLE), Path(target))
-    findings = lint_bundle(target).findings
+    findings = lint_bundle(target, allow).findings
     if findings:
         raise ConfigError(f"the job's bundle is refused: {findings[0]} ({len(findings)} findings of the lint).")
     if bundle_digest(target) != deployment.digest:
@@ -348,10 +352,3 @@ def named_files(deployment: Deployment) -> Iterator[tuple[str, str]]:
     """The config files that a job names, each with who names it."""
     yield from (("a file of the job", file) for file in deployment.files)
     yield from ((f"override '{key}'", file) for key, file in file_ids(deployment.ids))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found

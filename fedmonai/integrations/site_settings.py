@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from monai.bundle import ConfigParser, ReferenceResolver
 
-from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.errors import ConfigError, first_line, root_user_error
 from fedmonai.federated.local_pool import LocalPool
-from fedmonai.federated.plan import as_list
+from fedmonai.gate.policy import admitted
 from fedmonai.integrations.job import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized, refuse_other_files
+from fedmonai.io import read_strictly
+from fedmonai.names import as_list, shown
 
 __all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings", "apply_site_policy"]
 
@@ -37,6 +38,8 @@ class SiteSettings:
         state_dir: where private state, cases and personal models are kept.
         exchange_filters: components as in ``federated.yaml``, applied to every update after those of the job. They may
             refer to ``@output_dir`` and ``@bundle_root``, to nothing of the job.
+        allow: packages of this site's own, such as ``[my_lab]``, whose public classes and functions a job's configs may
+            name; without it a job that names them is refused.
 
     Raises:
         ConfigError: on a value of another kind.
@@ -47,6 +50,7 @@ class SiteSettings:
     bundle: str | None = None
     state_dir: str | None = None
     exchange_filters: list[dict[str, Any]] = field(default_factory=list)
+    allow: str | list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not isinstance(self.ids, Mapping) or not all(isinstance(key, str) for key in self.ids):
@@ -64,6 +68,7 @@ class SiteSettings:
         filters: Any = self.exchange_filters
         if not isinstance(filters, list) or not all(isinstance(one, dict) and "_target_" in one for one in filters):
             raise ConfigError(_wrong("exchange_filters", filters, "a list of components, as [{_target_: ...}]"))
+        object.__setattr__(self, "allow", list(admitted(self.allow)))
 
     @classmethod
     def read(cls, path: str | Path, required: bool = False) -> SiteSettings:
@@ -82,9 +87,9 @@ class SiteSettings:
                 raise ConfigError(f"{file}: the settings of this machine are not there, or are no file; correct it.")
             return cls()
         try:
-            content = _UniqueKeys(file.read_text(encoding="utf-8")).get_single_data()
-        except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError) as error:
-            raise ConfigError(f"{file}: no readable YAML ({_one_line(error)}).") from error
+            content = read_strictly(file)
+        except ValueError as error:
+            raise ConfigError(f"{file}: no readable YAML ({error}).") from error
         fields = ", ".join(cls.__dataclass_fields__)
         content = {} if content is None else content
         if not isinstance(content, dict) or set(content) - set(cls.__dataclass_fields__):
@@ -105,17 +110,6 @@ class SiteSettings:
         return Path(root, "fedmonai", run)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML without the same key twice: the first one would be lost, silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is set twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _is_text(value: Any) -> bool:
     return value is None or _is_file(value)
 
@@ -129,18 +123,7 @@ def _is_mapping(value: Any) -> bool:
 
 
 def _wrong(name: str, value: Any, wanted: str) -> str:
-    return f"{name} is {_shown(value)}; give {wanted}, or leave it out."
-
-
-def _shown(value: Any) -> str:
-    return "empty" if value is None or value == "" else f"'{str(value)[:100]}'"
-
-
-def _one_line(error: Exception) -> str:
-    problem = getattr(error, "problem", None)
-    mark = getattr(error, "problem_mark", None)
-    where = f" in line {mark.line + 1}" if mark is not None else ""
-    return f"{problem}{where}" if problem else (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{name} is {shown(value) if value else 'empty'}; give {wanted}, or leave it out."
 
 
 def apply_site_policy(sites: Any, name: str, settings: SiteSettings, bundle: Path, state: Path) -> LocalPool:
@@ -250,7 +233,7 @@ def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]
     try:
         filters = ConfigParser(own).get_parsed_content("exchange_filters")
     except Exception as error:  # whatever a component raises, it is this file that named it
-        reason = root_user_error(error) or f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        reason = root_user_error(error) or f"{type(error).__name__}: {first_line(error, 300)}"
         raise ConfigError(f"exchange_filters of this site's {SETTINGS}: {reason}") from error
     for one in filters:
         if not callable(one):

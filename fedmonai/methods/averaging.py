@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.protocol import Strategy
+from fedmonai.names import as_list, matching_names
 
 __all__ = ["PerSiteMean", "WeightedMean"]
 
@@ -130,7 +130,7 @@ class PerSiteMean(WeightedMean):
         local_keys: str | Sequence[str] = (),
     ) -> None:
         super().__init__(weighting, shared_keys, local_keys)
-        self.owners = {site: [p] if isinstance(p, str) else list(p) for site, p in (owners or {}).items()}
+        self.owners = {site: as_list(p) for site, p in (owners or {}).items()}
         self._owner: dict[str, str] | None = None
 
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
@@ -160,12 +160,5 @@ class PerSiteMean(WeightedMean):
         return self._owner
 
     def _owned(self, site: str, pattern: str) -> list[str]:
-        try:
-            found = [key for key in self.global_weights if re.fullmatch(pattern, key)]
-        except re.error as error:
-            raise ConfigError(f"owners: '{pattern}' of site '{site}' is not a regular expression ({error}).") from error
-        if not found and self.global_weights:
-            raise ConfigError(
-                f"owners: '{pattern}' of site '{site}' is no shared tensor; correct it, or set owners to {{}}."
-            )
-        return found
+        names = list(self.global_weights)
+        return matching_names([pattern], names, f"owners of site '{site}'", whole=True) if names else []

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import SharedKeys
 from fedmonai.losses.weight_contrast import WeightContrastLoss
 from fedmonai.methods.averaging import WeightedMean
+from fedmonai.names import as_list, matching_names
 
 __all__ = ["FedMRIAggregator", "WeightContrast"]
 
@@ -61,7 +61,7 @@ class WeightContrast:
         if not (beta >= 0 and lam >= 0):
             raise ConfigError(f"beta is {beta} and lam is {lam}; give weights of 0 or more.")
         self.beta, self.lam, self.negatives = beta, lam, negatives
-        self.patterns = [encoder_keys] if isinstance(encoder_keys, str) else list(encoder_keys)
+        self.patterns = as_list(encoder_keys)
         self._warned = False
         self._own: dict[str, Tensor] = {}
         self._end()
@@ -97,13 +97,7 @@ class WeightContrast:
 
     def _encoder(self, engine: Engine) -> dict[str, Tensor]:
         parameters = dict(engine.network.named_parameters())  # type: ignore[attr-defined]
-        chosen = {n: p for n, p in parameters.items() if any(re.match(pattern, n) for pattern in self.patterns)}
-        if not chosen:
-            raise ConfigError(
-                f"encoder_keys {self.patterns} match no parameter of the network (they look like "
-                f"'{next(iter(parameters))}'); give patterns of the encoder's names."
-            )
-        return chosen
+        return {name: parameters[name] for name in matching_names(self.patterns, parameters, "encoder_keys")}
 
     def _received(self, engine: Engine, encoder: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         state: Any = engine.state

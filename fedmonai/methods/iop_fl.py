@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError, FederationError
+from fedmonai.io import write_text
 
 __all__ = ["AdaptationEvaluator", "PersonalModel"]
 
@@ -193,6 +194,4 @@ class AdaptationEvaluator:
                 "routed before": routed[0],
                 "routed after": routed[-1],
             }
-        partial = self.output_dir / ".adaptation.json"
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.output_dir / "adaptation.json")
+        write_text(json.dumps(content, indent=1) + "\n", self.output_dir / "adaptation.json")

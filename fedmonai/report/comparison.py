@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedmonai.io import write_table, write_text
 from fedmonai.report.compared import ComparedRun, Comparison, Difference, Score
 from fedmonai.report.comparison_figures import draw_latents, draw_scores
 from fedmonai.report.page import UNITS, markdown_table
@@ -45,14 +44,8 @@ def write_comparison(
     parts += [_costs(comparison), _matrices(comparison)]
     parts += [f"![{path.stem}]({path.name})" for path in figures]
     path = folder / "comparison.md"
-    _replace(path, "\n\n".join(part for part in parts if part) + "\n")
+    write_text("\n\n".join(part for part in parts if part) + "\n", path)
     return str(path)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _label(metric: str) -> tuple[str, int]:
@@ -170,9 +163,4 @@ def _write_csv(comparison: Comparison, path: Path) -> None:
                     lines.append(row)
         for name, value in zip(("bytes_up", "bytes_down", "seconds_per_round"), comparison.cost(method), strict=True):
             lines.append([method, "all", name, value])
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([*line, *[None] * (len(COLUMNS) - len(line))] for line in lines)
-    temporary.replace(path)
+    write_table(COLUMNS, ([*line, *[None] * (len(COLUMNS) - len(line))] for line in lines), path)

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedmonai.errors import ConfigError
+from fedmonai.io import atomic_path
 from fedmonai.report.run_tables import RunTables
 
 if TYPE_CHECKING:
@@ -34,13 +34,8 @@ def draw_figures(tables: RunTables) -> list[Path]:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a PNG so that ``path`` is either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=120, bbox_inches="tight")
     return path
 
 

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedmonai.errors import ConfigError
+from fedmonai.io import write_text
 from fedmonai.report.figures import draw_figures
 from fedmonai.report.run_tables import RunTables, read_run
 
@@ -42,9 +42,7 @@ def write_outside_report(folders: Mapping[str, Path], path: Path, metric: str = 
     rows = outside_table(folders, metric)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     text = "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(text, path)
     return text
 
 
@@ -76,9 +74,7 @@ def write_report(run_dir: str | Path) -> str:
     ]
     parts.append(_figures(tables, figures))
     path = tables.folder / "report.md"
-    temporary = path.with_name(f".report.{os.getpid()}.md")
-    temporary.write_text("\n\n".join(p for p in parts if p) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text("\n\n".join(p for p in parts if p) + "\n", path)
     return str(path)
 
 

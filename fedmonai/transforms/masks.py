@@ -14,7 +14,7 @@ import torch
 from monai.utils import ensure_tuple
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 
 __all__ = [
     "MASK_KINDS",
@@ -353,7 +353,7 @@ def _read_mask(path: Path, key: str) -> np.ndarray:
         found = scipy.io.loadmat(str(path))
     except Exception as error:  # SciPy's and NumPy's readers end in anything from OSError to their own types
         raise ConfigError(
-            f"mask_file '{path}' cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:100]}); give a "
+            f"mask_file '{path}' cannot be read ({type(error).__name__}: {first_line(error, 100)}); give a "
             ".npy array of numbers, or a .mat file saved with -v7 or older."
         ) from error
     if key not in found:

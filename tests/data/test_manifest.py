@@ -13,7 +13,6 @@ from monai.data import load_decathlon_datalist
 from fedmonai.data.kspace.list import kspace_volumes
 from fedmonai.data.provenance import check_overlap, read_manifest, verify_manifest, write_manifest
 from fedmonai.errors import ConfigError
-from fedmonai.io import atomic_path
 
 
 @pytest.fixture
@@ -117,14 +116,3 @@ def test_list_without_hashes_is_no_manifest(site):
     (site / "manifest.json").write_text(json.dumps({"training": [{"kspace": "a.h5", "subject": "s"}]}))
     with pytest.raises(ConfigError, match="entry 0 of 'training' has no sha256"):
         read_manifest(site)
-
-
-def test_atomic_path_leaves_the_old_file_when_it_fails(tmp_path):
-    path = tmp_path / "deep" / "a.txt"
-    with atomic_path(path) as partial:
-        partial.write_text("old")
-        assert not path.exists()
-    with pytest.raises(RuntimeError), atomic_path(path) as partial:
-        partial.write_text("new")
-        raise RuntimeError
-    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]

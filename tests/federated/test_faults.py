@@ -20,7 +20,8 @@ from ignite.engine import Events
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.run_log import load_checked, save_atomic
+from fedmonai.federated.run_log import save_atomic
+from fedmonai.io import load_checked
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:
@@ -88,7 +89,7 @@ def test_killed_around_a_rename(
     assert os.WTERMSIG(in_child(work)) == signal.SIGKILL
     tiny_federation(tmp_path, resume=True).run()
     assert same_run(whole, tmp_path)
-    assert not list(tmp_path.rglob("*.tmp")), "what the kill left behind"
+    assert not list(tmp_path.rglob(".part-*")), "what the kill left behind"
 
 
 def test_killed_while_a_line_is_written(whole: Path, tmp_path: Path, tiny_federation: Callable) -> None:
@@ -173,7 +174,7 @@ def test_damaged_state_costs_one_round_and_is_said(
     tiny_federation(out, num_rounds=2).run()
     (out / name).write_bytes(DAMAGES[damage]((out / name).read_bytes()))
     tiny_federation(out, resume=True).run()
-    assert f"{name.rpartition('/')[2]}: not a readable file of tensors" in caplog.text
+    assert f"{name.rpartition('/')[2]}' is not a readable file of tensors" in caplog.text
     assert "The round before it is used" in caplog.text
     assert "The round before it is used" in (out / "run.json").read_text()
     assert same_run(whole, out)

@@ -13,7 +13,7 @@ from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
 from fedmonai.handlers.save_results import VolumeResults
-from fedmonai.handlers.whole_file import write_whole
+from fedmonai.io import atomic_path
 
 
 class SaveName(VolumeResults):
@@ -23,7 +23,8 @@ class SaveName(VolumeResults):
     def __call__(self, engine: Engine) -> None:
         name = engine.state.batch.name
         path = self.path(name, "text")
-        write_whole(path, lambda partial: Path(partial).write_text(name))
+        with atomic_path(path) as partial:
+            partial.write_text(name)
         if self.preview:
             self.write_preview(name, np.zeros((4, 4, 3)))
         self.add_row(f"{name}.in", path.name)

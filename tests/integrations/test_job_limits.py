@@ -220,7 +220,7 @@ def test_filters_that_cannot_be_built(filters: list[dict], message: str, job: Pa
         ("[1]", "does not describe a job"),
         ('{"run": "a"}', "does not describe a job"),
         ('{"run": "a", "files": [], "more": 1}', "does not describe a job"),
-        ('{"run": "a", "files": [], "run": "b"}', "there twice"),
+        ('{"run": "a", "files": [], "run": "b"}', "stands twice"),
         ('{"run": "a", "files": "configs/federated.yaml"}', "files is 'configs/federated.yaml'; give a list"),
         ('{"run": "a", "files": [5]}', "files of a job is"),
         ('{"run": "a", "files": [], "ids": [1]}', r"ids of a job is '\[1\]'"),

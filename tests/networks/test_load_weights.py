@@ -48,7 +48,7 @@ def test_files_that_are_no_weights(tmp_path, capsys):
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(_Evil()))
     (tmp_path / "text.pt").write_text("hello")
     for name in ("evil", "text"):
-        with pytest.raises(ConfigError, match=f"{name}.pt' is not a file of weights"):
+        with pytest.raises(ConfigError, match=f"{name}.pt' is not a readable file of tensors"):
             load_weights(torch.nn.Linear(1, 1), tmp_path / f"{name}.pt")
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(ConfigError, match="ckpt_path: there is no file"):

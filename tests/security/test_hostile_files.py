@@ -36,7 +36,7 @@ from fedmonai.data.kspace.read import read_header
 from fedmonai.data.provenance import read_manifest
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import start_from
-from fedmonai.federated.run_log import load_checked
+from fedmonai.io import load_checked
 from fedmonai.networks.load_weights import load_weights
 
 MEGABYTE = 1 << 20

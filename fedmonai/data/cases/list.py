@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fedmonai.data.cases.read import NIFTI_SUFFIXES, PICTURE_SUFFIXES
 from fedmonai.data.partition import SPLITS, split_subjects
-from fedmonai.errors import ConfigError
-from fedmonai.io import atomic_path
+from fedmonai.errors import ConfigError, first_line
+from fedmonai.io import write_text
+from fedmonai.names import as_list
 
 __all__ = [
     "PROSTATE_SHARES",
@@ -62,7 +63,7 @@ def prostate_cases(
     """
     if split not in (*SPLITS, "all"):
         raise ConfigError(f"split: '{split}' is unknown; choose one of {', '.join(SPLITS)} or all.")
-    sites = [site] if isinstance(site, str) else list(site)
+    sites = as_list(site)
     if case_list is not None and len(sites) != 1:
         raise ConfigError(f"case_list: one list cannot serve {len(sites)} sites; write <site>/<split>.txt files.")
     entries = []
@@ -134,8 +135,7 @@ def write_case_lists(
         assigned = split_subjects(cases, shares, seed)
         written = {split: [case for case in cases if assigned[case] == split] for split in SPLITS}
         for split, chosen in written.items():
-            with atomic_path(folder / f"{split}.txt") as partial:
-                partial.write_text("".join(f"{case}\n" for case in chosen), encoding="utf-8")
+            write_text("".join(f"{case}\n" for case in chosen), folder / f"{split}.txt")
     return written
 
 
@@ -226,7 +226,7 @@ def _read_list(path: Path, cases: Sequence[str]) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"case list {path} cannot be read ({str(error)[:100]}).") from error
+        raise ConfigError(f"case list {path} cannot be read ({first_line(error, 100)}).") from error
     named = {case_name(Path(line.strip())) for line in lines if line.strip() and not line.lstrip().startswith("#")}
     unknown = sorted(named - set(cases))
     if unknown:
@@ -271,7 +271,7 @@ def prostate_source(
         return prostate_cases(dataset_dir, folder, split, lists, shares, seed, labeled, label_suffix)
     if case_lists is not None:
         raise ConfigError("case_lists: pictures are split by folders; set case_lists to null.")
-    folders = [folder] if isinstance(folder, str) else list(folder)
+    folders = as_list(folder)
     entries = []
     for name in folders:
         prefix = f"{name}_" if len(folders) > 1 else ""

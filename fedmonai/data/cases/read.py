@@ -16,7 +16,7 @@ from nibabel import orientations
 from PIL import Image, UnidentifiedImageError
 
 from fedmonai.data import memory_limits
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 
 __all__ = ["CaseVolume", "read_case_file", "turn_to", "volume_shape"]
 
@@ -85,7 +85,7 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
     try:
         values = np.asanyarray(image.dataobj).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ConfigError(f"{path} cannot be read to its end ({str(error)[:100]}); copy it anew.") from error
+        raise ConfigError(f"{path} cannot be read to its end ({first_line(error, 100)}); copy it anew.") from error
     if orientation is not None:
         turn = turn_to(affine, orientation)
         values = orientations.apply_orientation(values, turn)
@@ -100,7 +100,7 @@ def _open_nifti(path: PathLike) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise ConfigError(f"{path} is not a NIfTI file that can be read ({str(error)[:100]}).") from error
+        raise ConfigError(f"{path} is not a NIfTI file that can be read ({first_line(error, 100)}).") from error
     if not isinstance(image, nib.Nifti1Image):
         raise ConfigError(f"{path} is a {type(image).__name__}, not a NIfTI volume.")
     return image
@@ -155,4 +155,4 @@ def _read_picture(path: PathLike) -> np.ndarray:
                 raise ConfigError(f"{path} is {picture.size}; expected sides of at most {MAX_SIDE}.")
             return np.asarray(picture if picture.mode in ("L", "I;16", "I", "F") else picture.convert("L"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{path} is not a picture that can be read ({str(error)[:100]}).") from error
+        raise ConfigError(f"{path} is not a picture that can be read ({first_line(error, 100)}).") from error

@@ -12,6 +12,7 @@ import pydicom
 from pydicom.pixels import apply_rescale
 
 from fedmonai.data.convert.volume import InputError, Volume, check_size
+from fedmonai.errors import first_line
 
 _TAGS = [
     "SeriesInstanceUID",
@@ -80,7 +81,7 @@ def read_slice_header(path: Path) -> SliceHeader:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         values = {tag: header.get(tag) for tag in _TAGS}
     except Exception as error:  # pydicom raises a dozen kinds on damaged files, some only when a field is looked at
-        raise InputError(f"damaged DICOM file ({(str(error).splitlines() or [''])[0][:120]})") from error
+        raise InputError(f"damaged DICOM file ({first_line(error, 120)})") from error
     if values["Modality"] not in (None, "", "MR"):
         raise InputError(f"DICOM of modality {values['Modality']}, expected MR")
     missing = [tag for tag in ("SeriesInstanceUID", "Rows", "Columns") if values[tag] in (None, "")]
@@ -208,9 +209,7 @@ def _pixels(path: Path) -> np.ndarray:
         dataset = pydicom.dcmread(path)
         return apply_rescale(dataset.pixel_array, dataset).astype(np.float32)
     except Exception as error:  # pydicom and its decoders raise many kinds; each means this file cannot be read
-        raise InputError(
-            f"{path.name}: pixel data cannot be read ({(str(error).splitlines() or [''])[0][:160]})"
-        ) from error
+        raise InputError(f"{path.name}: pixel data cannot be read ({first_line(error, 160)})") from error
 
 
 def _affine(slices: list[SliceHeader]) -> np.ndarray | None:

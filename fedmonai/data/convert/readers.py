@@ -26,7 +26,7 @@ from fedmonai.data import memory_limits
 from fedmonai.data.cases.read import missing_voxels
 from fedmonai.data.convert.volume import InputError, Volume, arrange, check_size
 from fedmonai.data.kspace.read import damage_named, open_volume, read_header, subject_of
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.transforms.kspace import center_crop, coil_magnitude, fft2c, ifft2c
 
 #: Meaning of the axes by rank, if --axes does not say: NumPy stacks slices first, MATLAB last.
@@ -72,7 +72,7 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # damaged headers end in anything from ValueError to TokenError
-        raise InputError(f"damaged .npy file, or one with Python objects ({str(error)[:120]})") from error
+        raise InputError(f"damaged .npy file, or one with Python objects ({first_line(error, 120)})") from error
 
 
 def _read_mat(path: Path, key: str | None) -> np.ndarray:
@@ -86,7 +86,7 @@ def _read_mat(path: Path, key: str | None) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # scipy raises many kinds on damaged files, down to zlib's and IndexError
-        raise InputError(f"damaged .mat file ({str(error)[:120]})") from error
+        raise InputError(f"damaged .mat file ({first_line(error, 120)})") from error
 
 
 _MAT_NUMBERS = {"double", "single", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "logical"}
@@ -101,7 +101,7 @@ def _read_mat73(path: Path, key: str | None) -> np.ndarray:
             _refuse_huge(name, shapes[name])
             data = file[name][()]
     except OSError as error:
-        raise InputError(f"damaged .mat file ({str(error)[:120]})") from error
+        raise InputError(f"damaged .mat file ({first_line(error, 120)})") from error
     if data.dtype.names:
         data = (data["real"] + 1j * data["imag"]).astype(np.complex64)
     return data.T
@@ -287,7 +287,7 @@ def read_nifti(path: Path, axis: int = 2) -> Volume:
     except _DAMAGED as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"damaged NIfTI file ({str(error)[:160]})") from error
+        raise InputError(f"damaged NIfTI file ({first_line(error, 160)})") from error
     data, affine = _upright(data, affine[:, [*order, 3]])
     return Volume(data.astype(np.complex64 if data.dtype.kind == "c" else np.float32), affine=affine)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedmonai.data import memory_limits
 from fedmonai.data.kspace.read import MAX_COILS, MAX_SIDE, MAX_SLICES
+from fedmonai.errors import first_line
 
 PLANE_AXES = ("row", "column")
 
@@ -115,7 +116,7 @@ def _read(data: Any, index: int) -> np.ndarray:
     try:
         return np.asarray(data[index])
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"slice {index} cannot be read ({str(error)[:120]})") from error
+        raise InputError(f"slice {index} cannot be read ({first_line(error, 120)})") from error
 
 
 def check_size(shape: tuple[int, ...], itemsize: int, what: str) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from fedmonai.data.convert.readers import PlaneSize, image_to_kspace, kspace_to_image, sampled
 from fedmonai.data.convert.volume import InputError, Volume
-from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
 
 Planes = Iterator[tuple[np.ndarray, np.ndarray | None]]
@@ -38,20 +37,17 @@ def write_volume(path: Path, volume: Volume, pad: int, max_size: int, attributes
     if volume.domain == "kspace" and volume.target is None and volume.mask is None:
         volume = replace(volume, mask=sampled(volume)[0])
     volume = replace(volume, affine=None if volume.affine is None else _placed(volume, size))
-    try:
-        with atomic_path(path) as partial, h5py.File(partial, "w") as file:
-            _write_planes(file, volume, size)
-            for key, value in attributes.items():
-                file.attrs[key] = value
-            if volume.affine is not None:
-                file.attrs["affine"] = volume.affine
-                file.attrs["spacing"] = volume.spacing
-            if volume.positions is not None:
-                file["slice_positions"] = volume.positions[volume.first : volume.last]
-            if volume.mask is not None:
-                file["mask"] = volume.mask
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(f"output: {path} cannot be written ({error}); nothing of it is left behind.") from error
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        _write_planes(file, volume, size)
+        for key, value in attributes.items():
+            file.attrs[key] = value
+        if volume.affine is not None:
+            file.attrs["affine"] = volume.affine
+            file.attrs["spacing"] = volume.spacing
+        if volume.positions is not None:
+            file["slice_positions"] = volume.positions[volume.first : volume.last]
+        if volume.mask is not None:
+            file["mask"] = volume.mask
     return volume
 
 

@@ -60,7 +60,7 @@ def _generate(path: Path, parameters: Mapping[str, Any], write: Callable[[Path],
         for file in sorted(partial.rglob("*"))
         if file.is_file()
     }
-    write_json(partial / MANIFEST, {"parameters": parameters, **further, "files": files})
+    write_json({"parameters": parameters, **further, "files": files}, partial / MANIFEST)
     partial.rename(path)
 
 

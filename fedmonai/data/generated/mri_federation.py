@@ -22,6 +22,7 @@ from fedmonai.data.generated.mr_scan import Scan, magnitude_image
 from fedmonai.data.generated.mr_sites import SITES, SiteProfile, site_profile
 from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
+from fedmonai.names import as_list
 
 #: Part of the manifest; a change of the images comes with a new number.
 VERSION = 1
@@ -144,7 +145,7 @@ def _write_volume(path: Path, kspace: np.ndarray, attributes: Mapping[str, str])
 
 
 def _names(argument: str, value: str | Sequence[str]) -> list[str]:
-    names = [value] if isinstance(value, str) else list(value)
+    names = as_list(value)
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"{argument}: {names} is empty or names one twice; give each name once.")
     return names

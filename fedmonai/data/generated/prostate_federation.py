@@ -26,6 +26,7 @@ from fedmonai.data.generated.prostate_scan import (
     prostate_profile,
 )
 from fedmonai.errors import ConfigError
+from fedmonai.names import as_list
 
 __all__ = ["generate_prostate_federation", "generated_prostate_site"]
 
@@ -56,7 +57,7 @@ def generate_prostate_federation(
     Args:
         cases: men of each site, one number or one by site.
     """
-    names = [sites] if isinstance(sites, str) else list(sites)
+    names = as_list(sites)
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"sites: {names} is empty or names one twice; give each name once.")
     for site in names:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 
 #: Names of the splits as folders, and the sections they are called in a MONAI data list.
 SECTIONS = {"train": "training", "val": "validation", "test": "test"}
@@ -86,7 +86,7 @@ def read_data_list(path: PathLike) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"data_list: {path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"data_list: {path} is not valid JSON ({str(error)[:120]}).") from error
+        raise ConfigError(f"data_list: {path} is not valid JSON ({first_line(error, 120)}).") from error
     if not isinstance(content, dict) or not any(section in content for section in SECTIONS.values()):
         raise ConfigError(
             f'data_list: {path} needs the form {{"training": [{{"kspace": "a.h5"}}], "validation": [], ...}}.'

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.transforms.kspace import center_crop, hybrid_kspace, zero_filled
 
 TARGET_KEYS = ("reconstruction_esc", "reconstruction_rss")  # single-coil, multi-coil
@@ -68,7 +68,7 @@ def open_volume(path: str | os.PathLike[str]) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except _DAMAGED as error:
-        reason = "does not exist" if not Path(path).exists() else f"is not a readable HDF5 file ({_short(error)})"
+        reason = "does not exist" if not Path(path).exists() else f"is not a readable HDF5 file ({first_line(error)})"
         raise ConfigError(f"{path} {reason}; restore it or take it out of the data list.") from error
 
 
@@ -81,7 +81,7 @@ def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         raise ConfigError(
-            f"{path} is damaged ({_short(error)}); restore it or take it out of the data list."
+            f"{path} is damaged ({first_line(error)}); restore it or take it out of the data list."
         ) from error
 
 
@@ -95,7 +95,7 @@ def read_slice(file: h5py.File, key: str, index: int | slice) -> np.ndarray:
         return np.asarray(file[key][index])
     except _DAMAGED as error:
         raise ConfigError(
-            f"{file.filename}: cannot read '{key}' {index} ({_short(error)}); restore the file."
+            f"{file.filename}: cannot read '{key}' {index} ({first_line(error)}); restore the file."
         ) from error
 
 
@@ -189,10 +189,6 @@ def _target_size(path: str | os.PathLike[str], target: Any, key: str, slices: in
             f"{path}: '{key}' is {target.dtype} {shape}; expected real numbers ({slices}, rows, columns)."
         )
     return shape[1], shape[2]
-
-
-def _short(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fedmonai.integrations.flower.app import write_app
 from fedmonai.integrations.flower.trial import Trial
 from fedmonai.integrations.job import describe
 from fedmonai.integrations.runtime import federation_config
+from fedmonai.names import as_list
 
 ENVIRONMENTS = ("sim", "tls", "export")
 
@@ -41,7 +42,7 @@ def main(
     try:
         if env not in ENVIRONMENTS:
             raise ConfigError(f"env is '{env}'; choose one of {', '.join(ENVIRONMENTS)}.")
-        overlays = [federation] if isinstance(federation, str) else list(federation)
+        overlays = as_list(federation)
         deployment = describe(bundle, overlays, name, ids=ids, reply_timeout=reply_timeout)
         folder = Path(output_dir).resolve()
         if env == "export":

@@ -9,6 +9,7 @@ from typing import Any
 import fire
 
 from fedmonai.errors import ConfigError, FederationError
+from fedmonai.names import as_list
 
 
 def main(
@@ -50,7 +51,7 @@ def main(
 
         options: dict[str, Any] = {"byoc": byoc, "min_clients": min_clients, "threads": threads}
         options |= {"startup_kit": startup_kit, "username": username, "output_dir": output_dir}
-        overlays = [federation] if isinstance(federation, str) else list(federation)
+        overlays = as_list(federation)
         described: dict[str, Any] = {"run": name, "ids": ids, "isolate": env != "sim" if isolate is None else isolate}
         described |= {"reply_timeout": reply_timeout}
         print(deploy(bundle, overlays, env, described, **options))

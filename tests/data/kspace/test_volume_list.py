@@ -31,7 +31,7 @@ def test_layout_with_and_without_sequence(site):
 
 
 def test_hidden_and_other_files_do_not_count(site):
-    (site / "T1" / "val" / ".val9.h5.x.part").touch()
+    (site / "T1" / "val" / ".part-0a1b2c3d-val9.h5").touch()
     (site / "T1" / "val" / ".hidden.h5").touch()
     (site / "T1" / "val" / "notes.txt").touch()
     assert len(kspace_volumes(site, "val", "T1")) == 2
