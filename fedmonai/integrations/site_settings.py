@@ -13,6 +13,8 @@ from monai.bundle import ConfigParser, ReferenceResolver
 
 from fedmonai.errors import ConfigError, first_line, root_user_error
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.gate.config import config_problems
+from fedmonai.gate.names import names_for
 from fedmonai.gate.policy import admitted
 from fedmonai.integrations.job import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized, refuse_other_files
 from fedmonai.io import read_strictly
@@ -230,6 +232,8 @@ def _texts(value: Any) -> Iterator[str]:
 def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]:
     """The site's filters, built out of reach of the job's config."""
     own = {"bundle_root": str(bundle), "output_dir": str(state), "exchange_filters": list(settings.exchange_filters)}
+    for config_id, problem in config_problems({"exchange_filters": own["exchange_filters"]}, names_for(settings.allow)):
+        raise ConfigError(f"exchange_filters of this site's {SETTINGS}: {config_id}: {problem}")
     try:
         filters = ConfigParser(own).get_parsed_content("exchange_filters")
     except Exception as error:  # whatever a component raises, it is this file that named it
