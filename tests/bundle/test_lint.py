@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fire
 import pytest
 import torch
 import yaml
@@ -20,6 +21,7 @@ from fedmonai.bundle.__main__ import lint
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_files import logging_problems, metadata_problems
 from fedmonai.errors import ConfigError
+from fedmonai.gate import catalogue
 
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))
@@ -241,3 +243,30 @@ def test_overlays_of_the_collection_are_not_empty() -> None:
     overlays = [p for bundle in BUNDLES for p in bundle.glob("configs/data/*.yaml")]
     assert len(overlays) >= 7 * len(BUNDLES) / 5
     assert all(yaml.safe_load(p.read_text()) for p in overlays)
+
+
+@pytest.mark.parametrize("words", ["--allow own_loss", "--allow own_loss,other.part", "--allow=['own_loss']"])
+def test_command_line_admits_a_package_of_ones_own(
+    words: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (bundle.parent / "own_loss.py").write_text("raise SystemExit('imported')\nclass Loss: ...\n")
+    monkeypatch.syspath_prepend(str(bundle.parent))
+    rewritten(bundle / "configs" / "train.json", extra={"_target_": "own_loss.Loss"})
+    for given, code in (([], 1), (words.split(), 0)):
+        with pytest.raises(SystemExit) as ended:
+            fire.Fire({"lint": lint}, command=["lint", str(bundle), *given])
+        logging.disable(logging.NOTSET)
+        assert ended.value.code == code, capsys.readouterr().out
+    assert "own_loss" not in sys.modules
+
+
+def test_another_version_is_a_note_and_no_finding(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(catalogue.importlib.metadata, "version", lambda name: "9.9.9")
+    with pytest.raises(SystemExit) as ended:
+        lint(str(bundle))
+    logging.disable(logging.NOTSET)
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert any(line.startswith("note: monai 9.9.9 is installed; the catalogue") for line in lines)
