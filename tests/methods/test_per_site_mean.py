@@ -62,7 +62,7 @@ def test_owners_are_known_after_a_resume() -> None:
 @pytest.mark.parametrize(
     ("owners", "text"),
     [
-        ({"A": "rows"}, "'rows' of site 'A' is no shared tensor"),
+        ({"A": "rows"}, "owners of site 'A': the pattern 'rows' matches none"),
         ({"A": "("}, "not a regular expression"),
         ({"A": r"row\.0", "B": r"row\..*"}, "'row.0' belongs to sites 'A' and 'B'"),
     ],
