@@ -159,7 +159,7 @@ BREAKS: list[tuple[Callable[[Path], None], str]] = [
     (target_in_overlay, "configs/demo.yaml: strategy::_target_: 'subprocess.Popen'"),
     (target_at_a_site, "configs/demo.yaml: sites::B::network_def::_target_: 'monai.bundle.load'"),
     (double_key, "configs/train.json: the key 'seed' stands twice"),
-    (yaml_object, "configs/demo.yaml: cannot be read (could not determine a constructor"),
+    (yaml_object, "configs/demo.yaml: cannot be read (ConstructorError: could not determine a constructor"),
     (dangling, "configs/train.json: lr: refers to '@learning_rate', which no config has"),
     (code_beside, "yaml.py: is code"),
     (link_out, "docs/data: is a link"),
