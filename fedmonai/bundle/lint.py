@@ -18,6 +18,7 @@ from fedmonai.gate.known_ids import unknown_ids
 from fedmonai.gate.names import NameProblem, Names, names_for
 from fedmonai.gate.reading import SEP, TABLE_FILE, config_files, load_strictly, walk
 from fedmonai.gate.references import merge_layers, references
+from fedmonai.gate.texts import Texts
 
 __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 
@@ -209,7 +210,9 @@ def _id_problems(
         yield from data_problems(path, content, table.names(data=True))
     yield from file_problems(root, content, contents)
     own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
-    yield from site_problems(content, own)
+    texts = Texts(merged, names)
+    yield from site_problems(content, own, texts)
+    yield from texts.problems()
 
 
 def _has_entry(key: str, table: IdTable) -> bool:

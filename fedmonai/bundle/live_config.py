@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, cast
 
 import yaml
@@ -77,35 +77,41 @@ def live_config() -> dict[str, Any]:
 def live_resolver() -> ReferenceResolver:
     """The resolver of the parser that is resolving the caller.
 
-    MONAI hands a component its arguments but not its parser, and a macro of the whole config contains itself, so there
-    is no other way to the config that is really used: the parser's resolver is on the call stack. Its item with the
-    empty id is the whole config.
-
     Raises:
         RuntimeError: when no parser is at work.
     """
-    frame = sys._getframe()
-    while frame is not None:
+    for frame in _callers():
         resolver: Any = frame.f_locals.get("self")
         whole = resolver.items.get("") if isinstance(resolver, ReferenceResolver) else None
         if whole is not None and isinstance(whole.get_config(), Mapping):
             return cast(ReferenceResolver, resolver)
-        frame = frame.f_back  # type: ignore[assignment]
     raise RuntimeError("this is a config component; it was called without a MONAI config parser")
 
 
 def _loaded_bundle() -> Path | None:
     """The folder of the bundle that ``monai.bundle.load`` builds a network of, which is told no ``bundle_root``."""
     config_root: Path | None = None
-    frame = sys._getframe()
-    while frame is not None:
+    for frame in _callers():
         workflow = frame.f_locals.get("self")
         if isinstance(workflow, ConfigWorkflow):
             config_root = Path(workflow.config_root_path)
         if frame.f_code is inspect.unwrap(load).__code__:
             return None if config_root is None else config_root.parent
-        frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _callers() -> Iterator[FrameType]:
+    """The frames of the functions that led here, innermost first: the only place that looks at the call stack.
+
+    MONAI hands a component its arguments, but neither its parser nor the config as it runs. A reference to the whole
+    config is circular, and a macro of it is a copy whose components are built once more (shown with MONAI 1.6.1; a test
+    fails where a version offers a way). The parser's resolver is on the stack, and its item with the empty id is the
+    whole config.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _is_command_line() -> bool:

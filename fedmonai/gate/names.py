@@ -168,9 +168,7 @@ class Names:
             raise NameProblem(f"'{name}' is a method of a class or a part of it; name a class or a function")
         if first in module.classes:
             node = module.classes[first]
-            forms = sources.literal_of(node, sources.CONFIG_FORMS)
-            parameters = self._parameters(module, node)
-            return Found(name, "callable", parameters, forms if isinstance(forms, dict) else None, own=True)
+            return Found(name, "callable", self._parameters(module, node), self._forms(module, node), own=True)
         if first in module.functions:
             declared = module.values.get(sources.CONFIG_FORMS)
             forms = sources.plain_value(declared) if declared is not None else None
@@ -180,6 +178,17 @@ class Names:
         if written is None or sources.plain_value(written) is UNKNOWN:
             raise NameProblem(f"'{name}' is no class, no function and no written value")
         return Found(name, "value", own=True)
+
+    def _forms(self, module: sources.Module, node: ast.ClassDef) -> dict[str, Any]:
+        """Arguments that a config gives in one form only, by a class and those that it is derived from."""
+        own = sources.literal_of(node, sources.CONFIG_FORMS)
+        found = dict(own) if isinstance(own, dict) else {}
+        for base in node.bases:
+            holder, _, last = module.origin_of(ast.unparse(base)).rpartition(".")
+            above = sources.find_module(holder) if is_within(holder, self.policy.own) else None
+            if above is not None and last in above.classes:
+                found = {**self._forms(above, above.classes[last]), **found}
+        return found
 
     def _parameters(self, module: sources.Module, node: ast.ClassDef) -> Mapping[str, Parameter] | None:
         """Parameters of a class, of its own or of the first base that says some; None when they cannot be told."""

@@ -10,9 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedmonai.errors import ConfigError
+from fedmonai.io import read_strictly
 
 __all__ = ["Policy", "is_within", "load_policy"]
 
@@ -85,7 +84,7 @@ def load_policy(allow: tuple[str, ...] = ()) -> Policy:
     Raises:
         ConfigError: when a name of ``allow`` is none of a package of one's own.
     """
-    content = yaml.safe_load(FILE.read_text(encoding="ascii"))
+    content = read_strictly(FILE, "ascii")
     functions = {
         f"{group['module']}.{name}": group["arguments"]
         for group in content["callable"]
@@ -124,10 +123,9 @@ def admitted(allow: str | Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         ConfigError: when it is something else, or a name is none of a package of one's own.
     """
-    names = [allow] if isinstance(allow, str) else list(allow or ())
-    for name in names:
-        if not isinstance(name, str):
-            raise ConfigError(f"allow: {name!r:.100} is no name of a package; give names as in [my_lab].")
+    names = [allow] if isinstance(allow, str) else () if allow is None else allow
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"allow: {str(names)[:100]!r} are no names of packages; give names as in [my_lab].")
     found = tuple(sorted({name for text in names for name in text.replace(",", " ").split()}))
     load_policy(found)
     return found

@@ -287,7 +287,9 @@ def unpack_files(text: str, folder: str | Path) -> None:
         target.write_text(content, encoding="utf-8")
 
 
-def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None, target: str | Path) -> Path:
+def unpacked_bundle(
+    folder: str | Path, deployment: Deployment, own: str | None, target: str | Path, allow: Sequence[str] = ()
+) -> Path:
     """The bundle to use: the machine's own copy if it has one, else the one that came with the job, after a lint.
 
     Args:
@@ -295,6 +297,7 @@ def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None,
         deployment: the job's description.
         own: folder of the machine's own copy.
         target: folder for the job's copy; what a runtime put beside its files (signatures) stays behind.
+        allow: packages that the machine admits besides what the project does.
 
     Raises:
         ConfigError: when the own copy differs from the job's, or the job's breaks a rule of
@@ -312,7 +315,7 @@ def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None,
     for part in PARTS:
         shutil.rmtree(Path(target, part), ignore_errors=True)
     _copy_parts(Path(folder, BUNDLE), Path(target))
-    findings = lint_bundle(target).findings
+    findings = lint_bundle(target, allow).findings
     if findings:
         raise ConfigError(f"the job's bundle is refused: {findings[0]} ({len(findings)} findings of the lint).")
     if bundle_digest(target) != deployment.digest:

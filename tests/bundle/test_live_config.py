@@ -6,11 +6,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from monai.bundle import ConfigParser
 
+from fedmonai.bundle.ids import apply_overrides
 from fedmonai.bundle.live_config import _one_line_for_mistakes, check_config, live_config, save_run_config
 from fedmonai.errors import ConfigError, FederationError, root_user_error
 
@@ -59,6 +61,37 @@ def test_outside_a_config_it_is_a_programming_error(
     monkeypatch.chdir(make_bundle({"train.json": {}}))
     with pytest.raises(RuntimeError, match="without a MONAI config parser"):
         component()
+
+
+def test_monai_offers_no_way_to_the_whole_config() -> None:
+    """Shown with MONAI 1.6.1, and the reason for the look at the call stack; where this fails the stack can rest."""
+    parts = {"other": {"_target_": "collections.OrderedDict"}, "part": {"_target_": "builtins.dict", "whole": "@"}}
+    with pytest.raises(ValueError, match="circular"):
+        ConfigParser(parts).get_parsed_content("part")
+    parser = ConfigParser({**parts, "part": {**parts["part"], "whole": "%"}})
+    copy = parser.get_parsed_content("part")["whole"]
+    assert copy["other"] == {} and copy["other"] is not parser.get_parsed_content("other")  # built, and built twice
+
+
+@pytest.mark.parametrize("ids", [{"label_map": {100: 1, 255: 0}}, {"targets": {"vein": 1, "artery": None}}])
+def test_open_dictionaries_take_the_users_keys(ids: dict[str, Any], tmp_path: Path) -> None:
+    """Of one site in a federation, and of a site by itself; a key of another section is refused."""
+    fedicra = Path(__file__).parents[2] / "bundles" / "fedicra"
+    for file, changes in (
+        ("train.json", ids),
+        ("federated.yaml", {f"sites::A::{name}": value for name, value in ids.items()}),
+    ):
+        parser = ConfigParser()
+        parser.read_config([str(fedicra / "configs" / file)])
+        parser["bundle_root"] = str(fedicra)
+        apply_overrides(parser, changes)
+        assert parser.get_parsed_content("check")
+    parser = ConfigParser()
+    parser.read_config([str(fedicra / "configs" / "train.json")])
+    apply_overrides(parser, {"bundle_root": str(fedicra), "optimizer::weight": 1})
+    with pytest.raises(Exception) as caught:
+        parser.get_parsed_content("check")
+    assert "'optimizer::weight'" in str(root_user_error(caught.value))
 
 
 def test_record_can_be_run_again(parser: ConfigParser, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"_target_": "my_lab_of_tests.nets.Wider", "widht": 1}, "takes no argument 'widht'"),
     ({"_target_": "my_lab_of_tests.nets.Net", "allow_pickle": True}, "allow_pickle: True is not allowed"),
     ({"_target_": "my_lab_of_tests.nets.Net", "names": "$@x"}, "takes it as '@names' only"),
+    ({"_target_": "my_lab_of_tests.nets.Wider", "names": [1]}, "takes it as '@names' only"),
     ({"_target_": "my_lab_of_tests.nets.Stock", "chanels": 1}, "takes no argument 'chanels'"),
 ]
 
