@@ -47,7 +47,7 @@ def make_trainer(
     settings: argparse.Namespace, seed: int, alignment: str | None, lambda_adv: float = 1.0
 ) -> SupervisedTrainer:
     torch.manual_seed(0)
-    network = ReconstructionUNet(channels=settings.channels).to(settings.device)
+    network = ReconstructionUNet(base_channels=settings.channels).to(settings.device)
     handlers = []
     if alignment is not None:
         own = {"latent_size": 4 * 16 * settings.channels, "share_features": True, "device": settings.device}

@@ -37,7 +37,7 @@ INSIDE = {
 }
 OUTSIDE = ("global", "mean_of_personals", "routed before", "routed after")
 #: departures from the bundle's defaults, for a CPU
-LOCAL = {"channels": 8, "num_pool": 3, "generated_size": 48, "generated_cases": 8, "generated_slices": 8}
+LOCAL = {"base_channels": 8, "num_pool": 3, "generated_size": 48, "generated_cases": 8, "generated_slices": 8}
 ROUNDS = 20
 OUTSIDE_ROUNDS = 12
 #: learning rates: the paper's, for its 500 rounds; and one with which twelve rounds end in certain predictions, without

@@ -2,7 +2,7 @@
 """Make weak labels from full masks, or report on those that HDF5 files hold.
 
     python scripts/make_weak_labels.py make --images my/image --masks my/mask --output my_h5/Domain1/train \
-        --num_classes 3 --values "{255: 0, 128: 2, 0: 1}" --size 384 --channels 3
+        --num_classes 3 --label_map "{255: 0, 128: 2, 0: 1}" --size 384 --image_channels 3
     python scripts/make_weak_labels.py make --h5 volumes --output labeled --num_classes 4 --check
     python scripts/make_weak_labels.py report --h5 data/ODOC_h5/Domain1/train --num_classes 3
 
@@ -19,7 +19,7 @@ from fedmonai.data.weak.labels import Row, make_weak_labels, report_weak_labels
 from fedmonai.data.weak.list import paired_files, volume_files
 from fedmonai.errors import ConfigError
 from fedmonai.names import as_list
-from fedmonai.transforms.weak_labels import WEAK_FORMS
+from fedmonai.transforms.weak_labels import ANNOTATIONS
 
 
 def make(
@@ -28,27 +28,27 @@ def make(
     masks: str | None = None,
     h5: str | None = None,
     output: str | None = None,
-    forms: tuple[str, ...] = WEAK_FORMS,
-    values: dict[int, int] | None = None,
+    annotations: tuple[str, ...] = ANNOTATIONS,
+    label_map: dict[int, int] | None = None,
     threshold: int | None = None,
     size: int | None = None,
-    channels: int | None = None,
+    image_channels: int | None = None,
     seed: int = 0,
     check: bool = False,
 ) -> str:
     """Make weak labels of pictures (images, masks) or of HDF5 files with a mask (h5) and write them to output."""
     if output is None and not check:
         raise ConfigError("output: name the folder for the new files, or add --check to write nothing.")
-    names = tuple(as_list(forms))
+    names = tuple(as_list(annotations))
     rows = make_weak_labels(
         _files(images, masks, h5),
         None if check else output,
         num_classes,
         names,
-        values,
+        label_map,
         threshold,
         size,
-        channels,
+        image_channels,
         seed,
         sys.stderr.isatty(),
     )
@@ -61,7 +61,7 @@ def report(h5: str, num_classes: int) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as a markdown table; a dash where a form has no such number."""
+    """Rows as a markdown table; a dash where an annotation has no such number."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:

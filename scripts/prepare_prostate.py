@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedmonai.command_line import run_command
 from fedmonai.data.cases.check import check_prostate, problem_table
-from fedmonai.data.cases.list import PROSTATE_SHARES, write_case_lists
+from fedmonai.data.cases.list import PROSTATE_FRACTIONS, write_case_lists
 from fedmonai.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def main(
     dataset_dir: str,
     check: bool = False,
     sites: str | Sequence[str] | None = None,
-    shares: Sequence[float] = PROSTATE_SHARES,
+    split_fractions: Sequence[float] = PROSTATE_FRACTIONS,
     seed: int = 0,
     label_suffix: str = "_segmentation",
 ) -> None:
@@ -32,7 +32,7 @@ def main(
         dataset_dir: folder with one folder per site.
         check: report only; write nothing.
         sites: comma-separated; all folders with NIfTI files if left out.
-        shares: of train, val and test.
+        split_fractions: of train, val and test.
         seed: of the random choice of cases.
         label_suffix: what a mask's name has behind the case's.
     """
@@ -47,7 +47,7 @@ def main(
         if check:
             return
         for site in chosen or sorted(path.name for path in Path(dataset_dir).iterdir() if any(path.glob("*.nii*"))):
-            lists = write_case_lists(dataset_dir, site, shares, seed)
+            lists = write_case_lists(dataset_dir, site, split_fractions, seed)
             print(f"{site}: " + ", ".join(f"{len(cases)} {split}" for split, cases in lists.items()))
     except ConfigError as error:
         sys.exit(str(error))

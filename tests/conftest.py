@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import pytest
 
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.protocol import Strategy
 from fedmonai.methods.averaging import WeightedMean
 
+pytest.register_assert_rewrite("run_results", "stock_checks")
 TINY = str(Path(__file__).parents[1] / "benchmarks" / "tiny_bundle")
 
 
@@ -25,22 +26,17 @@ def make_tiny(
     kind: type[LocalPool] = LocalPool,
     ids: dict[str, Any] | None = None,
     site_options: dict[str, Any] | None = None,
+    pool_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Federation:
     """A federation whose sites differ in the offset of their labels."""
     specs = {name: {"offset": 0.1 * index} for index, name in enumerate(names)}
-    sites = kind(TINY, specs, str(out), local=ids, **(site_options or {}))
+    sites = kind(SitePlan(TINY, specs, out, local=ids or {}, **(site_options or {})), **(pool_options or {}))
     options = {"num_rounds": 3, "key_metric": "mse", "key_metric_mode": "min", **options}
-    return Federation(sites, strategy or WeightedMean(), output_dir=str(out), **options)
+    return Federation(sites, strategy or WeightedMean(), **options)
 
 
 @pytest.fixture(scope="session")
 def tiny_federation() -> Callable[..., Federation]:
     """Make a tiny federation: tiny_federation(folder, names="ABC", strategy=None, kind=LocalPool, ...)."""
     return make_tiny
-
-
-@pytest.fixture(scope="session")
-def rounds_of() -> Callable[[Path], list[dict[str, Any]]]:
-    """Read the rounds of a run: rounds_of(folder)."""
-    return lambda out: [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]

@@ -17,7 +17,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.gate.known_ids import unknown_ids as gate_unknown_ids
 from fedmonai.gate.reading import config_files
 
-__all__ = ["apply_overrides", "bundle_ids", "nearest_of", "unknown_ids"]
+__all__ = ["apply_overrides", "bundle_ids", "nearest_of", "read_by_name", "unknown_ids"]
 
 
 SEP = ReferenceResolver.sep
@@ -32,6 +32,8 @@ RUNTIME_IDS = {
     "save_execute_config",
 }
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
+#: components that may take ids by their names: the one that does, and the one that it completes
+_BY_NAME = ("federation", "strategy")
 
 
 def bundle_ids(bundle_root: str | Path) -> set[str]:
@@ -56,7 +58,16 @@ def _walk(value: Any, prefix: str) -> Iterator[str]:
 def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
     """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
     plain = {key: value for key, value in config.items() if key not in RUNTIME_IDS}
-    return gate_unknown_ids(plain, known, _argument_names)
+    return gate_unknown_ids(plain, known | read_by_name(config), _argument_names)
+
+
+def read_by_name(config: Mapping[str, Any]) -> set[str]:
+    """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
+    targets = [part.get("_target_") if isinstance(part := config.get(name), Mapping) else None for name in _BY_NAME]
+    module, _, name = str(targets[0]).rpartition(".")
+    component = optional_import(module, name=name)[0] if module else None
+    read = set(getattr(component, "reads_ids", ()))
+    return read | (_argument_names(targets[1]) or set()) if read else set()
 
 
 def _argument_names(target: Any) -> set[str] | None:

@@ -15,7 +15,7 @@ from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.known_ids import unknown_ids
-from fedmonai.gate.names import NameProblem, Names, names_for
+from fedmonai.gate.names import Found, NameProblem, Names, names_for
 from fedmonai.gate.reading import SEP, config_files, load_strictly, walk
 from fedmonai.gate.references import merge_layers, references
 from fedmonai.gate.texts import Texts
@@ -24,6 +24,8 @@ __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 
 #: overlays in configs/ that are laid over train.json although they are YAML
 OVER_TRAIN = {"outside.yaml"}
+#: folders of overlays that are laid over train.json or over federated.yaml, whatever they set
+BASES = ("data", "federation", "network")
 #: ids that MONAI looks for by name, so that nothing in a config needs to refer to them
 ENTRY_IDS = {"imports", "initialize", "run", "finalize", "evaluate", "inference", "train", "validate"}
 
@@ -103,9 +105,9 @@ def lint_bundle(bundle: str | Path, allow: str | Sequence[str] = ()) -> LintRepo
         for config_id, problem in config_problems(content, names):
             report.add(_name(root, path), config_id, problem)
             suspect.add(path)
-    for path, content in contents.items():
+    for path in contents:
         # what is wrong by itself would be said again
-        if not suspect & {path, _base_of(root, path, content)}:
+        if not suspect & {path, _base_of(root, path, contents)}:
             _lint_together(root, path, contents, names, report)
     _lint_others(root, report)
     return report
@@ -150,19 +152,26 @@ def _name(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _base_of(root: Path, path: Path, content: Mapping[str, Any]) -> Path | None:
-    """The config that a file is laid over; None for a file that stands alone."""
-    if "bundle_root" in content:
+def _base_of(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]]) -> Path | None:
+    """The config that a file is laid over; None for a file that stands alone.
+
+    In a folder that only this bundle has it is ``federated.yaml`` if the file sets an id that only a federation has.
+    """
+    if "bundle_root" in contents[path]:
         return None
-    yaml = path.parent.name == "configs" and path.suffix != ".json" and path.name not in OVER_TRAIN
-    federated = path.parent.name == "federation" or yaml
-    return root / "configs" / ("federated.yaml" if federated else "train.json")
+    train, federated = (root / "configs" / name for name in ("train.json", "federated.yaml"))
+    if path.parent == root / "configs":
+        return train if path.suffix == ".json" or path.name in OVER_TRAIN else federated
+    if path.parent.name in BASES:
+        return federated if path.parent.name == "federation" else train
+    own = {config_id.lstrip("+").split(SEP)[0] for config_id in contents[path]}
+    return federated if own & (contents.get(federated, {}).keys() - contents.get(train, {}).keys()) else train
 
 
 def _id_problems(
     root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], names: Names
 ) -> Iterator[tuple[str, str]]:
-    content, base = contents[path], _base_of(root, path, contents[path])
+    content, base = contents[path], _base_of(root, path, contents)
     if base is not None and base not in contents:
         yield "", f"is laid over {base.name}, which is missing or unreadable"
         return
@@ -179,6 +188,7 @@ def _id_problems(
         known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | FEDERATION_IDS
         if path.parent.name == "data":  # what stands under an id of data (classes by name, ...) is the data's own
             known |= {config_id for config_id, _ in walk(content) if config_id.split(SEP)[0] in known & DATA_IDS}
+        known |= _read_by_name(merged, names)
         found = unknown_ids(merged, known, lambda target: _argument_names(target, names))
         yield from ((unknown, "is unknown: nothing reads it") for unknown in found)
     yield from data_problems(path, content)
@@ -195,6 +205,21 @@ def _argument_names(target: Any, names: Names) -> set[str] | None:
     except NameProblem:
         return None  # said at the target
     return None if found.takes_any else set(found.parameters or ())
+
+
+def _read_by_name(config: Mapping[str, Any], names: Names) -> set[str]:
+    """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
+    found = [_component(config.get(name), names) for name in ("federation", "strategy")]
+    if found[0] is None or not found[0].reads_ids:
+        return set()
+    return {name for one in found if one is not None for name in one.parameters or ()}
+
+
+def _component(section: Any, names: Names) -> Found | None:
+    try:
+        return names.component(section.get("_target_")) if isinstance(section, Mapping) else None
+    except NameProblem:
+        return None
 
 
 def _dangling(value: str, ids: set[str]) -> Iterator[str]:

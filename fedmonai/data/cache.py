@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedmonai.data import memory_limits
-from fedmonai.data.kspace.read import KspaceHeader, SliceForm, open_volume, read_slices
+from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_slices
 from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
 
@@ -92,29 +92,29 @@ class VolumeSlices:
 class SliceCache(ABC):
     """Give slice ``index`` (counted within the file) of a volume as (k-space, target or None)."""
 
-    def __init__(self, volumes: Sequence[VolumeSlices], form: SliceForm) -> None:
+    def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec) -> None:
         self.volumes = list(volumes)
-        self.form = form
+        self.spec = spec
 
     @abstractmethod
     def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]: ...
 
     def nbytes(self) -> int:
         """Bytes all slices take in this form."""
-        return sum(len(volume) * self.form.slice_bytes(volume.header) for volume in self.volumes)
+        return sum(len(volume) * self.spec.slice_bytes(volume.header) for volume in self.volumes)
 
 
 class NoCache(SliceCache):
     """Every access reads the file; a few files stay open per process."""
 
-    def __init__(self, volumes: Sequence[VolumeSlices], form: SliceForm, open_files: int) -> None:
-        super().__init__(volumes, form)
+    def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec, open_files: int) -> None:
+        super().__init__(volumes, spec)
         self.files = OpenFiles(open_volume, _close, open_files)
 
     def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]:
         header = self.volumes[volume].header
         kspace, target = self.files.read(
-            header.path, lambda file: read_slices(file, header, index, index + 1, self.form)
+            header.path, lambda file: read_slices(file, header, index, index + 1, self.spec)
         )
         return kspace[0], None if target is None else target[0]
 
@@ -126,8 +126,8 @@ class MemoryCache(SliceCache):
     The tensors handed out are views: clone before writing to them.
     """
 
-    def __init__(self, volumes: Sequence[VolumeSlices], form: SliceForm, device: torch.device | None = None) -> None:
-        super().__init__(volumes, form)
+    def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec, device: torch.device | None = None) -> None:
+        super().__init__(volumes, spec)
         self.device = device or torch.device("cpu")
         name = "memory" if device is None else "device"
         free = memory_limits.available_device_memory(self.device)
@@ -135,8 +135,8 @@ class MemoryCache(SliceCache):
         self._kspace: list[Tensor] = []
         self._target: list[Tensor | None] = []
         for volume in self.volumes:
-            kspace, target = _allocate(volume, form, self.device)
-            for start, block_kspace, block_target in _blocks(volume, form):
+            kspace, target = _allocate(volume, spec, self.device)
+            for start, block_kspace, block_target in _blocks(volume, spec):
                 kspace[start : start + len(block_kspace)] = block_kspace.to(self.device)
                 if target is not None and block_target is not None:
                     target[start : start + len(block_target)] = block_target.to(self.device)
@@ -162,13 +162,13 @@ class DiskCache(SliceCache):
     or setting makes a new file; old ones can be deleted at any time between runs.
     """
 
-    def __init__(self, volumes: Sequence[VolumeSlices], form: SliceForm, cache_dir: Path, open_files: int) -> None:
-        super().__init__(volumes, form)
+    def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec, cache_dir: Path, open_files: int) -> None:
+        super().__init__(volumes, spec)
         self.cache_dir = cache_dir
         self.arrays = OpenFiles(_memory_map, _drop, open_files)
-        self._stems = [cache_dir / _cache_name(volume, form) for volume in self.volumes]
+        self._stems = [cache_dir / _cache_name(volume, spec) for volume in self.volumes]
         missing = [index for index, stem in enumerate(self._stems) if not _kspace_path(stem).is_file()]
-        needed = sum(len(self.volumes[index]) * form.slice_bytes(self.volumes[index].header) for index in missing)
+        needed = sum(len(self.volumes[index]) * spec.slice_bytes(self.volumes[index].header) for index in missing)
         memory_limits.refuse_if_larger("disk", needed, memory_limits.available_disk(cache_dir), f"disk at {cache_dir}")
         for index in missing:
             self._write(self.volumes[index], self._stems[index])
@@ -176,7 +176,7 @@ class DiskCache(SliceCache):
     def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]:
         position = index - self.volumes[volume].first
         kspace = self._load(_kspace_path(self._stems[volume]), position)
-        if self.form.target_shape(self.volumes[volume].header) is None:
+        if self.spec.target_shape(self.volumes[volume].header) is None:
             return kspace, None
         return kspace, self._load(_target_path(self._stems[volume]), position)
 
@@ -186,14 +186,14 @@ class DiskCache(SliceCache):
     def _write(self, volume: VolumeSlices, stem: Path) -> None:
         """Write the target first: a volume counts as cached once its k-space file exists."""
         with contextlib.ExitStack() as files:  # closes, and so renames, in reverse order
-            count, target_shape = len(volume), self.form.target_shape(volume.header)
+            count, target_shape = len(volume), self.spec.target_shape(volume.header)
             kspace_part = files.enter_context(atomic_path(_kspace_path(stem)))
-            kspace_out = _new_array(kspace_part, np.complex64, (count, *self.form.kspace_shape(volume.header)))
+            kspace_out = _new_array(kspace_part, np.complex64, (count, *self.spec.kspace_shape(volume.header)))
             target_out = None
             if target_shape is not None:
                 target_part = files.enter_context(atomic_path(_target_path(stem)))
                 target_out = _new_array(target_part, np.float32, (count, *target_shape))
-            for start, kspace, target in _blocks(volume, self.form):
+            for start, kspace, target in _blocks(volume, self.spec):
                 kspace_out[start : start + len(kspace)] = kspace.numpy()
                 if target_out is not None:
                     target_out[start : start + len(target)] = target.numpy()
@@ -206,24 +206,24 @@ def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
     return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
-def _allocate(volume: VolumeSlices, form: SliceForm, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    count, target = len(volume), form.target_shape(volume.header)
-    kspace = torch.empty(count, *form.kspace_shape(volume.header), dtype=torch.complex64, device=device)
+def _allocate(volume: VolumeSlices, spec: SliceSpec, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    count, target = len(volume), spec.target_shape(volume.header)
+    kspace = torch.empty(count, *spec.kspace_shape(volume.header), dtype=torch.complex64, device=device)
     return kspace, None if target is None else torch.empty(count, *target, device=device)
 
 
-def _blocks(volume: VolumeSlices, form: SliceForm) -> Any:
+def _blocks(volume: VolumeSlices, spec: SliceSpec) -> Any:
     """Yield (position in the used range, k-space, target) for a few slices at a time."""
     with open_volume(volume.header.path) as file:
         for first in range(volume.first, volume.last, _BLOCK):
             last = min(first + _BLOCK, volume.last)
-            yield first - volume.first, *read_slices(file, volume.header, first, last, form)
+            yield first - volume.first, *read_slices(file, volume.header, first, last, spec)
 
 
-def _cache_name(volume: VolumeSlices, form: SliceForm) -> str:
+def _cache_name(volume: VolumeSlices, spec: SliceSpec) -> str:
     path = Path(volume.header.path).resolve()
     status = path.stat()
-    identity = (str(path), status.st_size, status.st_mtime_ns, volume.first, volume.last, *astuple(form), "v1")
+    identity = (str(path), status.st_size, status.st_mtime_ns, volume.first, volume.last, *astuple(spec), "v1")
     return f"{path.stem}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:24]}"
 
 

@@ -22,47 +22,47 @@ from fedmonai.errors import ConfigError, first_line
 SPLITS = tuple(SECTIONS)
 
 
-def check_shares(shares: Sequence[float], name: str = "split") -> tuple[float, ...]:
-    """Return (train, val, test) shares as floats.
+def check_fractions(split_fractions: Sequence[float], name: str = "split") -> tuple[float, ...]:
+    """Return (train, val, test) fractions as floats.
 
     Raises:
         ConfigError: not three numbers >= 0 that sum to 1.
     """
     try:
-        values = tuple(float(share) for share in shares)
+        values = tuple(float(share) for share in split_fractions)
     except (TypeError, ValueError):
         values = ()
     if len(values) != len(SPLITS) or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
         raise ConfigError(
-            f"{name}: {shares} is not three shares (train,val,test) that sum to 1, such as 0.7,0.15,0.15."
+            f"{name}: {split_fractions} is not three fractions (train,val,test) that sum to 1, such as 0.7,0.15,0.15."
         )
     return values
 
 
 def split_subjects(
     subjects: Iterable[str],
-    shares: Sequence[float] = (0.7, 0.15, 0.15),
+    split_fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int | Sequence[int] = 0,
     fixed: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Assign every subject to one split, at random but reproducibly.
 
-    The counts are the shares rounded by largest remainder, with at least one subject in every split whose share is not
+    The counts are the fractions rounded by largest remainder, with at least one subject in every split whose one is not
     zero. The result depends on the set of subjects and the seed, not on their order.
 
     Args:
         subjects: ids; repetitions count once.
-        shares: of train, val and test; a share of 0 leaves a split out.
+        split_fractions: of train, val and test; 0 leaves a split out.
         seed: of the permutation.
         fixed: subjects that have a split already (an earlier run): they keep it, the others fill what is missing. For
             an unchanged set of subjects the result is that of a run without ``fixed``.
 
     Raises:
-        ConfigError: fewer subjects than splits to fill, or wrong shares.
+        ConfigError: fewer subjects than splits to fill, or wrong fractions.
     """
-    shares = check_shares(shares)
+    split_fractions = check_fractions(split_fractions)
     names = sorted(set(subjects))
-    wanted = dict(zip(SPLITS, share_counts(len(names), shares), strict=True))
+    wanted = dict(zip(SPLITS, fraction_counts(len(names), split_fractions), strict=True))
     known = {name: fixed[name] for name in names if fixed and name in fixed}
     dealt = _deal(names, wanted, seed)
     if any(dealt[name] != split for name, split in known.items()):  # the subjects were others when the split was made
@@ -90,20 +90,20 @@ def _missing(wanted: Mapping[str, int], known: Mapping[str, str], free: int) -> 
     return missing
 
 
-def share_counts(total: int, shares: Sequence[float]) -> list[int]:
-    """``total`` in parts by ``shares``, largest remainder first, at least 1 for every share that is not zero.
+def fraction_counts(total: int, split_fractions: Sequence[float]) -> list[int]:
+    """``total`` in parts by ``split_fractions``, largest remainder first, at least 1 for every one that is not zero.
 
     Raises:
         ConfigError: fewer than one for each such share.
     """
-    filled = [share > 0 for share in shares]
+    filled = [share > 0 for share in split_fractions]
     if total < sum(filled):
         raise ConfigError(
-            f"split: {total} subject(s) cannot fill {sum(filled)} splits; set shares to 0 (1,0,0), use "
+            f"split: {total} subject(s) cannot fill {sum(filled)} splits; set fractions to 0 (1,0,0), use "
             "split: train, or split one subject by blocks of slices (split: slices:0.7,0.15,0.15)."
         )
-    counts = [max(int(positive), int(total * share)) for share, positive in zip(shares, filled, strict=True)]
-    excess = [count - total * share for count, share in zip(counts, shares, strict=True)]
+    counts = [max(int(positive), int(total * share)) for share, positive in zip(split_fractions, filled, strict=True)]
+    excess = [count - total * share for count, share in zip(counts, split_fractions, strict=True)]
     while sum(counts) != total:
         step = 1 if sum(counts) < total else -1
         open_splits = [i for i, positive in enumerate(filled) if positive and (step > 0 or counts[i] > 1)]
@@ -184,7 +184,7 @@ def split_sites(
     Args:
         rows: one dict per image with ``subject`` and its files.
         sites: subject to site, from one of the ``sites_by_...`` functions.
-        split: shares, or ``"keep"`` to take each row's own ``split`` field.
+        split: fractions of train, val and test, or ``"keep"`` to take each row's own ``split`` field.
         min_subjects: refuse a site with fewer; default: one per split that has a share.
         seed: a site's split depends on it and on the site's own subjects only.
 
@@ -195,8 +195,8 @@ def split_sites(
         ConfigError: a site with too few subjects, a name that cannot be a file name, a row without a split to keep.
     """
     keep = split == "keep"
-    shares = (1.0, 0.0, 0.0) if keep else check_shares(split)  # type: ignore[arg-type]
-    least = sum(share > 0 for share in shares) if min_subjects is None else min_subjects
+    split_fractions = (1.0, 0.0, 0.0) if keep else check_fractions(split)  # type: ignore[arg-type]
+    least = sum(share > 0 for share in split_fractions) if min_subjects is None else min_subjects
     members: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         members[sites[row["subject"]]].append(row)
@@ -205,7 +205,7 @@ def split_sites(
     out = {}
     for site in sorted(members):
         subjects = [row["subject"] for row in members[site]]
-        own = _kept_splits(members[site]) if keep else split_subjects(subjects, shares, seed)
+        own = _kept_splits(members[site]) if keep else split_subjects(subjects, split_fractions, seed)
         out[site] = {name: [dict(row) for row in members[site] if own[row["subject"]] == name] for name in SPLITS}
     return out
 
@@ -250,7 +250,7 @@ def _check_site(site: str, subjects: set[str], least: int) -> None:
     if len(subjects) < least:
         raise ConfigError(
             f"site: {site} would have {len(subjects)} subjects, needed are {least} (one per split); use fewer sites, "
-            "other shares, or a split with shares of 0."
+            "other shares, or a split with fractions of 0."
         )
 
 
@@ -338,7 +338,7 @@ def simulate_sites(
         shares: of the subjects per site, for ``by: share``; default equal.
         label: column with the label, for ``by: dirichlet``.
         alpha: concentration, for ``by: dirichlet``; small = labels separated.
-        split: shares of train, val and test within every site, by subject; ``keep`` takes the column ``split``.
+        split: fractions of train, val and test within every site, by subject; ``keep`` takes the column ``split``.
         min_subjects: fewest subjects per site.
         subject: column with the subject's id.
         keys: columns that name files: kspace, or image,label.

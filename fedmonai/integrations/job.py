@@ -45,8 +45,8 @@ __all__ = [
 SEP = "::"
 #: ids that every machine decides for itself
 MACHINE_IDS = ("bundle_root", "output_dir", "standalone")
-#: sections through which a job could undo what a machine decides: how its sites are built, the check of ids
-_MACHINE_SECTIONS = ("federation::sites", "check")
+#: sections through which a job could undo what a machine decides: how the federation is built, the check of ids
+_MACHINE_SECTIONS = ("federation", "check")
 #: ids that name config files
 _FILES = ("base", "overlay")
 #: arguments of MONAI's workflow; as an id of a site they would reach it and name files, or entries to run
@@ -98,7 +98,7 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return "no id; give the names of its sections with '::' between them."
     if any(part.startswith("_") for part in parts):
         return f"a component{_PLAIN}"
-    if last in MACHINE_IDS or key == "federation" or _within(key, _MACHINE_SECTIONS):
+    if last in MACHINE_IDS or _within(key, _MACHINE_SECTIONS):
         return f"a setting{_MACHINE}"
     if _site_id(parts) in WORKFLOW_ARGUMENTS:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import attachments_of
 from fedmonai.federated.validation import InvalidUpdate
-from fedmonai.losses.site_confusion import domain_confusion_loss, site_discrimination_loss
+from fedmonai.losses.domain_confusion import domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import pooled_latent
 from fedmonai.networks.site_discriminator import SiteDiscriminator
@@ -200,8 +200,9 @@ class FeatureAlignment:
         peer = getattr(engine.state, "peer", None)
         if peer is None:
             raise ConfigError(
-                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only the "
-                "in-process federation can do; between institutions choose alignment: features."
+                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only a "
+                "simulated federation in one process can do (simulated: true); between institutions choose alignment: "
+                "features."
             )
         loader = engine.data_loader
         batches: Iterator[Tensor] = IndependentLoader(peer(self.target_site), self._seed, loader.batch_size).endless()

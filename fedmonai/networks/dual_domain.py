@@ -26,7 +26,7 @@ class DualDomainUNet(nn.Module):
     ``kspace_net.encoder``, ``kspace_net.decoder``, ``image_net.encoder``, ``image_net.decoder``.
 
     Args:
-        channels: channels of the first level of both U-Nets; 15,512,515 parameters at 32.
+        base_channels: channels of the first level of both U-Nets; 15,512,515 parameters at 32.
         num_pool: number of poolings of both.
         dropout: probability that a feature map is dropped, in both.
         residual: whether U adds its input to its output.
@@ -35,12 +35,14 @@ class DualDomainUNet(nn.Module):
         ConfigError: an argument is out of range, or k-space or image are too small for ``num_pool`` poolings.
     """
 
-    def __init__(self, channels: int = 32, num_pool: int = 4, dropout: float = 0.0, residual: bool = False) -> None:
+    def __init__(
+        self, base_channels: int = 32, num_pool: int = 4, dropout: float = 0.0, residual: bool = False
+    ) -> None:
         super().__init__()
-        self.kspace_net = ReconstructionUNet(2, 2, channels, num_pool, dropout, residual=True)
+        self.kspace_net = ReconstructionUNet(2, 2, base_channels, num_pool, dropout, residual=True)
         for parameter in self.kspace_net.decoder.final_residual.parameters():
             nn.init.zeros_(parameter)
-        self.image_net = ReconstructionUNet(1, 1, channels, num_pool, dropout, residual=residual)
+        self.image_net = ReconstructionUNet(1, 1, base_channels, num_pool, dropout, residual=residual)
 
     def forward(self, image: Tensor, kspace: Tensor, mask: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Reconstruct; the arguments are what :class:`fedmonai.transforms.batch.PrepareKspace` returns ``with_kspace``.

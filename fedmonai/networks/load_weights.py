@@ -38,7 +38,7 @@ def load_weights(network: nn.Module, path: PathLike, config_id: str = "ckpt_path
         if of_file != of_network:
             raise ConfigError(
                 f"{config_id}: '{path}' does not fit the network: '{key}' is {of_file} in the file and {of_network} in "
-                "the network; give the options of network_def (channels, ...) that it was trained with."
+                "the network; give the options of network_def (base_channels, ...) that it was trained with."
             )
     network.load_state_dict(content)
     return network

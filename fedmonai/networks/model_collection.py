@@ -117,5 +117,5 @@ def _check_same_network(state: State, other: Mapping[str, Tensor], name: str) ->
         if shapes[0] != shapes[1]:
             raise ConfigError(
                 f"model '{name}': tensor '{key}' is {shapes[0]}, but {shapes[1]} in the network; give the options of "
-                "network_def (channels, ...) that it was trained with."
+                "network_def (base_channels, ...) that it was trained with."
             )

@@ -22,12 +22,13 @@ class ReconstructionUNet(nn.Module):
     ``num_pool`` levels of two [3x3 convolution without bias, InstanceNorm without affine, LeakyReLU 0.2, Dropout2d],
     2x2 average pooling down, 2x2 transposed convolution [+ InstanceNorm, LeakyReLU 0.2] up, concatenation (up, skip), a
     last 1x1 convolution with bias. 7,756,097 parameters at the defaults, all keys under ``encoder.`` or ``decoder.``;
-    ``encoder.bottleneck`` returns the latent features (B, channels * 2^num_pool, H // 2^num_pool, W // 2^num_pool).
+    ``encoder.bottleneck`` returns the latent features (B, base_channels * 2^num_pool, H // 2^num_pool,
+    W // 2^num_pool).
 
     Args:
         in_channels: channels of the input image.
         out_channels: channels of the output image.
-        channels: channels of the first level; each level doubles them.
+        base_channels: channels of the first level; each level doubles them.
         num_pool: number of poolings.
         dropout: probability that a feature map is dropped.
         residual: add the input to the output (needs as many output as input channels). The last convolution then
@@ -45,7 +46,7 @@ class ReconstructionUNet(nn.Module):
         self,
         in_channels: int = 1,
         out_channels: int = 1,
-        channels: int = 32,
+        base_channels: int = 32,
         num_pool: int = 4,
         dropout: float = 0.0,
         residual: bool = False,
@@ -54,10 +55,10 @@ class ReconstructionUNet(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ConfigError(f"norm is '{norm}'; choose one of {', '.join(NORMS)}.")
-        if min(in_channels, out_channels, channels, num_pool) < 1:
+        if min(in_channels, out_channels, base_channels, num_pool) < 1:
             raise ConfigError(
-                f"in_channels {in_channels}, out_channels {out_channels}, channels {channels} and num_pool {num_pool} "
-                "must all be 1 or more"
+                f"in_channels {in_channels}, out_channels {out_channels}, base_channels {base_channels} and num_pool "
+                f"{num_pool} must all be 1 or more"
             )
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"dropout {dropout} is not allowed: it must lie in [0, 1)")
@@ -65,8 +66,8 @@ class ReconstructionUNet(nn.Module):
             raise ConfigError(f"residual needs out_channels {out_channels} to equal in_channels {in_channels}")
         self.num_pool = num_pool
         self.residual = residual
-        self.encoder = _Encoder(in_channels, channels, num_pool, dropout, norm)
-        self.decoder = _Decoder(out_channels, channels, num_pool, dropout, residual, norm)
+        self.encoder = _Encoder(in_channels, base_channels, num_pool, dropout, norm)
+        self.decoder = _Decoder(out_channels, base_channels, num_pool, dropout, residual, norm)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W); H and W may be odd."""
@@ -117,9 +118,9 @@ class _ConvBlock(nn.Sequential):
 class _Encoder(nn.Module):
     """Down blocks and bottleneck; returns the features of all levels, finest first, the bottleneck last."""
 
-    def __init__(self, in_channels: int, channels: int, num_pool: int, dropout: float, norm: str) -> None:
+    def __init__(self, in_channels: int, base_channels: int, num_pool: int, dropout: float, norm: str) -> None:
         super().__init__()
-        widths = [in_channels, *(channels * 2**level for level in range(num_pool + 1))]
+        widths = [in_channels, *(base_channels * 2**level for level in range(num_pool + 1))]
         blocks = [_ConvBlock(before, after, dropout, norm) for before, after in pairwise(widths)]
         self.down, self.bottleneck = nn.ModuleList(blocks[:-1]), blocks[-1]
 
@@ -139,13 +140,13 @@ class _Decoder(nn.Module):
     __constants__ = ("residual",)  # so that TorchScript compiles only the branch that exists
 
     def __init__(
-        self, out_channels: int, channels: int, num_pool: int, dropout: float, residual: bool, norm: str
+        self, out_channels: int, base_channels: int, num_pool: int, dropout: float, residual: bool, norm: str
     ) -> None:
         super().__init__()
         self.residual = residual
         levels = reversed(range(num_pool))
-        self.up = nn.ModuleList([_UpBlock(channels * 2**level, dropout, norm) for level in levels])
-        final = nn.Conv2d(channels, out_channels, kernel_size=1)
+        self.up = nn.ModuleList([_UpBlock(base_channels * 2**level, dropout, norm) for level in levels])
+        final = nn.Conv2d(base_channels, out_channels, kernel_size=1)
         if residual:
             for parameter in final.parameters():
                 nn.init.zeros_(parameter)

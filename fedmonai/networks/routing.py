@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks.routed import FORMS, RoutedConv2d, RoutedConvTranspose2d
+from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
 
-__all__ = ["build_routed_network", "load_experts", "route_network", "set_routing_form"]
+__all__ = ["build_routed_network", "load_experts", "route_network"]
 
 State = Mapping[str, Tensor]
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
@@ -124,16 +124,6 @@ def build_routed_network(
     return network
 
 
-def set_routing_form(network: nn.Module, form: str) -> nn.Module:
-    """Switch every routed layer of ``network`` to ``grouped`` or ``sum``; the function computed stays the same."""
-    if form not in FORMS:
-        raise ConfigError(f"routing form {form!r} is not known: use one of {', '.join(FORMS)}")
-    for module in network.modules():
-        if isinstance(module, _ROUTED):
-            module.form = form
-    return network
-
-
 def _replace(
     module: nn.Module, prefix: str, done: dict[int, nn.Module], num_experts: int, dropout: float, form: str
 ) -> None:
@@ -182,6 +172,6 @@ def _entry(state: State, key: str, like: Tensor, owner: str) -> Tensor:
     if state[key].shape != like.shape:
         raise ConfigError(
             f"model {owner!r}: {key!r} has shape {tuple(state[key].shape)}, the network needs {tuple(like.shape)}; "
-            "give the options of the network (channels, ...) that it was trained with"
+            "give the options of the network (base_channels, ...) that it was trained with"
         )
     return state[key]

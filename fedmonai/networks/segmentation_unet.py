@@ -24,7 +24,7 @@ class SegmentationUNet(nn.Module):
     Args:
         in_channels: channels of the image; 3 = the slice between its two neighbors.
         out_channels: number of classes, background included.
-        channels: width of the first level; each level below doubles it.
+        base_channels: width of the first level; each level below doubles it.
         num_pool: number of pooling levels. The image must measure at least ``2 ** num_pool`` pixels a side.
 
     Shape: (batch, in_channels, H, W) to logits (batch, out_channels, H, W). Sides that ``2 ** num_pool`` does not
@@ -35,17 +35,17 @@ class SegmentationUNet(nn.Module):
         ConfigError: a width, a number of channels or of levels below 1.
     """
 
-    def __init__(self, in_channels: int = 3, out_channels: int = 2, channels: int = 32, num_pool: int = 4) -> None:
+    def __init__(self, in_channels: int = 3, out_channels: int = 2, base_channels: int = 32, num_pool: int = 4) -> None:
         super().__init__()
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),
-            ("channels", channels),
+            ("base_channels", base_channels),
             ("num_pool", num_pool),
         ):
             if value < 1:
                 raise ConfigError(f"SegmentationUNet: {name} is {value}, it must be at least 1")
-        widths = [channels * 2**level for level in range(num_pool + 1)]
+        widths = [base_channels * 2**level for level in range(num_pool + 1)]
         self.encoder = Encoder(in_channels, widths)
         self.decoder = Decoder(widths, out_channels)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.engines.utils import PrepareBatch
 from monai.transforms import Randomizable
@@ -17,7 +18,6 @@ from fedmonai.errors import ConfigError
 from fedmonai.transforms.intensity import normalize_instance, standardize_instance_
 from fedmonai.transforms.kspace import center_crop, column_phase, hybrid_magnitude, zero_filled
 from fedmonai.transforms.masks import KspaceMask
-from fedmonai.transforms.sampling import choose_mask, stack_masked
 
 __all__ = ["PrepareKspace"]
 
@@ -33,13 +33,13 @@ class _Slice:
 
     kspace: Tensor
     mask: Tensor | None
-    hybrid: bool
+    hybrid_kspace: bool
     file: str
 
     @property
     def form(self) -> tuple[Any, ...]:
         """What slices must share to be transformed together."""
-        return self.hybrid, *self.kspace.shape
+        return self.hybrid_kspace, *self.kspace.shape
 
     def image_size(self, limit: tuple[int, int]) -> tuple[int, int]:
         return min(limit[0], self.kspace.shape[-2]), min(limit[1], self.kspace.shape[-1])
@@ -50,10 +50,10 @@ class PrepareKspace(Randomizable, PrepareBatch):
 
     x = sqrt(sum_c |crop(IFFT(m * kspace_c))|^2); x and the target are mapped with the mean and standard deviation of x
     and limited to [-clamp, clamp] (Guo et al., CVPR 2021). The statistics are written to ``batchdata["mean"]`` and
-    ``batchdata["std"]``, (B, 1, 1, 1), for :class:`~fedmonai.transforms.dictionary.DenormalizeInstanced`.
+    ``batchdata["std"]``, (B, 1, 1, 1), for :class:`~fedmonai.transforms.intensity.DenormalizeInstanced`.
 
     Reads ``kspace`` (list of complex64 (coils, H, W), or one stacked tensor; shapes may differ), ``file`` and, where
-    present, ``hybrid``, ``mask`` (the slice's own (W,) sampling mask: it is used instead of a drawn one) and
+    present, ``hybrid_kspace``, ``mask`` (the slice's own (W,) sampling mask: it is used instead of a drawn one) and
     ``target`` (B, 1, h, w). Image and target are cropped to their common size, at most ``resolution``.
 
     Args:
@@ -117,21 +117,23 @@ class PrepareKspace(Randomizable, PrepareBatch):
             label = normalize_instance(target, mean, std, self.clamp).to(device=image.device, **kwargs)
         if not self.with_kspace:
             return image, label
-        kspace, mask = stack_masked([(s.kspace, s.mask, s.hybrid, s.file) for s in slices], image.device, non_blocking)
+        kspace, mask = _stack_masked(slices, image.device, non_blocking)
         return image, label, (kspace, mask, mean, std), {}
 
     def _slices(self, batchdata: dict[str, Any]) -> list[_Slice]:
         """Split the batch and draw the masks, in the order of the batch whatever the shapes."""
         kspace = batchdata["kspace"]
-        hybrid, own, files = (_per_slice(batchdata, key, len(kspace)) for key in ("hybrid", "mask", "file"))
+        hybrid_kspace, own, files = (
+            _per_slice(batchdata, key, len(kspace)) for key in ("hybrid_kspace", "mask", "file")
+        )
         if self.seed_from_file and self.mask is not None and None in files:
             raise ConfigError("seed_from_file needs the file name of every slice: add the key 'file' to the dataset")
         rng = None if self.seed_from_file else self.R
         slices = []
         for index, data in enumerate(kspace):
             name = files[index] if files[index] is not None else f"slice {index} of the batch"
-            mask = choose_mask(data, self.mask, rng, name, own[index], bool(hybrid[index]))
-            slices.append(_Slice(data, mask, bool(hybrid[index]), name))
+            mask = _choose_mask(data, self.mask, rng, name, own[index], bool(hybrid_kspace[index]))
+            slices.append(_Slice(data, mask, bool(hybrid_kspace[index]), name))
         return slices
 
 
@@ -170,7 +172,7 @@ def _transform(chunk: Sequence[_Slice], out: Tensor, non_blocking: bool) -> None
             work[index].copy_(item.kspace, non_blocking=non_blocking)
         if weights is not None:
             work.mul_(weights)
-    if chunk[0].hybrid:
+    if chunk[0].hybrid_kspace:
         hybrid_magnitude(work, out.shape[-2:], out)
     else:
         out.copy_(zero_filled(work, out.shape[-2:]))
@@ -187,7 +189,7 @@ def _per_slice(batchdata: dict[str, Any], key: str, count: int) -> list[Any]:
 def _weights(chunk: Sequence[_Slice], device: torch.device) -> Tensor | None:
     """What k-space is multiplied with, (n, 1, H or 1, W): the masks, and for hybrid k-space the columns' phase."""
     columns = chunk[0].kspace.shape[-1]
-    phase = column_phase(columns) if chunk[0].hybrid else None
+    phase = column_phase(columns) if chunk[0].hybrid_kspace else None
     if all(item.mask is None for item in chunk):
         return None if phase is None else phase.expand(len(chunk), 1, 1, columns).to(device, non_blocking=True)
     full = torch.ones(columns)
@@ -196,3 +198,87 @@ def _weights(chunk: Sequence[_Slice], device: torch.device) -> Tensor | None:
     stacked = stacked.unflatten(0, (-1, 1, 1)) if stacked.ndim == 2 else stacked.unsqueeze(1)
     # never waited for: the driver takes a copy of what is not pinned
     return (stacked if phase is None else stacked * phase).to(device, non_blocking=True)
+
+
+def _check_kspace(kspace: Tensor, file: str) -> None:
+    """Refuse anything but a complex64 tensor (coils, H, W).
+
+    Raises:
+        ConfigError: names the file, what was found and what is needed.
+    """
+    if not isinstance(kspace, Tensor) or kspace.ndim != 3 or 0 in kspace.shape or kspace.dtype != torch.complex64:
+        found = f"{kspace.dtype} {tuple(kspace.shape)}" if isinstance(kspace, Tensor) else type(kspace).__name__
+        raise ConfigError(
+            f"k-space of {file} is {found}, not complex64 (coils, H, W): store kspace as complex64, "
+            "(slices, H, W) or (slices, coils, H, W)"
+        )
+
+
+def _choose_mask(
+    kspace: Tensor,
+    sampler: KspaceMask | None,
+    rng: np.random.RandomState | None,
+    file: str,
+    own: Tensor | None = None,
+    hybrid_kspace: bool = False,
+) -> Tensor | None:
+    """Return the mask for one slice, float32 on the CPU or wherever ``own`` lies, or None for k-space as it is.
+
+    A mask that comes with the file (``own``) describes what the scanner measured and is used instead of ``sampler``.
+    With ``rng`` the sampler draws from it, without it draws the file's fixed mask.
+
+    Raises:
+        ConfigError: k-space is not complex64 (coils, H, W), the file's mask has another width, or k-space is hybrid
+            and the mask does not keep or drop whole columns.
+    """
+    _check_kspace(kspace, file)
+    plane = tuple(kspace.shape[-2:])
+    if own is not None:
+        if (
+            own.ndim not in (1, 2)
+            or own.shape[-1] != plane[-1]
+            or (own.ndim == 2 and own.shape[0] not in (1, plane[0]))
+        ):
+            raise ConfigError(
+                f"the mask in {file} has shape {tuple(own.shape)}, its k-space {plane}: the mask needs one value per "
+                f"column ({plane[-1]})"
+            )
+        mask = own.to(torch.float32)
+    elif sampler is None:
+        return None
+    elif rng is None:
+        mask = sampler.from_file_name(file, plane)
+    else:
+        mask = sampler.sample(plane, rng)
+    if hybrid_kspace and ((own is None and sampler is not None and not sampler.is_column) or mask.numel() != plane[-1]):
+        name = "its own mask" if own is not None else type(sampler).__name__
+        raise ConfigError(
+            f"{file}: {name} is not a mask over whole columns, but its k-space is cached in hybrid form: "
+            "set hybrid_kspace: false"
+        )
+    return mask
+
+
+def _stack_masked(slices: Sequence[_Slice], device: torch.device, non_blocking: bool) -> tuple[Tensor, Tensor]:
+    """Masked k-space, complex64 (B, coils, H, W), and the masks, float32 (B, 1, H, W), on ``device``.
+
+    Raises:
+        ConfigError: hybrid k-space, or k-space of different shapes; the message names the files.
+    """
+    first = slices[0]
+    shape = tuple(first.kspace.shape)
+    if first.hybrid_kspace:
+        raise ConfigError(
+            f"{first.file}: k-space is in hybrid form, a dual-domain network needs it whole: set hybrid_kspace: false"
+        )
+    for item in slices:
+        if tuple(item.kspace.shape) != shape:
+            raise ConfigError(
+                f"k-space of {first.file} {shape} and {item.file} {tuple(item.kspace.shape)} differ and cannot share a "
+                "batch of a dual-domain network: set batch_size to 1"
+            )
+    full = torch.ones(shape[-2:])
+    masks = [full if item.mask is None else item.mask.cpu().expand(shape[-2:]) for item in slices]
+    mask = torch.stack(masks).unsqueeze(1).to(device, non_blocking=True)
+    kspace = torch.stack([item.kspace.to(device, non_blocking=non_blocking) for item in slices])
+    return kspace.mul_(mask), mask

@@ -3,30 +3,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
+from typing import Any
+
 import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
 from torch import Tensor
 
-__all__ = ["denormalize_instance", "instance_statistics", "normalize_instance", "standardize_instance_"]
+__all__ = ["DenormalizeInstanced", "denormalize_instance", "normalize_instance", "standardize_instance_"]
 
 _EPS = 1e-11
 _IMAGE = (-3, -2, -1)
 
 
-def instance_statistics(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of each (channel, H, W) image of a (..., channel, H, W) tensor.
+def standardize_instance_(image: Tensor, clamp: float | None = None, eps: float = _EPS) -> tuple[Tensor, Tensor]:
+    """Normalize each (channel, H, W) image of (..., channel, H, W) by its own statistics *in place* and return them.
+
+    In place because fresh memory costs more than the arithmetic on a CPU.
 
     Returns:
-        Two tensors (..., 1, 1, 1). A constant image has the standard deviation 0, one of a single pixel too.
-    """
-    mean = image.mean(_IMAGE, keepdim=True)
-    return mean, _spread(image - mean)
+        Mean and unbiased standard deviation, (..., 1, 1, 1). A constant image, and one of a single pixel, has the
+        standard deviation 0 and becomes 0.
 
-
-def standardize_instance_(image: Tensor, clamp: float | None = None, eps: float = _EPS) -> tuple[Tensor, Tensor]:
-    """Normalize ``image`` by its own statistics *in place* and return them.
-
-    The same as :func:`instance_statistics` and :func:`normalize_instance`, without their temporaries: on a CPU fresh
-    memory costs more than the arithmetic.
+    >>> image = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
+    >>> mean, std = standardize_instance_(image)
+    >>> float(mean), round(float(std), 4), [round(value, 2) for value in image.flatten().tolist()]
+    (3.0, 2.1602, [-0.93, -0.46, 0.0, 1.39])
     """
     mean = image.mean(_IMAGE, keepdim=True)
     std = _spread(image.sub_(mean))
@@ -61,3 +64,29 @@ def normalize_instance(
 def denormalize_instance(image: Tensor, mean: Tensor, std: Tensor, eps: float = _EPS) -> Tensor:
     """Inverse of :func:`normalize_instance` (what was clamped away stays lost); the result has the type of ``mean``."""
     return image.to(mean.dtype) * (std + eps) + mean
+
+
+class DenormalizeInstanced(MapTransform):
+    """Inverse of the normalization of :class:`~fedmonai.transforms.batch.PrepareKspace`, before metrics and files.
+
+    Works on one example and on a batch, so an engine may run with ``decollate: false``. A value of None (no label) is
+    passed on. Predictions of reduced precision come back as float32. What the clamp cut off stays lost.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        mean_key: str = "mean",
+        std_key: str = "std",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mean_key = mean_key
+        self.std_key = std_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            if result[key] is not None:
+                result[key] = denormalize_instance(result[key], data[self.mean_key], data[self.std_key])
+        return result

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["center_crop", "coil_magnitude", "column_phase", "fft2c", "hybrid_kspace", "ifft2c", "zero_filled"]
+__all__ = ["center_crop", "coil_magnitude", "column_phase", "fft2c", "ifft2c", "to_hybrid_kspace", "zero_filled"]
 
 _PLANE = (-2, -1)
 
@@ -59,7 +59,7 @@ def coil_magnitude(image: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.sqrt(power, out=power if out is None else out)
 
 
-def hybrid_kspace(kspace: Tensor, resolution: int) -> Tensor:
+def to_hybrid_kspace(kspace: Tensor, resolution: int) -> Tensor:
     """Transform the fully sampled axis once: centered orthonormal inverse FFT along the rows' axis (-2), then crop it.
 
     A mask over columns commutes with both, so a cache can hold this (..., coils, min(resolution, H), W) form and leave
@@ -95,20 +95,21 @@ def hybrid_magnitude(phased: Tensor, resolution: int | Sequence[int], out: Tenso
 
 
 def zero_filled(
-    kspace: Tensor, resolution: int | Sequence[int], mask: Tensor | None = None, hybrid: bool = False
+    kspace: Tensor, resolution: int | Sequence[int], mask: Tensor | None = None, hybrid_kspace: bool = False
 ) -> Tensor:
     """Zero-filled reconstruction ``sqrt(sum_c |crop(IFFT(mask * kspace_c))|^2)``.
 
     Args:
-        kspace: complex (..., coils, H, W), or the output of :func:`hybrid_kspace` if ``hybrid``.
+        kspace: complex (..., coils, H, W), or the output of :func:`to_hybrid_kspace` if ``hybrid_kspace``.
         resolution: the image is cropped to min(resolution, H) x min(resolution, W); or a pair (rows, columns).
-        mask: float, broadcastable to ``kspace``; None = all samples as they are. With ``hybrid`` a column mask (W,).
-        hybrid: whether the rows' axis is transformed already.
+        mask: float, broadcastable to ``kspace``; None = all samples as they are. With ``hybrid_kspace`` a column mask
+            (W,).
+        hybrid_kspace: whether the rows' axis is transformed already.
 
     Returns:
         Real (..., h, w). Both forms of the same k-space agree to about 1e-6 of the maximum.
     """
-    if hybrid:
+    if hybrid_kspace:
         phase = column_phase(kspace.shape[-1]).to(kspace.device)
         return hybrid_magnitude(kspace * (phase if mask is None else mask * phase), resolution)
     return coil_magnitude(center_crop(ifft2c(kspace if mask is None else kspace * mask), resolution))

@@ -50,24 +50,24 @@ class RandQuarterTurnFlip(RandomizableTransform):
 
 
 class RandRotateFill(RandomizableTransform):
-    """Rotate ``(C, H, W)`` by a random whole angle; pixels from outside get ``fill``; nearest neighbor, same size.
+    """Rotate ``(C, H, W)`` by a random whole angle; pixels from outside get ``pad_value``; nearest neighbor, same size.
 
     Nearest neighbor for images too is what FedICRA's program does: it keeps image and label aligned to the pixel.
 
     Args:
         prob: chance of a rotation, in [0, 1].
         angles: smallest and largest angle in degrees, both included.
-        fill: value outside of the picture; for labels the id of unlabeled pixels, so that corners teach nothing.
+        pad_value: value outside of the picture; for labels the id of unlabeled pixels, so that corners teach nothing.
     """
 
-    def __init__(self, prob: float = 0.5, angles: Sequence[int] = (-45, 44), fill: float = 0.0) -> None:
+    def __init__(self, prob: float = 0.5, angles: Sequence[int] = (-45, 44), pad_value: float = 0.0) -> None:
         RandomizableTransform.__init__(self, prob)
         if len(angles) != 2 or angles[0] > angles[1]:
             raise ConfigError(
                 f"angles: {angles} must be the smallest and the largest angle in degrees, e.g. (-45, 44)."
             )
         self.angles = (int(angles[0]), int(angles[1]))
-        self.fill = fill
+        self.pad_value = pad_value
         self.angle = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -75,12 +75,12 @@ class RandRotateFill(RandomizableTransform):
         super().randomize(None)
         self.angle = int(self.R.randint(self.angles[0], self.angles[1] + 1))
 
-    def __call__(self, image: Any, randomize: bool = True, fill: float | None = None) -> Any:
+    def __call__(self, image: Any, randomize: bool = True, pad_value: float | None = None) -> Any:
         if randomize:
             self.randomize()
         if not self._do_transform:
             return image
-        value = self.fill if fill is None else fill
+        value = self.pad_value if pad_value is None else pad_value
         values = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         turned = ndimage.rotate(values, self.angle, axes=(-2, -1), reshape=False, order=0, mode="constant", cval=value)
         return torch.as_tensor(turned, device=image.device) if isinstance(image, torch.Tensor) else turned
@@ -120,8 +120,8 @@ class RandRotateFilld(_RandTogetherd):
 
     Args:
         keys: usually ``image`` and ``label``.
-        fill: value outside of the picture, one for each key; FedICRA takes 0.8 (avascular zone) or 0 (cup and disc)
-            for images and the number of classes for labels.
+        pad_value: value outside of the picture, one for each key; FedICRA takes 0.8 (avascular zone) or 0 (cup and
+            disc) for images and the number of classes for labels.
     """
 
     transform: RandRotateFill
@@ -129,7 +129,7 @@ class RandRotateFilld(_RandTogetherd):
     def __init__(
         self,
         keys: KeysCollection,
-        fill: Sequence[float] | float,
+        pad_value: Sequence[float] | float,
         prob: float = 0.5,
         angles: Sequence[int] = (-45, 44),
         allow_missing_keys: bool = False,
@@ -137,11 +137,11 @@ class RandRotateFilld(_RandTogetherd):
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
         self.transform = RandRotateFill(prob, angles)
-        self.fill = ensure_tuple_rep(fill, len(self.keys))
+        self.pad_value = ensure_tuple_rep(pad_value, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         self.transform.randomize()
-        for key, fill in self.key_iterator(result, self.fill):
-            result[key] = self.transform(result[key], randomize=False, fill=fill)
+        for key, pad_value in self.key_iterator(result, self.pad_value):
+            result[key] = self.transform(result[key], randomize=False, pad_value=pad_value)
         return result

@@ -15,13 +15,9 @@ from torch.nn.functional import interpolate, pad
 from fedmonai.errors import ConfigError
 
 __all__ = [
-    "FITS",
     "NORMALIZATIONS",
+    "RESIZE_MODES",
     "ClassesInPlaned",
-    "KeepLabeledSlicesd",
-    "MergeLabelsd",
-    "NormalizeVolumed",
-    "StackNeighborsd",
     "classes_in_plane",
     "fit_plane",
     "labeled_slices",
@@ -46,19 +42,19 @@ def labeled_slices(label: Tensor) -> list[int]:
     return [int(index) for index in present.nonzero()[:, 0]]
 
 
-def neighbor_indices(index: int, num_slices: int, reach: int = 1) -> list[int]:
-    """Slices ``index - reach`` to ``index + reach``; beyond the ends of the volume the edge slice repeats.
+def neighbor_indices(index: int, num_slices: int, context_slices: int = 1) -> list[int]:
+    """Slices ``index - context_slices`` to ``index + context_slices``; the edge slice repeats beyond the volume.
 
     The authors' program of IOP-FL treats the last slice differently from the first; here both ends are alike.
 
     >>> neighbor_indices(0, 4), neighbor_indices(2, 4), neighbor_indices(3, 4)
     ([0, 0, 1], [1, 2, 3], [2, 3, 3])
     """
-    return [min(max(index + shift, 0), num_slices - 1) for shift in range(-reach, reach + 1)]
+    return [min(max(index + shift, 0), num_slices - 1) for shift in range(-context_slices, context_slices + 1)]
 
 
-def stack_neighbors(volume: Tensor, reach: int = 1) -> Tensor:
-    """(1, H, W, slices) to (2 * reach + 1, H, W, slices): every slice with its neighbors as channels.
+def stack_neighbors(volume: Tensor, context_slices: int = 1) -> Tensor:
+    """(1, H, W, slices) to (2 * context_slices + 1, H, W, slices): every slice with its neighbors as channels.
 
     What a 2.5-D network sees of a whole volume, for example under ``monai.inferers.SliceInferer``.
 
@@ -68,7 +64,7 @@ def stack_neighbors(volume: Tensor, reach: int = 1) -> Tensor:
     if volume.shape[0] != 1:
         raise ConfigError(f"neighbors can be stacked for one channel, the volume has shape {tuple(volume.shape)}")
     count = volume.shape[-1]
-    columns = torch.tensor([neighbor_indices(index, count, reach) for index in range(count)])
+    columns = torch.tensor([neighbor_indices(index, count, context_slices) for index in range(count)])
     return torch.cat([volume[..., columns[:, channel]] for channel in range(columns.shape[1])])
 
 
@@ -98,102 +94,39 @@ def normalize_volume(volume: Tensor, mode: str = "zscore") -> Tensor:
     return (volume - offset) / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-class MergeLabelsd(MapTransform):
-    """Dictionary version of :func:`merge_labels`."""
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = merge_labels(result[key])
-        return result
+RESIZE_MODES = ("resize", "pad")
 
 
-class KeepLabeledSlicesd(MapTransform):
-    """Keep, in all ``keys``, the slices (last axis) in which ``label_key`` is not empty.
-
-    For training and evaluation of labeled data only: what has no label keeps all its slices by not using it.
-
-    Raises:
-        ConfigError: the label is empty in every slice.
-    """
-
-    def __init__(self, keys: KeysCollection, label_key: str = "label", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.label_key = label_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        kept = labeled_slices(torch.as_tensor(result[self.label_key]))
-        if not kept:
-            raise ConfigError(f"{self.label_key!r} is empty in every slice: leave the case out or check its mask")
-        for key in self.key_iterator(result):
-            result[key] = result[key][..., kept]
-        return result
-
-
-class NormalizeVolumed(MapTransform):
-    """Dictionary version of :func:`normalize_volume`."""
-
-    def __init__(self, keys: KeysCollection, mode: str = "zscore", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        if mode not in NORMALIZATIONS:
-            raise ConfigError(f"normalization {mode!r} is not known: use one of {', '.join(NORMALIZATIONS)}")
-        self.mode = mode
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = normalize_volume(result[key], self.mode)
-        return result
-
-
-class StackNeighborsd(MapTransform):
-    """Dictionary version of :func:`stack_neighbors`."""
-
-    def __init__(self, keys: KeysCollection, reach: int = 1, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.reach = reach
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = stack_neighbors(result[key], self.reach)
-        return result
-
-
-FITS = ("resize", "pad")
-
-
-def fit_plane(values: Tensor, size: int | None, fit: str, fill: int = 0) -> Tensor:
+def fit_plane(values: Tensor, size: int | None, resize_mode: str, pad_value: int = 0) -> Tensor:
     """``(C, H, W)`` as ``(C, size, size)``: floats smoothly, integers (labels) by their nearest pixel.
 
     Args:
         values: a picture or labels.
         size: side of the square; None changes nothing.
-        fit: ``resize``, or ``pad`` (centered; cropped where the picture is larger).
-        fill: value of padding.
+        resize_mode: ``resize``, or ``pad`` (centered; cropped where the picture is larger).
+        pad_value: value of padding.
 
     Raises:
-        ConfigError: another ``fit``.
+        ConfigError: another ``resize_mode``.
     """
-    if fit not in FITS:
-        raise ConfigError(f"fit: '{fit}' is unknown; choose one of {', '.join(FITS)}.")
+    if resize_mode not in RESIZE_MODES:
+        raise ConfigError(f"resize_mode: '{resize_mode}' is unknown; choose one of {', '.join(RESIZE_MODES)}.")
     if size is None or values.shape[1:] == (size, size):
         return values
-    if fit == "pad":
-        return pad(values, _borders(values.shape[1], values.shape[2], size), value=fill)
+    if resize_mode == "pad":
+        return pad(values, _borders(values.shape[1], values.shape[2], size), value=pad_value)
     if values.is_floating_point():
         return interpolate(values[None], size=(size, size), mode="bilinear", align_corners=False, antialias=True)[0]
     return interpolate(values[None].float(), size=(size, size), mode="nearest-exact")[0].to(values.dtype)
 
 
-def classes_in_plane(logits: Tensor, rows: int, columns: int, fit: str) -> Tensor:
+def classes_in_plane(logits: Tensor, rows: int, columns: int, resize_mode: str) -> Tensor:
     """Classes uint8 ``(N, rows, columns)`` of logits ``(N, K, size, size)``: the way back of :func:`fit_plane`.
 
     Logits are resized before the largest is taken, so that outlines are smooth. What ``pad`` had cropped away is
     class 0.
     """
-    if fit == "resize":
+    if resize_mode == "resize":
         if logits.shape[2:] != (rows, columns):
             logits = interpolate(logits, size=(rows, columns), mode="bilinear", align_corners=False)
         return logits.argmax(1).to(torch.uint8)
@@ -202,7 +135,7 @@ def classes_in_plane(logits: Tensor, rows: int, columns: int, fit: str) -> Tenso
 
 
 class ClassesInPlaned(MapTransform):
-    """:func:`classes_in_plane` of a prediction, with the keys ``rows``, ``columns`` and ``fit`` of its batch.
+    """:func:`classes_in_plane` of a prediction, with the keys ``rows``, ``columns`` and ``resize_mode`` of its batch.
 
     Args:
         keys: of the logits.
@@ -214,7 +147,7 @@ class ClassesInPlaned(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = dict(data)
         for key in self.key_iterator(found):
-            found[key] = classes_in_plane(found[key], found["rows"], found["columns"], found["fit"])
+            found[key] = classes_in_plane(found[key], found["rows"], found["columns"], found["resize_mode"])
         return found
 
 

@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weak labels from full masks: points, scribbles, second scribbles, blocks and boxes; function and MONAI pair."""
+"""Weak labels from full masks: points, scribbles, second scribbles, blocks and boxes; computed per plane."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform, Transform
-from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["WEAK_FORMS", "WeakLabel", "WeakLabeld", "weak_label", "weak_label_statistics", "weak_labels"]
+__all__ = ["ANNOTATIONS", "weak_label", "weak_label_statistics", "weak_labels"]
 
 #: forms by the names under which the release of FedICRA stores them
-WEAK_FORMS = ("keypoint", "scribble", "scribble_noisy", "block", "box")
+ANNOTATIONS = ("keypoint", "scribble", "scribble_noisy", "block", "box")
 
 SMALLEST_PIECE = 6  # pixels; smaller pieces of a class are specks that nobody would mark
 POINTS_PER_CLASS = 3
@@ -30,7 +25,7 @@ BLOCK_DEPTH = 0.5
 
 
 def weak_label(
-    mask: np.ndarray, form: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.1
+    mask: np.ndarray, annotation: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.1
 ) -> np.ndarray:
     """A weak label made from a mask of any label set; the same mask and settings give the same label.
 
@@ -48,7 +43,7 @@ def weak_label(
 
     Args:
         mask: ``(H, W)`` integer labels.
-        form: one of ``WEAK_FORMS``, or ``mask`` for the mask itself.
+        annotation: one of ``ANNOTATIONS``, or ``mask`` for the mask itself.
         ignore_index: label of unlabeled pixels; must not be a class of the mask.
         background: the class outside of all boxes.
         seed: changes the careless scribbles only.
@@ -61,33 +56,33 @@ def weak_label(
     Raises:
         ConfigError: unknown form, mask not 2-D or not of integers, or ``ignore_index`` occurs in the mask.
     """
-    return weak_labels(mask, (form,), ignore_index, background, seed, jitter)[form]
+    return weak_labels(mask, (annotation,), ignore_index, background, seed, jitter)[annotation]
 
 
 def weak_labels(
     mask: np.ndarray,
-    forms: Sequence[str] = WEAK_FORMS,
+    annotations: Sequence[str] = ANNOTATIONS,
     ignore_index: int = 255,
     background: int = 0,
     seed: int = 0,
     jitter: float = 0.1,
 ) -> dict[str, np.ndarray]:
     """Several forms of :func:`weak_label` for one mask; what they have in common is computed once."""
-    mask = _checked(np.asarray(mask), forms, ignore_index)
+    mask = _checked(np.asarray(mask), annotations, ignore_index)
     dtype = np.uint8 if 0 <= ignore_index < 256 > mask.max() else np.int32
     depths = _Depths(mask)
     labels = {}
-    for form in forms:
+    for annotation in annotations:
         label = np.full(mask.shape, ignore_index, dtype=dtype)
-        if form == "mask":
+        if annotation == "mask":
             label[:] = mask
-        elif form == "box":
+        elif annotation == "box":
             _fill_boxes(label, depths, background)
         else:
             for value in depths.values:
-                _mark(label, depths, value, form, background)
-        labels[form] = (
-            _bent(label, mask, (ignore_index, background), seed, jitter) if form == "scribble_noisy" else label
+                _mark(label, depths, value, annotation, background)
+        labels[annotation] = (
+            _bent(label, mask, (ignore_index, background), seed, jitter) if annotation == "scribble_noisy" else label
         )
     return labels
 
@@ -109,58 +104,6 @@ def weak_label_statistics(label: np.ndarray, mask: np.ndarray, ignore_index: int
     return statistics
 
 
-class WeakLabel(Transform):
-    """:func:`weak_label` on an array or tensor ``(H, W)`` or ``(1, H, W)``; the kind of container is kept."""
-
-    def __init__(self, form: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.1) -> None:
-        if form not in (*WEAK_FORMS, "mask"):
-            raise ConfigError(f"weak label form {form!r} is unknown; use one of {', '.join((*WEAK_FORMS, 'mask'))}")
-        self.form = form
-        self.ignore_index = ignore_index
-        self.background = background
-        self.seed = seed
-        self.jitter = jitter
-
-    def __call__(self, mask: Any) -> Any:
-        values = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
-        plane = values[0] if values.ndim == 3 and values.shape[0] == 1 else values
-        label = weak_label(plane, self.form, self.ignore_index, self.background, self.seed, self.jitter)
-        label = label.reshape(values.shape)
-        return torch.as_tensor(label, device=mask.device) if isinstance(mask, torch.Tensor) else label
-
-
-class WeakLabeld(MapTransform):
-    """Dictionary version of :class:`WeakLabel`.
-
-    Args:
-        keys: full masks.
-        form: see :func:`weak_label`.
-        ignore_index: label of unlabeled pixels.
-        output_keys: where the weak labels go, one for each key; None replaces the masks.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        form: str,
-        ignore_index: int,
-        background: int = 0,
-        seed: int = 0,
-        jitter: float = 0.1,
-        output_keys: Sequence[str] | str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = WeakLabel(form, ignore_index, background, seed, jitter)
-        self.output_keys = self.keys if output_keys is None else ensure_tuple_rep(output_keys, len(self.keys))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key, output in self.key_iterator(result, self.output_keys):
-            result[output] = self.transform(data[key])
-        return result
-
-
 class _Depths:
     """Distances to the border of each class of a mask, computed when they are first asked for."""
 
@@ -177,10 +120,12 @@ class _Depths:
         return self._known[key]
 
 
-def _checked(mask: np.ndarray, forms: Sequence[str], ignore_index: int) -> np.ndarray:
-    for form in forms:
-        if form not in (*WEAK_FORMS, "mask"):
-            raise ConfigError(f"weak label form {form!r} is unknown; use one of {', '.join((*WEAK_FORMS, 'mask'))}")
+def _checked(mask: np.ndarray, annotations: Sequence[str], ignore_index: int) -> np.ndarray:
+    for annotation in annotations:
+        if annotation not in (*ANNOTATIONS, "mask"):
+            raise ConfigError(
+                f"weak label form {annotation!r} is unknown; use one of {', '.join((*ANNOTATIONS, 'mask'))}"
+            )
     if mask.ndim != 2 or mask.size == 0:
         raise ConfigError(f"weak labels are made from one plane (H, W); this mask has shape {mask.shape}")
     if not np.issubdtype(mask.dtype, np.integer):
@@ -205,14 +150,14 @@ def _depth(region: np.ndarray, open_border: bool) -> tuple[np.ndarray, np.ndarra
     return depth, peak[pieces]
 
 
-def _mark(label: np.ndarray, depths: _Depths, value: int, form: str, background: int) -> None:
+def _mark(label: np.ndarray, depths: _Depths, value: int, annotation: str, background: int) -> None:
     """Write dots, a block or a line of one class into the label."""
-    scribble = form.startswith("scribble")
+    scribble = annotation.startswith("scribble")
     depth, peak = depths.of(value, open_border=scribble and value == background)
     side = max(label.shape)
-    if form == "keypoint":
+    if annotation == "keypoint":
         label[_dots(depth)] = value
-    elif form == "block":
+    elif annotation == "block":
         label[depth > BLOCK_DEPTH * peak] = value
     else:
         line = np.clip(SCRIBBLE_DEPTH * peak, 1, max(SCRIBBLE_REACH * side, 1))

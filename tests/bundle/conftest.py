@@ -11,14 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-
-TINY = {"channels": 2, "resolution": 32, "batch_size": 4, "sequence": None, "device": "cpu"}
+from tiny_sites import MR, write_kspace
 
 
 @pytest.fixture
 def tiny() -> dict[str, Any]:
     """Overrides of a federation that make its sites small."""
-    return {f"local::{key}": value for key, value in TINY.items()}
+    return {f"local::{key}": value for key, value in MR.ids.items()}
 
 
 @pytest.fixture
@@ -29,15 +28,10 @@ def volume_file() -> Callable[..., None]:
 
 def write_volume(path: Path, shape: tuple[int, ...] = (4, 32, 32), bad: float | None = None) -> None:
     """A volume of noise whose k-space belongs to its image; ``bad`` replaces one value of the k-space."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = np.random.RandomState(len(path.name)).rand(*shape).astype(np.float32)
-    shifted = np.fft.ifftshift(images, axes=(-2, -1))
-    kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
+    write_kspace(path, np.random.RandomState(len(path.name)), shape)
     if bad is not None:
-        kspace[..., 0, 16] = bad  # a column of the fully sampled center, so that every mask keeps it
-    with h5py.File(path, "w") as stream:
-        stream["kspace"], stream["reconstruction_esc"] = kspace, images
-        stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+        with h5py.File(path, "r+") as stream:
+            stream["kspace"][..., 0, 16] = bad  # in the fully sampled center, so that every mask keeps it
 
 
 @pytest.fixture

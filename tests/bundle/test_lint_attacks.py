@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_copy import copy_bundle
 from monai.bundle import ConfigParser
 
 from fedmonai.bundle.lint import lint_bundle
@@ -116,9 +116,7 @@ def test_macro_of_a_file_is_found(name: str, bundle: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    root = tmp_path / "fl_mr"
-    shutil.copytree(BUNDLE, root, ignore=shutil.ignore_patterns("data_generated*", "runs", "eval"))
-    return root
+    return copy_bundle(BUNDLE, tmp_path / "fl_mr")
 
 
 def rewritten(root: Path, **ids: Any) -> Path:
@@ -212,8 +210,8 @@ SITES = [
     ("sites: {A: {overlay: '@lr'}}\n", "sites::A::overlay: '@lr' is no config file"),
     ("sites: {A: {overlay: /etc/evil.json}}\n", "sites::A::overlay: '/etc/evil.json' is an absolute path"),
     ("sites: {A: {overlay: docs/evil.json}}\n", "sites::A::overlay: 'docs/evil.json' is no config file"),
-    ("federation::sites::base: [[1]]\n", "federation::sites::base: '[1]' is no config file"),
-    ("federation::sites::bundle_root: runs\n", "federation::sites::bundle_root: is 'runs'"),
+    ("federation::base: [[1]]\n", "federation::base: '[1]' is no config file"),
+    ("federation::bundle_root: runs\n", "federation::bundle_root: is 'runs'"),
     ("1: 2\n", "1: the key 1 is no text"),
     ("null: 1\n", "None: the key None is no text"),
     ("a: 2020-01-01\n", "a: is a date"),
@@ -314,12 +312,12 @@ def test_command_line_ends_on_a_file_that_waits(bundle: Path) -> None:
 #: bundles that ran code at a site, or sent images away, although the check found nothing in them
 FEDERATION = {
     "ids of sites that transforms make": (
-        "made: {_target_: CopyItemsd, keys: [B], names: ['loss::_target_']}\nfederation::sites::sites: '@made'\n",
-        "configs/demo.yaml: federation::sites: sites: '@made' is not allowed",
+        "made: {_target_: CopyItemsd, keys: [B], names: ['loss::_target_']}\nfederation::sites: '@made'\n",
+        "configs/demo.yaml: federation: sites: '@made' is not allowed",
     ),
     "ids of sites as an expression": (
-        "hidden: [{}, {}]\nfederation::sites::local: '$@hidden[1:][0]'\n",
-        "configs/demo.yaml: federation::sites: local: '$@hidden[1:][0]' is not allowed",
+        "hidden: [{}, {}]\nfederation::local: '$@hidden[1:][0]'\n",
+        "configs/demo.yaml: federation: local: '$@hidden[1:][0]' is not allowed",
     ),
     "value of a site that a component makes": (
         "made: {_target_: CopyItemsd, keys: [B], names: [C]}\nsites: {B: {lr: '@made'}}\n",

@@ -20,7 +20,7 @@ CONFIG: dict[str, Any] = {
     "local": {},
     "sites": {"B": {}, "F": {"lr": 1}},
     "handlers": [{"persist": True}],
-    "network_def": {"channels": 2},
+    "network_def": {"base_channels": 2},
 }
 
 
@@ -44,8 +44,8 @@ def test_existing_and_new_keys_as_monai_does() -> None:
         ("sits::B::lr", "there is no 'sits'; the nearest key of the config is 'sites' of num_rounds, local, sites"),
         ("sites::Q::lr", "there is no 'sites::Q'; the nearest key of 'sites' is "),
         ("sites::f::lr", "there is no 'sites::f'; the nearest key of 'sites' is 'F' of B, F."),
-        ("network_df::channels", "there is no 'network_df'; the nearest key of the config is 'network_def'"),
-        ("local::network_def::channels", "there is no 'local::network_def'; 'local' is empty"),
+        ("network_df::base_channels", "there is no 'network_df'; the nearest key of the config is 'network_def'"),
+        ("local::network_def::base_channels", "there is no 'local::network_def'; 'local' is empty"),
         ("num_rounds::x", "'num_rounds' holds 3, which has no keys"),
         ("handlers::1::persist", "'handlers' is a list; '1' is none of its places 0 to 0"),
         ("handlers::x", "'handlers' is a list; 'x' is none"),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,24 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from tiny_sites import TINY_SITES, write_weak_site
+from run_results import final, rounds, same, site_state
+from stock_checks import check_mistake
+from tiny_sites import ROOT, WEAK, write_weak_site
 
 from fedmonai.data.generated.weak_federation import generated_fundus_site
 from fedmonai.federated.messages import weights_message
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "fedicra"
-FORMS = {"A": "scribble", "B": "keypoint", "C": "box"}
+BUNDLE = ROOT / "fedicra"
+SITE_ANNOTATIONS = {"A": "scribble", "B": "keypoint", "C": "box"}
 #: three rounds of four iterations, two of them for the body; mixing from the second round on
-SMALL = {"mixing_warm_up": 1, "rep_iters": 2, **TINY_SITES["fedicra"].ids}
+SMALL = {"mixing_warm_up": 1, "rep_iters": 2, **WEAK.ids}
 State = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    for name in FORMS:
+    for name in SITE_ANNOTATIONS:
         write_weak_site(root / name)
     return root
 
@@ -37,7 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(data: Path, out: Path, overlays: tuple[str, ...] = (), names: str = "AB", **ids: Any) -> ConfigWorkflow:
     files = [str(BUNDLE / "configs" / name) for name in ("federated.yaml", *overlays)]
     sites = {
-        name: {"site_index": "ABC".index(name), "form": FORMS[name], "dataset_dir": str(data / name)} for name in names
+        name: {"site_index": "ABC".index(name), "annotation": SITE_ANNOTATIONS[name], "dataset_dir": str(data / name)}
+        for name in names
     }
     fixed = {"bundle_root": str(BUNDLE), "output_dir": str(out), "device": "cpu", "sites": sites, "local_steps": 4}
     own = {"num_rounds": 3, "val_interval": 1, "handlers": [], **{f"local::{k}": v for k, v in SMALL.items()}, **ids}
@@ -50,24 +52,8 @@ def engine_of(workflow: ConfigWorkflow) -> Any:
     return workflow.parser.get_parsed_content("federation")
 
 
-def final(out: Path) -> State:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def site_state(out: Path, site: str, number: int = 3) -> dict[str, Any]:
-    return torch.load(out / "sites" / site / f"round_{number:04d}.pt", weights_only=True)
-
-
-def same(first: State, second: State) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
 def interrupt() -> None:
     raise KeyboardInterrupt
-
-
-def rounds(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +123,7 @@ def test_evaluation_between_turns_changes_nothing(data: Path, tmp_path: Path) ->
                 for model in ("global", "personal"):
                     site.evaluate(engine.strategy.evaluation_message("A"), {"model": model})
         results.append(site.get_weights().weights)
-        engine.run_state.folder.close()
+        engine.close()
     assert same(*results)
 
 
@@ -195,7 +181,7 @@ def test_fundus_task_trains_and_resumes_to_the_bit(tmp_path: Path) -> None:
             "overlay": "configs/data/generated_fundus.yaml",
             "site_index": index,
             "domain": index + 1,
-            "form": "scribble",
+            "annotation": "scribble",
         }
         for index, name in enumerate("AB")
     }
@@ -237,3 +223,17 @@ def test_shuffled_labels_drop_the_dice(tmp_path: Path) -> None:
     shuffled = dice_after_training(tmp_path / "shuffled", tmp_path / "o2")
     assert right > 0.8
     assert shuffled < right - 0.2
+
+
+@pytest.mark.parametrize(
+    ("ids", "texts"),
+    [
+        ({"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all", "<train|val|test>")),
+        ({"form": "scribbel"}, ("scribbel", "scribble", "keypoint")),
+        ({"layout": "released"}, ("released", "release, pairs, volumes")),
+        ({"tree_weight": -1.0}, ("tree_weight", "-1", "at least 0")),
+        ({"contrast_mode": "other"}, ("other", "intended, released")),
+    ],
+)
+def test_mistakes(ids: dict, texts: tuple[str, ...], tmp_path: Path) -> None:
+    check_mistake(BUNDLE, tmp_path, tmp_path, ids, texts)

@@ -41,9 +41,11 @@ def test_two_fundus_sites_train_together(tmp_path: Path) -> None:
             "overlay": "configs/data/fundus_pairs.yaml",
             "dataset_dir": str(Path(str(REAL)) / "fundus" / folder),
             "site_index": index,
-            "form": form,
+            "annotation": annotation,
         }
-        for index, (name, folder, form) in enumerate([("A", "drishti_gs", "scribble"), ("B", "refuge_train", "box")])
+        for index, (name, folder, annotation) in enumerate(
+            [("A", "drishti_gs", "scribble"), ("B", "refuge_train", "box")]
+        )
     }
     files = [str(BUNDLE / "configs" / name) for name in ("federated.yaml", "demo.yaml")]
     ids = {f"local::{key}": value for key, value in SMALL.items()} | {"local::device": "cpu", "device": "cpu"}
@@ -60,7 +62,7 @@ def test_two_fundus_sites_train_together(tmp_path: Path) -> None:
 
 
 def test_angiography_with_lossy_masks(tmp_path: Path) -> None:
-    metrics = trained_and_tested("octa_pairs", "octa/octa25k_3x3", tmp_path, form="block")
+    metrics = trained_and_tested("octa_pairs", "octa/octa25k_3x3", tmp_path, annotation="block")
     assert set(metrics) == {"dice", "dice_faz", "hd95_faz", "assd_faz"}
 
 
@@ -70,7 +72,7 @@ def test_human_scribbles_of_cardiac_volumes(tmp_path: Path) -> None:
 
 
 def test_masks_of_real_pictures_have_their_size(tmp_path: Path) -> None:
-    trained_and_tested("octa_pairs", "octa/octa25k_3x3", tmp_path, form="scribble", epochs=1, val_interval=1)
+    trained_and_tested("octa_pairs", "octa/octa25k_3x3", tmp_path, annotation="scribble", epochs=1, val_interval=1)
     ids = {key: SMALL[key] for key in ("image_size", "channels", "head_channels")}
     ids |= {"bundle_root": str(BUNDLE), "output_dir": str(tmp_path / "masks"), "ckpt_path": str(tmp_path / "model.pt")}
     folder = Path(str(REAL)) / "octa/octa25k_3x3/image"

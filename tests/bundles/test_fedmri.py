@@ -46,7 +46,7 @@ def federation(site: Path, out: Path, *overlays: str, **ids: Any) -> Any:
 
 def reconstruct(site: Path, out: Path, *overlays: str, **ids: Any) -> np.ndarray:
     files = [str(BUNDLE / name) for name in ("configs/inference.json", *overlays)]
-    own = {"bundle_root": str(BUNDLE), "output_dir": str(out), "device": "cpu", "channels": 2, "preview": False}
+    own = {"bundle_root": str(BUNDLE), "output_dir": str(out), "device": "cpu", "base_channels": 2, "preview": False}
     own |= {"dataset_dir": str(site / "test"), "slices_per_pass": 3, "residual": True}
     workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **{**own, **ids})
     workflow.initialize()
@@ -128,7 +128,7 @@ def test_share_modes(site: Path, tmp_path: Path, overlay: tuple, kept: str | Non
     assert sent == (() if "private" in str(overlay) else ("previous_encoders",))
     handler = next(h for h in own.handlers if type(h).__name__ == "WeightContrast")
     assert handler.negatives == ("self" if "private" in str(overlay) else "all") and handler.beta == 1.0
-    engine.run_state.folder.close()
+    engine.close()
 
 
 @pytest.mark.parametrize("form", ["npy", "mat"])

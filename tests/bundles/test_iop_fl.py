@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,19 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
-from tiny_sites import TINY_SITES, write_prostate_site
+from run_results import Interrupt, load, rounds, rows, same
+from stock_checks import check_mistake
+from tiny_sites import PROSTATE, ROOT, tiny_metrics, write_prostate_site
 
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import SharedKeys, attachments_of, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 WATCHED = ("encoder.blocks.0.conv1.weight", "decoder.head.weight", "encoder.blocks.0.norm1.running_var")
-BUNDLE = Path(__file__).parents[2] / "bundles" / "iop_fl"
+BUNDLE = ROOT / "iop_fl"
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +35,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def federation(data: Path, out: Path, ids: dict | None = None, **options: Any) -> Federation:
-    local = {**TINY_SITES["iop_fl"].ids, "batch_size": 2, **(ids or {})}
+    local = {**PROSTATE.ids, "batch_size": 2, **(ids or {})}
     keys = {k: options.pop(k) for k in ("shared_keys", "local_keys") if k in options}
-    sites = LocalPool(str(BUNDLE), {n: {"dataset_dir": str(data / n)} for n in "AB"}, str(out), local=local, **keys)
+    sites = LocalPool(SitePlan(str(BUNDLE), {n: {"dataset_dir": str(data / n)} for n in "AB"}, out, local=local))
     strategy = WeightedMean("samples", **keys)
-    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), key_metric="dice", **options)
-
-
-def load(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def metrics(out: Path, **wanted: str) -> list[dict]:
-    with (out / "metrics.csv").open() as stream:
-        return [row for row in csv.DictReader(stream) if all(row[k] == v for k, v in wanted.items())]
+    return Federation(sites, strategy, options.pop("num_rounds", 3), key_metric="dice", **options)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +52,9 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_site_is_measured_with_the_global_and_its_personal_model(reference: Path) -> None:
     for model in ("global", "personal"):
         for site in "AB":
-            assert len(metrics(reference, site=site, model=model, split="val", metric="dice")) == 3
-            tested = {row["metric"] for row in metrics(reference, site=site, model=model, split="test")}
-            assert tested == TINY_SITES["iop_fl"].metrics
+            assert len(rows(reference / "metrics.csv", site=site, model=model, split="val", metric="dice")) == 3
+            tested = {row["metric"] for row in rows(reference / "metrics.csv", site=site, model=model, split="test")}
+            assert tested == tiny_metrics(BUNDLE)
     assert {p.name for p in (reference / "models").iterdir()} >= {"model.pt", "A.pt", "B.pt"}
     assert not same(load(reference / "models" / "A.pt"), load(reference / "models" / "B.pt"))
     with np.load(reference / "sites" / "A" / "examples" / "example.npz") as example:
@@ -93,7 +81,7 @@ def test_personal_model_is_the_average_of_what_the_site_sent(data: Path, tmp_pat
         torch.testing.assert_close(value, 0.25 * sent[0][key] + 0.75 * sent[1][key])
     changed = [k for k in personal if not torch.equal(personal[k], sent[1][k])]
     assert len(changed) > 20  # what was sent is the trained model, not the average
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_no_message_of_a_whole_run_holds_a_personal_model(data: Path, tmp_path: Path) -> None:
@@ -132,7 +120,7 @@ def test_no_message_of_a_whole_run_holds_a_personal_model(data: Path, tmp_path: 
     engine.add_event_handler(Events.EPOCH_COMPLETED, check)
     engine.run()
     assert checked == 2 * 2 * 2 * 3 * 3  # rounds x sites x ways x models x tensors
-    record = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])
+    record = rounds(tmp_path)[-1]
     assert set(record["bytes_up"]["A"]) == set(record["bytes_down"]["A"]) == {"weights"}
 
 
@@ -141,19 +129,9 @@ def test_personal_models_change_nothing_but_themselves(data: Path, reference: Pa
     federation(data, tmp_path, ids={"personalize": False}).run()
     name = Path("models") / "model_final.pt"
     assert same(load(tmp_path / name), load(reference / name))
-    assert not metrics(tmp_path, model="personal")
-    sizes = [[json.loads(x)["bytes_up"] for x in (p / "rounds.jsonl").open()] for p in (tmp_path, reference)]
+    assert not rows(tmp_path / "metrics.csv", model="personal")
+    sizes = [[line["bytes_up"] for line in rounds(out)] for out in (tmp_path, reference)]
     assert sizes[0] == sizes[1]
-
-
-class Interrupt:
-    """Ends the process's work after two rounds."""
-
-    def attach(self, engine: Federation) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
-
-    def __call__(self, engine: Federation) -> None:
-        raise KeyboardInterrupt
 
 
 def test_resumed_equals_uninterrupted_to_the_bit(data: Path, reference: Path, tmp_path: Path) -> None:
@@ -192,12 +170,12 @@ def test_failed_turn_puts_the_old_personal_model_back(data: Path, tmp_path: Path
     with pytest.raises(RuntimeError, match="after the average"):
         site.train(weights_message(engine.strategy.global_weights, round=2))
     assert same(before, handler.personal_weights)
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_fedbn_keeps_all_of_batch_normalization_and_nothing_else() -> None:
     overlay = ConfigParser.load_config_file(BUNDLE / "configs" / "federation" / "fedbn.yaml")
-    network = SegmentationUNet(channels=2)
+    network = SegmentationUNet(base_channels=2)
     shared, private = SharedKeys((".*",), overlay["local_keys"]).split(network.state_dict())
     norms = {n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert {key.rpartition(".")[0] for key in private} == norms and len(private) == 5 * len(norms)
@@ -210,13 +188,13 @@ def test_baselines_share_what_they_say(data: Path, reference: Path, tmp_path: Pa
     ids = {key.removeprefix("local::"): value for key, value in overlay.items() if key.startswith("local::")}
     keys = {key: overlay[key] for key in ("shared_keys", "local_keys") if key in overlay}
     federation(data, tmp_path, ids=ids, **keys).run()
-    record = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])
-    expected = json.loads((reference / "rounds.jsonl").read_text().splitlines()[-1])
+    record = rounds(tmp_path)[-1]
+    expected = rounds(reference)[-1]
     sent, all_of_it = record["bytes_up"]["A"].get("weights", 0), expected["bytes_up"]["A"]["weights"]
     assert {"fedavg": sent == all_of_it, "fedprox": sent == all_of_it, "fedbn": 0 < sent < all_of_it}.get(
         name, not sent
     )
-    models = {row["model"] for row in metrics(tmp_path, split="test")}
+    models = {row["model"] for row in rows(tmp_path / "metrics.csv", split="test")}
     assert models == ({"global"} if name in ("fedavg", "fedprox") else {"personal"})
     if name in ("fedavg", "fedprox"):  # fedavg is IOP-FL's global model, the proximal term changes it
         final = Path("models") / "model_final.pt"
@@ -230,3 +208,16 @@ def test_augmentation_is_repeatable_and_moves_image_and_label(data: Path, tmp_pa
         engine.run()
         results.append(load(tmp_path / name / "models" / "model_final.pt"))
     assert same(results[0], results[1]) and not same(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    ("ids", "texts"),
+    [
+        ({"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all", "CaseXX.nii.gz")),
+        ({"normalization": "zscroe"}, ("zscroe", "zscore")),
+        ({"slices": "some"}, ("slices", "some", "labeled")),
+        ({"layout": "nifty"}, ("layout", "nifty", "nifti")),
+    ],
+)
+def test_mistakes(ids: dict, texts: tuple[str, ...], tmp_path: Path) -> None:
+    check_mistake(BUNDLE, tmp_path, tmp_path, ids, texts)

@@ -15,13 +15,10 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.data.cases.check import check_cases
-from fedmonai.data.cases.list import prostate_pictures
-
 DATA = os.environ.get("FEDMONAI_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FEDMONAI_TEST_DATA (folder of real images) is not set")
 CONFIGS = Path(__file__).parents[2] / "bundles" / "iop_fl" / "configs"
-TINY = {"channels": 2, "num_pool": 4, "batch_size": 3}
+TINY = {"base_channels": 2, "num_pool": 4, "batch_size": 3}
 INSIDE = ("BIDMC", "BMC", "HK", "RUNMC", "UCL")
 OUTSIDE = "I2CVB"  # has a test picture only
 
@@ -44,13 +41,6 @@ def values(path: Path, **wanted: str) -> list[float]:
     with path.open() as stream:
         rows = [row for row in csv.DictReader(stream) if all(row[k] == v for k, v in wanted.items())]
     return [float(row["value"]) for row in rows]
-
-
-def test_pictures_are_inverted_and_found_out(prostate: Path) -> None:
-    for site in (*INSIDE, OUTSIDE):
-        cases = prostate_pictures(prostate / "slices", site, "test")
-        assert check_cases(cases, inverted=True) == []
-        assert {found.problem for found in check_cases(cases)} == {"inverted mask"}
 
 
 def test_five_sites_train_and_the_sixth_is_adapted_to(prostate: Path, tmp_path: Path) -> None:
@@ -77,7 +67,7 @@ def test_nifti_case_trains_tests_and_is_segmented(prostate: Path, tmp_path: Path
     text = (tmp_path / "test" / "metrics.csv").read_text()
     assert all(name in text for name in ("dice", "hd95", "assd", "release_dice"))
     image = nib.load(data / "Prostatex_0000.nii.gz")
-    sizes = {key: TINY[key] for key in ("channels", "num_pool")}
+    sizes = {key: TINY[key] for key in ("base_channels", "num_pool")}
     run(tmp_path / "masks", "inference.json", dataset_dir=str(data), ckpt_path=str(tmp_path / "model.pt"), **sizes)
     assert [path.name for path in (tmp_path / "masks").glob("*.nii.gz")] == ["Prostatex_0000_mask.nii.gz"]
     mask = nib.load(tmp_path / "masks" / "Prostatex_0000_mask.nii.gz")
@@ -92,9 +82,9 @@ def test_dicom_series_is_segmented_in_its_own_geometry(tmp_path: Path) -> None:
     from fedmonai.networks.segmentation_unet import SegmentationUNet
 
     torch.manual_seed(0)
-    torch.save(SegmentationUNet(channels=2, num_pool=4).state_dict(), tmp_path / "model.pt")
+    torch.save(SegmentationUNet(base_channels=2, num_pool=4).state_dict(), tmp_path / "model.pt")
     data = Path(str(DATA)) / "mri" / "studyforrest_t1_dicom"
-    ids = {"channels": 2, "ckpt_path": str(tmp_path / "model.pt")}
+    ids = {"base_channels": 2, "ckpt_path": str(tmp_path / "model.pt")}
     run(tmp_path / "masks", "inference.json", dataset_dir=str(data), **ids)
     files = sorted((tmp_path / "masks").glob("*_mask.nii.gz"))
     rows = list(csv.DictReader((tmp_path / "masks" / "segmentations.csv").open()))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigWorkflow
-from tiny_sites import TINY_SITES
+from tiny_sites import tiny_data, tiny_federation_ids
 
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed; it comes with pip install 'fedmonai[mlflow]'")
 
@@ -23,16 +23,11 @@ OVERLAY = """
 
 
 def test_every_round_is_in_mlflow(tmp_path: Path) -> None:
-    tiny = TINY_SITES["fl_mr"]
     (tmp_path / "mlflow.yaml").write_text(OVERLAY)
-    sites = {}
-    for name in "AB":
-        tiny.write(tmp_path / name, None)
-        sites[name] = {"dataset_dir": str(tmp_path / name)}
-    ids = {f"local::{key}": value for key, value in tiny.ids.items()}
+    ids = tiny_federation_ids(FL_MR, dict.fromkeys("AB", tiny_data(FL_MR, tmp_path)))
     own = {"bundle_root": str(FL_MR), "output_dir": str(tmp_path / "run"), "num_rounds": 2, "device": "cpu"}
     files = [str(FL_MR / "configs" / "federated.yaml"), str(tmp_path / "mlflow.yaml")]
-    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, sites=sites, **own, **ids)
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **own, **ids)
     workflow.initialize()
     workflow.run()
     workflow.finalize()

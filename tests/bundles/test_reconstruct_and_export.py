@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import h5py
@@ -13,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copy import copy_bundle
 from matplotlib.image import imread
 from monai.bundle import (
     ConfigParser,
@@ -22,6 +22,7 @@ from monai.bundle import (
     onnx_export,
     verify_net_in_out,
 )
+from numerics import assert_within, roundings_of
 
 from fedmonai.errors import ConfigError, root_user_error
 
@@ -35,8 +36,7 @@ each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=[b.name for b in BU
 
 def test_every_mr_bundle_is_here() -> None:
     reconstructing = {p.parents[1] for p in ROOT.glob("*/configs/train.json") if "VolumePSNR" in p.read_text()}
-    assert set(BUNDLES) == reconstructing
-    assert len(BUNDLES) >= 1
+    assert BUNDLES and set(BUNDLES) == reconstructing
 
 
 def fft(images: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def built(bundle: Path, out: Path, **ids: object) -> ConfigWorkflow:
-    own = {"bundle_root": str(bundle), "output_dir": str(out), "device": "cpu", "channels": 2}
+    own = {"bundle_root": str(bundle), "output_dir": str(out), "device": "cpu", "base_channels": 2}
     config = str(bundle / "configs" / "inference.json")
     return ConfigWorkflow(config, workflow_type="infer", logging_file=False, **{**own, **ids})
 
@@ -97,7 +97,7 @@ def test_folder_of_three_kinds(bundle: Path, folder: Path, weights: str, tmp_pat
     with h5py.File(folder / "measured.h5") as given, h5py.File(out / "measured_reconstruction.h5") as file:
         plain = np.fft.ifftshift(given["kspace"][:], axes=(-2, -1))
         zero_filled = np.abs(np.fft.fftshift(np.fft.ifft2(plain, norm="ortho"), axes=(-2, -1)))
-        np.testing.assert_allclose(file["reconstruction"][:], zero_filled, atol=1e-5)
+        assert_within(file["reconstruction"][:], zero_filled, 4 * (36 + 32))  # transformed, normalized, and back
         np.testing.assert_array_equal(file.attrs["spacing"], [3, 2, 1])
     image = nib.load(out / "head_reconstruction.nii.gz")
     assert image.shape == (34, 40, 5)
@@ -113,10 +113,9 @@ def test_nothing_is_undersampled_on_request(bundle: Path, folder: Path, weights:
     workflow = built(bundle, tmp_path / "out", undersampling="none", preview=False, output_format="nifti", **ids)
     workflow.initialize()
     workflow.run()
-    given, result = (
-        nib.load(p).get_fdata() for p in (folder / "head.nii.gz", tmp_path / "out/head_reconstruction.nii.gz")
-    )
-    np.testing.assert_allclose(result, given, atol=1e-5)
+    paths = (folder / "head.nii.gz", tmp_path / "out" / "head_reconstruction.nii.gz")
+    given, result = (nib.load(path).get_fdata(dtype=np.float32) for path in paths)
+    assert_within(result, given, 4 * (34 + 40))
     assert not (tmp_path / "out" / "previews").exists()
 
 
@@ -133,7 +132,7 @@ def test_mistakes(bundle: Path, folder: Path, weights: str, tmp_path: Path) -> N
 
     assert "there is no file" in mistake(ckpt_path=str(tmp_path / "none.pt"))
     assert "decoder.final" in mistake(residual=False)
-    assert "channels" in mistake(residual=True, channels=4)
+    assert "channels" in mistake(residual=True, base_channels=4)
     assert "undersampling" in mistake(residual=True, undersampling="sometimes")
     assert "output_format" in mistake(residual=True, output_format="jpeg")
     assert "does not exist" in mistake(residual=True, dataset_dir=str(tmp_path / "nowhere"))
@@ -150,11 +149,11 @@ def test_exports_equal_the_network(bundle: Path, tmp_path: Path, monkeypatch: py
     pytest.importorskip("onnxscript", reason="onnx_export needs the extra 'onnx'")
     from onnx.reference import ReferenceEvaluator
 
-    copy = tmp_path / bundle.name
-    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("data", "eval", "models"))
-    (copy / "models").mkdir()
+    copy = copy_bundle(bundle, tmp_path / bundle.name)
     monkeypatch.chdir(copy)
     config, meta = "configs/inference.json", "configs/metadata.json"
+    for file in (config, "configs/train.json"):  # MONAI's load takes the latter
+        Path(file).write_text(json.dumps({**json.loads(Path(file).read_text()), "base_channels": 4}))
     files = {"config_file": config, "meta_file": meta}
     verify_net_in_out(net_id="network_def", **files, n=1, device="cpu")
     parser = ConfigParser(ConfigParser.load_config_file(config))
@@ -172,9 +171,9 @@ def test_exports_equal_the_network(bundle: Path, tmp_path: Path, monkeypatch: py
         scripted, metadata, extra = load(
             bundle.name, bundle_dir=str(tmp_path), load_ts_module=True, config_files=("inference.json",), device="cpu"
         )
-        torch.testing.assert_close(scripted(image), expected)
+        assert_within(scripted(image), expected, roundings_of(network))
     assert metadata["name"] == json.loads((copy / meta).read_text())["name"]
     assert json.loads(extra["inference.json"])["network_def"] == parser.get()["network_def"]
     session = ReferenceEvaluator(str(copy / "models" / "model.onnx"))
     [result] = session.run(None, {session.input_names[0]: image.numpy()})
-    np.testing.assert_allclose(result, expected.numpy(), atol=2e-4)
+    assert_within(result, expected, roundings_of(network))

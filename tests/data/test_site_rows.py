@@ -96,7 +96,7 @@ def test_sites_by_column_and_dirichlet(dataset, tmp_path):
         ({"by": "magic"}, "by: 'magic' is unknown"),
         ({"sites": 3}, "would have 2 subjects, needed are 3"),
         ({"sites": 8, "split": (1, 0, 0)}, "would be empty"),
-        ({"split": (1, 1, 1)}, "three shares"),
+        ({"split": (1, 1, 1)}, "three fractions"),
     ],
 )
 def test_nothing_is_written_for_impossible_sites(dataset, tmp_path, options, reason):

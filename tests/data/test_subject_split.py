@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subjects are dealt whole, in the asked shares, the same way every time."""
+"""Subjects are dealt whole, in the asked fractions, the same way every time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmonai.data.partition import share_counts, split_subjects
+from fedmonai.data.partition import fraction_counts, split_subjects
 from fedmonai.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("total", "shares", "counts"),
+    ("total", "split_fractions", "counts"),
     [
         (20, (0.7, 0.15, 0.15), [14, 3, 3]),
         (10, (0.7, 0.15, 0.15), [7, 2, 1]),  # 7, 1.5, 1.5: the tie goes to val
@@ -25,17 +25,17 @@ from fedmonai.errors import ConfigError
         (100, (1 / 3, 1 / 3, 1 / 3), [34, 33, 33]),
     ],
 )
-def test_counts_by_largest_remainder(total, shares, counts):
-    assert share_counts(total, shares) == counts
+def test_counts_by_largest_remainder(total, split_fractions, counts):
+    assert fraction_counts(total, split_fractions) == counts
 
 
 @given(st.integers(3, 60), st.tuples(*[st.integers(0, 20)] * 3).filter(any), st.integers(0, 99))
 def test_every_subject_once_and_no_split_empty(total, weights, seed):
-    shares = tuple(weight / sum(weights) for weight in weights)
-    split = split_subjects((f"s{k}" for k in range(total)), shares, seed)
+    split_fractions = tuple(weight / sum(weights) for weight in weights)
+    split = split_subjects((f"s{k}" for k in range(total)), split_fractions, seed)
     counts = Counter(split.values())
     assert len(split) == total
-    for name, share in zip(("train", "val", "test"), shares, strict=True):
+    for name, share in zip(("train", "val", "test"), split_fractions, strict=True):
         assert (counts[name] > 0) == (share > 0)
         assert abs(counts[name] - share * total) < 3
 
@@ -55,10 +55,10 @@ def test_earlier_subjects_keep_their_split():
     assert skewed["d"] == "train"
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.5, 0.2, 0.2), (1.2, -0.1, -0.1), "abc", (1, 0, None)])
-def test_wrong_shares(shares):
-    with pytest.raises(ConfigError, match="three shares"):
-        split_subjects(["a", "b", "c"], shares)
+@pytest.mark.parametrize("split_fractions", [(0.5, 0.5), (0.5, 0.2, 0.2), (1.2, -0.1, -0.1), "abc", (1, 0, None)])
+def test_wrong_fractions(split_fractions):
+    with pytest.raises(ConfigError, match="three fractions"):
+        split_subjects(["a", "b", "c"], split_fractions)
 
 
 def test_too_few_subjects():

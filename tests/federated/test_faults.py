@@ -17,21 +17,12 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from run_results import rounds, same_run
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.run_log import save_atomic
 from fedmonai.io import load_checked
-
-
-def final(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def same_run(first: Path, second: Path) -> bool:
-    weights = final(first), final(second)
-    equal = all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    return equal and (first / "metrics.csv").read_text() == (second / "metrics.csv").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +86,10 @@ def test_killed_around_a_rename(
 def test_killed_while_a_line_is_written(whole: Path, tmp_path: Path, tiny_federation: Callable) -> None:
     def work() -> None:
         engine = tiny_federation(tmp_path)
-        engine.run_state.folder.add_round = lambda record: (
+        engine.checkpoint.folder.add_round = lambda record: (
             (tmp_path / "rounds.jsonl").open("a").write('{"round": 2, "compl') and os.kill(os.getpid(), signal.SIGKILL)
             if record["round"] == 2
-            else type(engine.run_state.folder).add_round(engine.run_state.folder, record)
+            else type(engine.checkpoint.folder).add_round(engine.checkpoint.folder, record)
         )
         engine.run()
 
@@ -232,14 +223,12 @@ def at_round(engine: Federation, site: str, number: int, action: Callable[[], An
     ],
     ids=["of torch", "of python"],
 )
-def test_out_of_memory_at_one_site(
-    action: Callable, reason: str, tmp_path: Path, tiny_federation: Callable, rounds_of: Callable
-) -> None:
+def test_out_of_memory_at_one_site(action: Callable, reason: str, tmp_path: Path, tiny_federation: Callable) -> None:
     engine = tiny_federation(tmp_path)
     engine.prepare()
     at_round(engine, "B", 2, action)
     engine.run()
-    _, second, third = rounds_of(tmp_path)
+    _, second, third = rounds(tmp_path)
     assert reason in second["failed"]["B"]
     assert (second["completed"], third["completed"]) == (["A", "C"], ["A", "B", "C"])
 
@@ -259,9 +248,7 @@ class Deadly:
         return self.dataset[index]
 
 
-def test_killed_loader_worker_costs_its_site_the_round(
-    tmp_path: Path, tiny_federation: Callable, rounds_of: Callable
-) -> None:
+def test_killed_loader_worker_costs_its_site_the_round(tmp_path: Path, tiny_federation: Callable) -> None:
     engine = tiny_federation(tmp_path / "run", ids={"num_workers": 1})
     engine.prepare()
     loader, switch = engine.sites.open("B").trainer.data_loader, tmp_path / "die"
@@ -269,7 +256,7 @@ def test_killed_loader_worker_costs_its_site_the_round(
     engine.add_event_handler(Events.EPOCH_STARTED, lambda e: switch.touch() if e.state.epoch == 2 else None)
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: switch.unlink(missing_ok=True))
     engine.run()
-    first, second, third = rounds_of(tmp_path / "run")
+    first, second, third = rounds(tmp_path / "run")
     assert "DataLoader worker" in second["failed"]["B"]
     assert [r["completed"] for r in (first, second, third)] == [["A", "B", "C"], ["A", "C"], ["A", "B", "C"]]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from monai.fl.utils.exchange_object import ExchangeObject
+from run_results import final, rounds
 
 from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
@@ -132,17 +133,13 @@ def without_b(tmp_path_factory: pytest.TempPathFactory, tiny_federation: Callabl
     return out
 
 
-def final(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
 @pytest.mark.parametrize("kind", SPOILT)
 def test_bad_update_is_left_out_with_its_reason(
-    kind: str, tmp_path: Path, without_b: Path, tiny_federation: Callable, rounds_of: Callable
+    kind: str, tmp_path: Path, without_b: Path, tiny_federation: Callable
 ) -> None:
     spoil, reason = SPOILT[kind]
     tiny_federation(tmp_path, kind=hostile_sites(spoil, {2})).run()
-    records = rounds_of(tmp_path)
+    records = rounds(tmp_path)
     assert list(records[1]["failed"]) == ["B"]
     assert reason in records[1]["failed"]["B"]
     assert records[1]["completed"] == ["A", "C"]
@@ -162,14 +159,12 @@ def test_too_few_good_updates_stop_the_run_with_the_last_good_state(tmp_path: Pa
     assert torch.load(tmp_path / "federation.pt", weights_only=True)["round"] == 3
 
 
-def test_a_site_counts_once_however_often_it_is_named(
-    tmp_path: Path, tiny_federation: Callable, rounds_of: Callable
-) -> None:
+def test_a_site_counts_once_however_often_it_is_named(tmp_path: Path, tiny_federation: Callable) -> None:
     """Two turns of one site would give it two votes."""
     engine = tiny_federation(tmp_path, train_sites=["A", "B", "B", "A"])
     engine.strategy.participants = lambda number, sites, seed: ["B", "A", "B"]
     engine.run()
-    assert [r["completed"] for r in rounds_of(tmp_path)] == [["A", "B"]] * 3
+    assert [r["completed"] for r in rounds(tmp_path)] == [["A", "B"]] * 3
     assert engine.sites.open("B").trainer.state.iteration == 6
 
 
@@ -185,7 +180,7 @@ def test_a_refused_turn_is_undone_at_its_site(in_memory: int | None, tmp_path: P
                 raise RuntimeError("no turn")
             return super().train(name, message)
 
-    options = {"site_options": {"local_keys": PRIVATE, "resident_sites": in_memory}}
+    options = {"pool_options": {"resident_sites": in_memory}}
     for folder, kind in (("failed", Failing), ("refused", hostile_sites(SPOILT["NaN"][0], {2}))):
         tiny_federation(tmp_path / folder, kind=kind, strategy=WeightedMean(local_keys=PRIVATE), **options).run()
     one, two = (

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from monai.fl.utils.exchange_object import ExchangeObject
+from run_results import rounds
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.messages import weights_message
@@ -103,12 +104,10 @@ def test_batch_variance_stays_a_variance(tmp_path: Path) -> None:
     assert float(sent.min()) == 0.0
 
 
-def test_rounds_report_and_ledger_tell_the_epsilon(
-    tmp_path: Path, tiny_federation: Callable, rounds_of: Callable
-) -> None:
+def test_rounds_report_and_ledger_tell_the_epsilon(tmp_path: Path, tiny_federation: Callable) -> None:
     filter_ = privacy(tmp_path, clip_norm=1.0, noise_multiplier=1.0)
     tiny_federation(tmp_path, site_options={"exchange_filters": [filter_]}).run()
-    for number, record in enumerate(rounds_of(tmp_path), start=1):
+    for number, record in enumerate(rounds(tmp_path), start=1):
         assert record["completed"] == ["A", "B", "C"]
         for site in "ABC":
             assert record["privacy"][site]["epsilon"] == pytest.approx(spent_epsilon([[1.0, number]], 1e-5))
@@ -121,9 +120,9 @@ def test_rounds_report_and_ledger_tell_the_epsilon(
     assert "nobody is protected" not in text
 
 
-def test_off_by_default(tmp_path: Path, tiny_federation: Callable, rounds_of: Callable) -> None:
+def test_off_by_default(tmp_path: Path, tiny_federation: Callable) -> None:
     tiny_federation(tmp_path, num_rounds=1).run()
-    assert "privacy" not in rounds_of(tmp_path)[0]
+    assert "privacy" not in rounds(tmp_path)[0]
     assert "privacy" not in Path(write_report(tmp_path)).read_text().lower()
 
 

@@ -3,81 +3,36 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.fl.utils.exchange_object import ExchangeObject
+from loopback import Wire, close
+from run_results import Interrupt, final, rounds, same, site_state
+from tiny_sites import write_mr_sites
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import Reply, Request, pack, unpack, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
-from fedmonai.federated.run_log import SiteError
 from fedmonai.federated.service import SiteService
 from fedmonai.methods.averaging import WeightedMean
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fl_mr")
-IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
+IDS = {"base_channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
 PRIVATE = (r"decoder\.",)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    generator = np.random.RandomState(0)
-    for site in "AB":
-        for split in ("train", "val", "test"):
-            (root / site / split).mkdir(parents=True)
-            images = generator.rand(4, 32, 32).astype(np.float32) + np.outer(np.hanning(32), np.hanning(32))
-            shifted = np.fft.ifftshift(images, axes=(-2, -1))
-            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
-            with h5py.File(root / site / split / f"{site}{split}.h5", "w") as stream:
-                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
-                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    write_mr_sites(root, dict.fromkeys("AB", (4, 32, 32)))
     return root
-
-
-class Wire:
-    """A transport that turns everything into bytes and keeps what it carried; ``lose`` drops answers."""
-
-    def __init__(self, services: dict[str, SiteService]) -> None:
-        self.services = services
-        self.sent: list[Request] = []
-        self.replies: dict[str, Reply] = {}
-        self.lose: set[tuple[str, int, str]] = set()
-        self.deaf: set[str] = set()
-
-    def send(self, request: Request) -> None:
-        self.sent.append(request)
-        self.replies.pop(request.site, None)
-        if request.site in self.deaf:
-            return
-        carried = Request(request.kind, request.site, request.round, over_the_wire(request.message), request.facts)
-        json.dumps(carried.facts)
-        reply = self.services[request.site].answer(carried)
-        json.dumps(reply.facts)
-        if (request.kind, request.round, request.site) not in self.lose:
-            self.replies[request.site] = Reply(over_the_wire(reply.message), reply.facts, reply.error)
-
-    def wait(self, site: str) -> Reply:
-        if site not in self.replies:
-            raise SiteError("no answer")
-        return self.replies.pop(site)
-
-
-def over_the_wire(message: ExchangeObject | None) -> ExchangeObject | None:
-    stream = io.BytesIO()
-    torch.save(pack(message), stream)
-    stream.seek(0)
-    return unpack(*torch.load(stream, weights_only=True))
 
 
 def specs(data: Path) -> dict[str, dict]:
@@ -85,10 +40,8 @@ def specs(data: Path) -> dict[str, dict]:
 
 
 def services(data: Path, out: Path, local_keys: tuple, ids: dict) -> dict[str, SiteService]:
-    return {
-        name: SiteService(LocalPool(BUNDLE, specs(data), str(out / name), local=ids, local_keys=local_keys), name)
-        for name in "AB"
-    }
+    plans = {name: SitePlan(BUNDLE, specs(data), out / name, local=ids, local_keys=local_keys) for name in "AB"}
+    return {name: SiteService(plan, name) for name, plan in plans.items()}
 
 
 def remote(
@@ -96,37 +49,15 @@ def remote(
 ) -> tuple[Federation, Wire]:
     ids = {**IDS, **(ids or {})}
     wire = Wire(services(data, out, local_keys, ids))
-    sites = RemotePool(BUNDLE, specs(data), str(out / "server"), local=ids, local_keys=local_keys)
-    sites.transport = wire
+    sites = RemotePool(SitePlan(BUNDLE, specs(data), out / "server", local=ids), wire)
     rounds = options.pop("num_rounds", 3)
-    return Federation(sites, WeightedMean(local_keys=local_keys), rounds, str(out / "server"), **options), wire
-
-
-def close(wire: Wire) -> None:
-    for service in wire.services.values():
-        service.close()
+    return Federation(sites, WeightedMean(local_keys=local_keys), rounds, **options), wire
 
 
 def in_process(data: Path, out: Path, local_keys: tuple = (), ids: dict | None = None) -> Path:
-    sites = LocalPool(BUNDLE, specs(data), str(out), local={**IDS, **(ids or {})}, local_keys=local_keys)
-    Federation(sites, WeightedMean(local_keys=local_keys), 3, str(out)).run()
+    sites = LocalPool(SitePlan(BUNDLE, specs(data), out, local={**IDS, **(ids or {})}))
+    Federation(sites, WeightedMean(local_keys=local_keys), 3).run()
     return out
-
-
-def final(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def lines(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-
-
-def personal_state(out: Path, name: str) -> dict[str, torch.Tensor]:
-    return torch.load(out / "sites" / name / "round_0003.pt", weights_only=True)["private"]
 
 
 @pytest.mark.parametrize("local_keys", [(), PRIVATE], ids=["all shared", "decoder private"])
@@ -139,7 +70,7 @@ def test_remote_equals_in_process_to_the_bit(data: Path, tmp_path: Path, local_k
     assert same(final(expected), final(tmp_path / "server"))
     assert (tmp_path / "server" / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
     for name in "AB":
-        assert same(personal_state(expected, name), personal_state(tmp_path / name, name))
+        assert same(site_state(expected, name)["private"], site_state(tmp_path / name, name)["private"])
     # single cases stay where they are, and private keys never travel
     assert not (tmp_path / "server" / "cases.csv").exists()
     whole = (expected / "cases.csv").read_text().splitlines()
@@ -147,14 +78,6 @@ def test_remote_equals_in_process_to_the_bit(data: Path, tmp_path: Path, local_k
     assert sorted(whole[1:]) == sorted(own[0] + own[1])
     travelled = {key for request in wire.sent for key in pack(request.message)[0]}
     assert bool(local_keys) != any(key.startswith("decoder.") for key in travelled)
-
-
-class Interrupt:
-    def attach(self, engine: Federation) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
-
-    def __call__(self, engine: Federation) -> None:
-        raise KeyboardInterrupt
 
 
 def test_resume_takes_sites_back_to_the_servers_commit(data: Path, tmp_path: Path) -> None:
@@ -174,14 +97,14 @@ def test_resume_takes_sites_back_to_the_servers_commit(data: Path, tmp_path: Pat
     assert same(final(expected), final(tmp_path / "server"))
     assert (tmp_path / "server" / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
     for name in "AB":
-        assert same(personal_state(expected, name), personal_state(tmp_path / name, name))
+        assert same(site_state(expected, name)["private"], site_state(tmp_path / name, name)["private"])
 
 
 def test_lost_answer_leaves_the_site_out_and_its_turn_is_undone(data: Path, tmp_path: Path) -> None:
     engine, wire = remote(data, tmp_path, PRIVATE, {"reset_optimizer": False})
     wire.lose = {("train", 2, "B")}
     engine.run()
-    first, second, third = lines(tmp_path / "server")
+    first, second, third = rounds(tmp_path / "server")
     assert second["failed"] == {"B": "no answer"}
     assert second["completed"] == ["A"] and third["completed"] == ["A", "B"]
     assert [r.facts["state_round"] for r in wire.sent if r.kind == "train" and r.site == "B"] == [0, 1, 1]
@@ -204,7 +127,7 @@ def test_error_at_a_site_is_named_with_its_reason(data: Path, tmp_path: Path) ->
     wire.services["B"].sites.open("B").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
     engine.run()
     close(wire)
-    first, second = lines(tmp_path / "server")
+    first, second = rounds(tmp_path / "server")
     assert first["failed"] == {"B": "RuntimeError: scanner on fire"}
     assert second["completed"] == ["A", "B"]
 
@@ -218,7 +141,7 @@ def test_damaged_state_of_a_site_costs_rounds_and_is_said(data: Path, tmp_path: 
     engine, wire = remote(data, tmp_path, PRIVATE, num_rounds=3, resume=True)
     engine.run()
     close(wire)
-    notes = " ".join(lines(tmp_path / "server")[2]["notes"])
+    notes = " ".join(rounds(tmp_path / "server")[2]["notes"])
     assert "site 'A': the state after round 2 cannot be used" in notes
     assert "site 'A': continuing from the state after round 1" in notes
 
@@ -228,11 +151,11 @@ def test_site_that_does_not_join_is_noted_and_a_mistake_ends_the_run(data: Path,
     wire.deaf = {"A"}
     engine.run()
     close(wire)
-    (line,) = lines(tmp_path / "server")
+    (line,) = rounds(tmp_path / "server")
     assert line["failed"] == {"A": "no answer"}
     assert "site 'A' did not join: no answer" in line["notes"]
     engine, wire = remote(data, tmp_path / "other", ids={"dataset_dir": "/nowhere"})
-    wire.services["B"].sites.specs["B"]["dataset_dir"] = "/nowhere/at/all"
+    wire.services["B"].plan.sites["B"]["dataset_dir"] = "/nowhere/at/all"
     with pytest.raises(ConfigError, match=r"site 'B' cannot take part: ConfigError: .*nowhere"):
         engine.run()
     close(wire)
@@ -259,7 +182,7 @@ def test_hostile_update_is_refused_over_the_wire(data: Path, tmp_path: Path) -> 
     wire.services["B"].answer = poisoned  # type: ignore[method-assign]
     engine.run()
     close(wire)
-    (line,) = lines(tmp_path / "server")
+    (line,) = rounds(tmp_path / "server")
     assert "holds NaN" in line["failed"]["B"]
     assert all(torch.isfinite(t).all() for t in final(tmp_path / "server").values())
 
@@ -277,13 +200,13 @@ def test_a_refused_turn_is_undone_at_its_site(data: Path, tmp_path: Path) -> Non
     wire.services["B"].answer = poisoned  # type: ignore[method-assign]
     engine.run()
     close(wire)
-    assert [line["completed"] for line in lines(tmp_path / "server")] == [["A", "B"], ["A"], ["A", "B"]]
+    assert [line["completed"] for line in rounds(tmp_path / "server")] == [["A", "B"], ["A"], ["A", "B"]]
     assert [r.facts["state_round"] for r in wire.sent if r.kind == "validate" and r.site == "B"] == [1, 1, 3]
     lost, other = remote(data, tmp_path / "lost", PRIVATE, {"reset_optimizer": False})
     other.lose = {("train", 2, "B")}
     lost.run()
     close(other)
-    states = [personal_state(root / "B", "B") for root in (tmp_path, tmp_path / "lost")]
+    states = [site_state(root / "B", "B")["private"] for root in (tmp_path, tmp_path / "lost")]
     assert states[0] and same(*states)
     assert same(final(tmp_path / "server"), final(tmp_path / "lost" / "server"))
 

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -20,53 +17,34 @@ from monai.handlers import (
     TensorBoardStatsHandler,
     stopping_fn_from_metric,
 )
+from run_results import Interrupt, final, rounds, same
+from tiny_sites import write_mr_sites
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.methods.averaging import WeightedMean
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fl_mr")
-IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
+IDS = {"base_channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    generator = np.random.RandomState(0)
-    for site in "ABC":
-        for split in ("train", "val", "test"):
-            folder = root / site / split
-            folder.mkdir(parents=True)
-            images = generator.rand(4, 32, 32).astype(np.float32) + np.outer(np.hanning(32), np.hanning(32))
-            shifted = np.fft.ifftshift(images, axes=(-2, -1))
-            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
-            with h5py.File(folder / f"{site}{split}.h5", "w") as stream:
-                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
-                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    write_mr_sites(root, dict.fromkeys("ABC", (4, 32, 32)))
     return root
 
 
 def federation(data: Path, out: Path, names: str = "ABC", ids: dict | None = None, **options: Any) -> Federation:
-    own = ("local_keys", "shared_keys", "resident_sites", "local_timeout", "local_steps")
-    site_options = {k: options.pop(k) for k in own if k in options}
-    keys = {k: site_options[k] for k in ("local_keys", "shared_keys") if k in site_options}
+    of_plan = {k: options.pop(k) for k in ("local_timeout", "local_steps", "seed") if k in options}
+    keys = {k: options.pop(k) for k in ("local_keys", "shared_keys") if k in options}
+    resident_sites = options.pop("resident_sites", None)
     specs = {name: {"dataset_dir": str(data / name)} for name in names}
-    sites = LocalPool(BUNDLE, specs, str(out), local={**IDS, **(ids or {})}, **site_options)
-    return Federation(sites, WeightedMean(**keys), options.pop("num_rounds", 3), str(out), **options)
-
-
-def final(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def rounds(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    plan = SitePlan(BUNDLE, specs, out, local={**IDS, **(ids or {})}, **of_plan)
+    return Federation(LocalPool(plan, resident_sites), WeightedMean(**keys), options.pop("num_rounds", 3), **options)
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +77,6 @@ def test_two_runs_agree_to_the_bit_and_workers_change_nothing(data: Path, refere
 def test_one_site_in_memory_at_a_time_changes_nothing(data: Path, reference: Path, tmp_path: Path) -> None:
     federation(data, tmp_path, resident_sites=1).run()
     assert same(final(reference), final(tmp_path))
-
-
-class Interrupt:
-    """A user's handler that ends the process's work in the middle of a run."""
-
-    def attach(self, engine: Federation) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
-
-    def __call__(self, engine: Federation) -> None:
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("local_keys", [(), (r"decoder\.",)], ids=["all shared", "decoder private"])
@@ -151,7 +119,7 @@ def test_two_processes_in_one_folder_are_refused(data: Path, tmp_path: Path) -> 
     first = federation(data, tmp_path)
     with pytest.raises(ConfigError, match="in use by another"):
         federation(data, tmp_path)
-    first.run_state.folder.close()
+    first.close()
 
 
 def break_site(engine: Federation, name: str, number: int, error: Exception) -> None:
@@ -191,7 +159,7 @@ def test_failed_turn_leaves_no_trace(data: Path, tmp_path: Path) -> None:
     assert (before["epoch"], before["iteration"]) == (after["epoch"], after["iteration"])
     old, new = before["optimizer"]["state"], after["optimizer"]["state"]
     assert all(torch.equal(old[k]["square_avg"], new[k]["square_avg"]) for k in old)
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_too_few_sites_stop_the_run_and_the_last_round_stays(data: Path, tmp_path: Path) -> None:
@@ -232,7 +200,7 @@ def test_private_keys_never_travel_and_survive_what_arrives(data: Path, tmp_path
     whole = weights_message({k: t.clone() for k, t in site.tensors.items()}, round=2)
     with pytest.raises(ValueError, match="not shared"):
         site.train(whole)
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_evaluation_between_turns_changes_nothing(data: Path, tmp_path: Path) -> None:
@@ -247,7 +215,7 @@ def test_evaluation_between_turns_changes_nothing(data: Path, tmp_path: Path) ->
                 metrics = site.evaluate(engine.strategy.evaluation_message("A")).metrics
                 assert set(metrics) == {"psnr", "ssim", "nmse"}
         results.append(site.get_weights().weights)
-        engine.run_state.folder.close()
+        engine.close()
     assert same(*results)
 
 
@@ -256,8 +224,8 @@ def test_start_from_given_weights(data: Path, reference: Path, tmp_path: Path) -
     engine = federation(data, tmp_path, init_ckpt=str(start))
     engine.prepare()
     assert same(engine.strategy.global_weights, final(reference))
-    assert "full match" in engine.run_state.notes[0]
-    engine.run_state.folder.close()
+    assert "full match" in engine.checkpoint.notes[0]
+    engine.close()
 
 
 def test_changed_sites_are_stated(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,7 +129,7 @@ VALUES: list[tuple[Any, str]] = [
     ({"_target_": "monai.data.utils.os.system"}, "'monai.data.utils.os' is not in the catalogue"),
     ({"_target_": "monai.data.utils.pickle.loads"}, "'monai.data.utils.pickle' is not in the catalogue"),
     ({"_target_": "fedmonai.data.provenance.os.remove"}, "module .os."),
-    ({"_target_": "fedmonai.federated.local_pool.Path"}, "really 'pathlib"),
+    ({"_target_": "fedmonai.federated.plan.Path"}, "really 'pathlib"),
     ({"_target_": "monai.apps.download_and_extract"}, "monai.apps"),
     ({"_target_": "download_url"}, "monai.apps"),
     ({"_target_": "monai.bundle.ConfigParser"}, "monai.bundle"),

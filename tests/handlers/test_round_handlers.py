@@ -8,7 +8,6 @@ import torch
 from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
-from fedmonai.handlers.batch_loss import batch_loss
 from fedmonai.handlers.rates import OptimizerReset, RoundLR
 
 
@@ -60,10 +59,6 @@ def test_bad_schedules_are_named() -> None:
         RoundLR(optimizer, gamma=0)
     with pytest.raises(ConfigError, match="lr_milestones"):
         RoundLR(optimizer, milestones=[0])
-
-
-def test_batch_loss() -> None:
-    assert batch_loss({"loss": 2.5}) == 2.5
 
 
 @pytest.mark.parametrize(("number", "rate"), [(1, 0.1), (40, 0.1), (41, 0.01), (80, 0.01), (81, 0.001)])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,32 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from run_results import final, rounds, same
+from tiny_sites import ROOT, tiny_data, tiny_federation_ids
 
 from fedmonai.integrations.job import describe
 from fedmonai.integrations.runtime import federation_config
 
-sys.path.append(str(Path(__file__).parents[1] / "bundles"))
-from tiny_sites import TINY_SITES
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
 NAMES = ("site-a", "site-b")
-#: what the method of a bundle needs beside the tiny sites to show all that it exchanges
-EXCHANGE: dict[str, dict[str, Any]] = {"fl_mrcm": {"share_features": True, "target_site": "site-b"}}
 
 
 def overrides(bundle: str, data: Path, **ids: Any) -> dict[str, Any]:
-    tiny = TINY_SITES[bundle]
-    sites = {}
-    for name in NAMES:
-        if not (data / name).exists():
-            tiny.write(data / name, None)
-        sites[name] = {"dataset_dir": str(data / name)}
-    local = {f"local::{key}": value for key, value in tiny.ids.items()}
-    return {"num_rounds": 2, "sites": sites, **local, **EXCHANGE.get(bundle, {}), **ids}
+    folders = dict.fromkeys(NAMES, tiny_data(ROOT / bundle, data))
+    return {"num_rounds": 2, **tiny_federation_ids(ROOT / bundle, folders), **ids}
 
 
 def command(runtime: str, bundle: str, ids: dict[str, Any], **options: Any) -> list[str]:
-    words = [sys.executable, "-m", f"fedmonai.integrations.{runtime}", "--bundle", str(BUNDLES / bundle)]
+    words = [sys.executable, "-m", f"fedmonai.integrations.{runtime}", "--bundle", str(ROOT / bundle)]
     for key, value in {**options, **ids}.items():
         words += [f"--{key}", value if isinstance(value, str) else repr(value)]
     return words
@@ -60,26 +49,16 @@ def in_process(bundle: str, ids: dict[str, Any], out: Path, federation: str | Se
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        described = describe(BUNDLES / bundle, federation, ids=ids)
-        federation_config(described, BUNDLES / bundle, out).get_parsed_content("run")
+        described = describe(ROOT / bundle, federation, ids=ids)
+        federation_config(described, ROOT / bundle, out).get_parsed_content("run")
     finally:
         torch.set_num_threads(threads)
     return out
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def rounds(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-
-
 def assert_same_run(one: Path, other: Path) -> None:
     """Weights, metrics, and bytes of two runs are equal."""
-    expected, found = weights(one), weights(other)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert same(final(one), final(other))
     assert (other / "metrics.csv").read_text() == (one / "metrics.csv").read_text()
     for line, second in zip(rounds(other), rounds(one), strict=True):
         assert line["failed"] == second["failed"] == {}

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 from federation_runs import (
-    BUNDLES,
     NAMES,
-    TINY_SITES,
     assert_same_run,
     become_flower_task,
     command,
@@ -22,6 +20,7 @@ from federation_runs import (
     quiet_environment,
     run,
 )
+from tiny_sites import BUNDLES, ROOT
 
 from fedmonai.integrations.job import describe, packed, stage
 from fedmonai.integrations.runtime import STATE_ROOT
@@ -32,7 +31,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("env", "bundle"), [*(("sim", name) for name in sorted(TINY_SITES)), ("tls", "fl_mrcm")])
+@pytest.mark.parametrize(("env", "bundle"), [*(("sim", bundle.name) for bundle in BUNDLES), ("tls", "fl_mrcm")])
 def test_flower_run_is_the_run_in_process_to_the_bit(env: str, bundle: str, tmp_path: Path) -> None:
     """``fl_mrcm`` sends attachments both ways; over TLS every node runs in processes of its own."""
     ids = overrides(bundle, tmp_path / "data")
@@ -90,7 +89,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("bundle", sorted(TINY_SITES))
+@pytest.mark.parametrize("bundle", [bundle.name for bundle in BUNDLES])
 def test_apps_without_processes(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.app import Context, RecordDict
 
@@ -99,7 +98,7 @@ def test_apps_without_processes(bundle: str, tmp_path: Path, monkeypatch: pytest
 
     become_flower_task()
     ids = overrides(bundle, tmp_path / "data")
-    stage(describe(BUNDLES / bundle, run="try", ids=ids), BUNDLES / bundle, tmp_path / "job")
+    stage(describe(ROOT / bundle, run="try", ids=ids), ROOT / bundle, tmp_path / "job")
     (tmp_path / "job.json").write_text(packed(tmp_path / "job"))
     monkeypatch.setenv(STATE_ROOT, str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from run_results import load, same
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 ROUNDS = 4
 IDS: dict[str, Any] = {"num_rounds": ROUNDS, "local_steps": 12, "device": "cpu"}
 # optimizers that keep their state, and what stays at a site: all that a resumed run can lose is in the run
-IDS |= {"local::channels": 4, "local::batch_size": 2, "local::resolution": 32, "local::reset_optimizer": False}
+IDS |= {"local::base_channels": 4, "local::batch_size": 2, "local::resolution": 32, "local::reset_optimizer": False}
 IDS |= {"local::generated_size": 32, "local::generated_subjects": "[2,1,1]", "local::generated_slices": 4}
 OWN: dict[str, dict[str, Any]] = {
     "fl_mr": {"local_keys": r"['decoder\.up']"},  # private decoders
@@ -56,7 +56,7 @@ def kill_in_round(process: subprocess.Popen[str], out: Path, number: int, delay:
     commit = out / "federation.pt"
     before = commit.stat().st_mtime_ns if commit.exists() else 0
     deadline = time.monotonic() + 200
-    while not commit.exists() or commit.stat().st_mtime_ns == before or len(rounds(out)) < number - 1:
+    while not commit.exists() or commit.stat().st_mtime_ns == before or len(lines(out)) < number - 1:
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -65,16 +65,12 @@ def kill_in_round(process: subprocess.Popen[str], out: Path, number: int, delay:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
-    assert number - 1 <= len(rounds(out)) < ROUNDS
+    assert number - 1 <= len(lines(out)) < ROUNDS
 
 
-def rounds(out: Path) -> list[str]:
+def lines(out: Path) -> list[str]:
     path = out / "rounds.jsonl"
     return path.read_text().splitlines() if path.exists() else []
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +108,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(
     models = sorted(path.relative_to(expected_run) for path in expected_run.rglob("models/*.pt"))
     assert [path.name for path in models] == left
     for path in models:
-        expected, found = weights(expected_run / path), weights(out / path)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[key], found[key]) for key in expected), path
+        assert same(load(expected_run / path), load(out / path)), path
     for name in ("metrics.csv", "cases.csv"):
         assert (expected_run / name).read_text() == (out / name).read_text()
     runs = [json.loads((folder / "run.json").read_text()) for folder in (expected_run, out)]

@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from federation_runs import (
     NAMES,
-    TINY_SITES,
     assert_same_run,
     command,
     in_process,
     overrides,
     quiet_environment,
-    rounds,
     run,
-    weights,
 )
+from run_results import final, rounds, same, site_state
+from tiny_sites import BUNDLES
 
 pytestmark = [
     pytest.mark.integration,
@@ -42,7 +40,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return quiet_environment(tmp_path / "home")
 
 
-@pytest.mark.parametrize("bundle", sorted(TINY_SITES))
+@pytest.mark.parametrize("bundle", [bundle.name for bundle in BUNDLES])
 def test_simulation_is_the_run_in_process_to_the_bit(bundle: str, tmp_path: Path, environment: dict[str, str]) -> None:
     ids = overrides(bundle, tmp_path / "data")
     run(command("nvflare", bundle, ids, env="sim", name="try", output_dir=str(tmp_path / "nv")), environment)
@@ -50,9 +48,8 @@ def test_simulation_is_the_run_in_process_to_the_bit(bundle: str, tmp_path: Path
     here = in_process(bundle, ids, tmp_path / "here")
     assert_same_run(here, server)
     for name in NAMES:
-        states = [root / "sites" / name / "round_0002.pt" for root in (here, tmp_path / "nv" / "try" / name)]
-        one, two = (torch.load(path, weights_only=True)["private"] for path in states)
-        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+        one, two = (site_state(root, name, 2)["private"] for root in (here, tmp_path / "nv" / "try" / name))
+        assert same(one, two)
 
 
 def test_simulation_with_privacy_is_the_run_in_process(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -82,9 +79,8 @@ def test_client_api_of_a_byoc_job_and_resume(tmp_path: Path, environment: dict[s
     refused = run(command("nvflare", "fl_mr", {**ids, "num_rounds": 2}, **options), environment, good=False)
     assert "continue it with --resume True" in refused
     run(command("nvflare", "fl_mr", {**ids, "num_rounds": 2, "resume": True}, **options), environment)
-    expected = weights(in_process("fl_mr", {**ids, "num_rounds": 2}, tmp_path / "here"))
-    found = weights(tmp_path / "nv" / "try" / "server")
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    here = in_process("fl_mr", {**ids, "num_rounds": 2}, tmp_path / "here")
+    assert same(final(here), final(tmp_path / "nv" / "try" / "server"))
 
 
 def test_allow_list_decides_without_byoc(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -9,38 +9,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from stock_checks import site_ids
+from tiny_sites import BUNDLES
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
-SMALL = {
-    "fedicra": {
-        "generated_images": "[4,2,2]",
-        "image_size": 32,
-        "batch_size": 2,
-        "channels": "[2,2,2,2,16]",
-        "head_channels": 2,
-    },
-    "fedmri": {"generated_size": 32},
-    "fl_mr": {"generated_size": 32},
-    "fl_mrcm": {"generated_size": 32},
-    "iop_fl": {"generated_size": 32, "generated_cases": 3, "generated_slices": 4, "num_pool": 2},
-}
+WITH_TWO = [bundle for bundle in BUNDLES if (bundle / "configs" / "multi_gpu_train.json").is_file()]
 
 
-def test_every_bundle_is_in_the_table() -> None:
-    assert sorted(SMALL) == sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/multi_gpu_train.json"))
+def test_bundles_for_several_processes_are_found() -> None:
+    assert WITH_TWO
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("bundle", SMALL)
-def test_two_processes_train_one_site(tmp_path: Path, bundle: str) -> None:
+@pytest.mark.parametrize("bundle", WITH_TWO, ids=[bundle.name for bundle in WITH_TWO])
+def test_two_processes_train_one_site(tmp_path: Path, bundle: Path) -> None:
     files = "['configs/train.json','configs/multi_gpu_train.json']"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
-    ids = {"generated_dir": tmp_path / "data", "output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "models"}
-    ids |= {"epochs": 2, "channels": 2, "device": "cpu", **SMALL[bundle]}
+    ids = {**site_ids(bundle, tmp_path, tmp_path), "bundle_root": ".", "epochs": 2}
     overrides = [text for key, value in ids.items() for text in (f"--{key}", str(value))]
     done = subprocess.run(
         [*launch, "run", "--config_file", files, *overrides],
-        cwd=BUNDLES / bundle,
+        cwd=bundle,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ from fedmonai.integrations.job import bundle_digest, describe, stage
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 TINY: dict[str, Any] = {
-    "local::channels": 2,
+    "local::base_channels": 2,
     "local::generated_size": 32,
     "local::device": "cpu",
     "local::generated_subjects": [1, 1, 1],

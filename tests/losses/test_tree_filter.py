@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numerics import assert_within
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
@@ -66,10 +67,10 @@ def test_filter_equals_the_dense_definition(random_case: tuple[Tensor, Tensor], 
     result = tree_filter(values, affinities, forest)
     assert (result - expected).abs().max() < 1e-12
     assert (tree_support(features, sigma, backend).reshape(-1) - matrix.sum(1)).abs().max() < 1e-12
-    assert (result.sum(1) - 1).abs().max() < 1e-14
+    assert (result.sum(1) - 1).abs().max() < 1e-12
     for channel in range(2):
-        assert result[:, channel].min() >= values[:, channel].min() - 1e-15
-        assert result[:, channel].max() <= values[:, channel].max() + 1e-15
+        assert result[:, channel].min() >= values[:, channel].min() - 1e-12
+        assert result[:, channel].max() <= values[:, channel].max() + 1e-12
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -130,7 +131,7 @@ def test_both_passes_give_the_same_gradients_in_float32() -> None:
     for compiled, tensor in zip(*gradients, strict=True):
         assert compiled is not None
         assert tensor is not None
-        assert (compiled - tensor).abs().max() <= 1e-5 * compiled.abs().max()
+        assert_within(tensor, compiled, 2 * 32 * 24)  # up the tree and down again
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -141,7 +142,7 @@ def test_constant_image_averages_over_everything(backend: str) -> None:
     affinities = tree_affinities(image, forest, 0.02)
     assert torch.equal(affinities, (~forest.root_mask).float())
     mean = values.mean((2, 3), keepdim=True).expand_as(values)
-    assert torch.allclose(tree_filter(values, affinities, forest), mean, rtol=1e-6)
+    assert_within(tree_filter(values, affinities, forest), mean, 2 * 16 * 12)  # up the tree and down again
     assert torch.equal(tree_support(image, 0.02, backend), torch.full((1, 16, 12), 192.0))
 
 
@@ -151,8 +152,8 @@ def test_a_strong_edge_keeps_two_regions_apart() -> None:
     values = torch.rand(1, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     forest = forest_of(image)
     result = tree_filter(values, tree_affinities(image, forest, 0.02), forest)
-    assert (result[..., :6] - values[..., :6].mean()).abs().max() < 1e-14
-    assert (result[..., 6:] - values[..., 6:].mean()).abs().max() < 1e-14
+    assert (result[..., :6] - values[..., :6].mean()).abs().max() < 1e-12
+    assert (result[..., 6:] - values[..., 6:].mean()).abs().max() < 1e-12
 
 
 def test_autocast_does_not_reach_the_filter() -> None:

@@ -3,23 +3,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from test_remote_pool import Wire, close, final, lines, personal_state, same
+from loopback import Wire, close
+from run_results import final, rounds, same, site_state
 
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import pack
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.service import SiteService
 from fedmonai.methods.fedmri import FedMRIAggregator
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
-IDS = {"channels": 2, "batch_size": 2, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu", "beta": 1.0}
+IDS = {
+    "base_channels": 2,
+    "batch_size": 2,
+    "resolution": 32,
+    "lr": 0.001,
+    "sequence": None,
+    "device": "cpu",
+    "beta": 1.0,
+}
 SHARED = (r"encoder\.",)
 
 
@@ -39,22 +49,20 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 @pytest.mark.parametrize("negatives", ["all", "self"])
 def test_over_a_wire_equals_in_process_to_the_bit(specs: dict, tmp_path: Path, negatives: str) -> None:
     strategy = FedMRIAggregator(negatives=negatives, shared_keys=SHARED, encoder_keys=SHARED)
-    options: dict[str, Any] = {"local": {**IDS, "negatives": negatives}, "shared_keys": SHARED}
-    options["attachments"] = strategy.attachments_down
-    Federation(LocalPool(BUNDLE, specs, str(tmp_path / "here"), **options), strategy, 3, str(tmp_path / "here")).run()
-    wire = Wire({n: SiteService(LocalPool(BUNDLE, specs, str(tmp_path / n), **options), n) for n in "AB"})
-    sites = RemotePool(BUNDLE, specs, str(tmp_path / "server"), **options)
-    sites.transport = wire
+    plan = SitePlan(BUNDLE, specs, tmp_path / "here", local={**IDS, "negatives": negatives})
+    Federation(LocalPool(plan), strategy, 3).run()
+    wire = Wire({n: SiteService(replace(plan.serving(strategy), output_dir=tmp_path / n), n) for n in "AB"})
+    sites = RemotePool(replace(plan, output_dir=tmp_path / "server"), wire)
     strategy = FedMRIAggregator(negatives=negatives, shared_keys=SHARED, encoder_keys=SHARED)
-    Federation(sites, strategy, 3, str(tmp_path / "server")).run()
+    Federation(sites, strategy, 3).run()
     close(wire)
     assert same(final(tmp_path / "here"), final(tmp_path / "server"))
     assert (tmp_path / "here" / "metrics.csv").read_text() == (tmp_path / "server" / "metrics.csv").read_text()
     for name in "AB":
-        assert same(personal_state(tmp_path / "here", name), personal_state(tmp_path / name, name))
+        assert same(site_state(tmp_path / "here", name)["private"], site_state(tmp_path / name, name)["private"])
         assert (tmp_path / name / "models" / f"{name}.pt").is_file()
     travelled = {key for request in wire.sent for key in pack(request.message)[0]}
     assert travelled and not [key for key in travelled if "decoder." in key]
     assert any(key.startswith("previous_encoders::B/encoder.") for key in travelled) == (negatives == "all")
-    sizes = [line["bytes_down"]["A"].get("previous_encoders") for line in lines(tmp_path / "server")]
-    assert sizes == [line["bytes_down"]["A"].get("previous_encoders") for line in lines(tmp_path / "here")]
+    sizes = [line["bytes_down"]["A"].get("previous_encoders") for line in rounds(tmp_path / "server")]
+    assert sizes == [line["bytes_down"]["A"].get("previous_encoders") for line in rounds(tmp_path / "here")]

@@ -8,24 +8,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
 from monai.fl.utils.exchange_object import ExchangeObject
+from run_results import Interrupt, load, rounds, same, same_run
+from tiny_sites import write_mr_sites
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.methods.fedmri import FedMRIAggregator
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fedmri")
-IDS = {"channels": 2, "batch_size": 2, "resolution": 48, "lr": 0.001, "sequence": None, "device": "cpu"}
+IDS = {"base_channels": 2, "batch_size": 2, "resolution": 48, "lr": 0.001, "sequence": None, "device": "cpu"}
 MASKS = {"A": "equispaced", "B": "radial", "C": "random_2d"}
 SHARED = (r"(.*\.)?encoder\.",)
 
@@ -33,17 +34,8 @@ SHARED = (r"(.*\.)?encoder\.",)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites with 4 slices each; their images differ in size."""
-    root, generator = tmp_path_factory.mktemp("data"), np.random.RandomState(0)
-    for site, shape in {"A": (32, 32), "B": (40, 32), "C": (33, 48)}.items():
-        for split in ("train", "val", "test"):
-            folder = root / site / split
-            folder.mkdir(parents=True)
-            images = generator.rand(4, *shape).astype(np.float32) + np.outer(*(np.hanning(n) for n in shape))
-            shifted = np.fft.ifftshift(images, axes=(-2, -1))
-            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
-            with h5py.File(folder / f"{site}{split}.h5", "w") as stream:
-                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
-                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    root = tmp_path_factory.mktemp("data")
+    write_mr_sites(root, {"A": (4, 32, 32), "B": (4, 40, 32), "C": (4, 33, 48)})
     return root
 
 
@@ -53,35 +45,9 @@ def federation(
     negatives, shared = options.pop("negatives", "all"), options.pop("shared_keys", SHARED)
     strategy = strategy or FedMRIAggregator(negatives=negatives, shared_keys=shared)
     specs = {name: {"dataset_dir": str(data / name), "mask_kind": MASKS[name], "mask_seed": 0} for name in names}
-    sites = LocalPool(
-        BUNDLE,
-        specs,
-        str(out),
-        local={**IDS, "beta": 1.0, "negatives": negatives, **options.pop("ids", {})},
-        shared_keys=shared,
-        attachments=strategy.attachments_down,
-        resident_sites=options.pop("resident_sites", None),
-    )
-    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), **options)
-
-
-def load(path: Path) -> Any:
-    return torch.load(path, weights_only=True)
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def same_run(first: Path, second: Path) -> bool:
-    names = {path.name for path in (first / "models").iterdir()}
-    assert names >= {"A.pt", "B.pt", "initial.pt", "model_final.pt", "shared.pt"}
-    texts = all((first / name).read_text() == (second / name).read_text() for name in ("metrics.csv", "cases.csv"))
-    return texts and all(same(load(first / "models" / name), load(second / "models" / name)) for name in names)
-
-
-def rounds(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    local = {**IDS, "beta": 1.0, "negatives": negatives, **options.pop("ids", {})}
+    sites = LocalPool(SitePlan(BUNDLE, specs, out, local=local), options.pop("resident_sites", None))
+    return Federation(sites, strategy, options.pop("num_rounds", 3), **options)
 
 
 @pytest.fixture(scope="module")
@@ -170,16 +136,6 @@ def test_bytes_and_ages_are_written_down(reference: Path, data: Path, tmp_path: 
     assert ages[2:] == [{"age_A": 1, "age_B": 2, "age_C": 1}, {"age_A": 1, "age_B": 3, "age_C": 1}]
 
 
-class Interrupt:
-    """Ends the process's work after two rounds, before they are committed."""
-
-    def attach(self, engine: Federation) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
-
-    def __call__(self, engine: Federation) -> None:
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("negatives", ["all", "self"])
 def test_resumed_equals_uninterrupted_to_the_bit(data: Path, tmp_path: Path, reference: Path, negatives: str) -> None:
     whole, options = reference, {"negatives": negatives, "names": "ABC"}
@@ -191,6 +147,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(data: Path, tmp_path: Path, ref
     with pytest.raises(KeyboardInterrupt):
         attach(federation(data, tmp_path / "cut", **options), [Interrupt()]).run()
     federation(data, tmp_path / "cut", resume=True, **options).run()
+    assert {path.name for path in (whole / "models").iterdir()} >= {"A.pt", "B.pt", "model_final.pt", "shared.pt"}
     assert same_run(whole, tmp_path / "cut")
 
 
@@ -264,7 +221,7 @@ def test_every_site_is_tested_with_its_own_model_of_its_own_best_round(reference
 
 def test_rates_and_masks_are_each_sites_own(data: Path, tmp_path: Path) -> None:
     engine = federation(data, tmp_path, num_rounds=1)
-    engine.sites.specs["B"]["lr"] = 0.25
+    engine.sites.plan.sites["B"]["lr"] = 0.25
     engine.prepare()
     sites = {name: engine.sites.open(name) for name in "ABC"}
     assert [s.trainer.optimizer.param_groups[0]["lr"] for s in sites.values()] == [0.001, 0.25, 0.001]
@@ -272,7 +229,7 @@ def test_rates_and_masks_are_each_sites_own(data: Path, tmp_path: Path) -> None:
     assert [mask.is_column for mask in kinds] == [True, False, False]
     shapes = [tuple(s.trainer.prepare_batch(next(iter(s.trainer.data_loader)))[0].shape[2:]) for s in sites.values()]
     assert shapes == [(32, 32), (40, 32), (33, 48)]
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_mistakes_are_named(data: Path, tmp_path: Path) -> None:
@@ -288,4 +245,4 @@ def test_mistakes_are_named(data: Path, tmp_path: Path) -> None:
     message["previous_encoders"] = {"B/encoder.down.0.0.weight": torch.full((2, 1, 3, 3), float("nan"))}
     with pytest.raises(ValueError, match="NaN"):
         engine.sites.open("A").train(message)
-    engine.run_state.folder.close()
+    engine.close()

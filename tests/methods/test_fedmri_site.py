@@ -167,5 +167,5 @@ def test_a_strategy_without_previous_encoders_and_another_network_are_named() ->
         run(site(WeightContrast(encoder_keys="unet")), 2, {})
     own = site(WeightContrast())
     own.engine.state.round, own.engine.state.received = 2, {"previous_encoders": {"B/encoder.weight": torch.ones(2)}}
-    with pytest.raises(ConfigError, match=r"'encoder.weight' of site 'B' .*another shape"):
+    with pytest.raises(ConfigError, match=r"'encoder\.weight' of site 'B' .*another shape"):
         own.engine.run()

@@ -7,45 +7,66 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_fl_mrcm_server import BUNDLES, IDS, data, federation, rounds  # noqa: F401 (a fixture)
-from test_remote_pool import Wire, final, same
+from loopback import Wire, close
+from run_results import final, rounds, same
+from tiny_sites import MR, ROOT, write_mr_sites
 
 from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.service import SiteService
 from fedmonai.methods.fl_mrcm import FLMRCMAggregator
 
-BUNDLE = str(BUNDLES / "fl_mrcm")
+BUNDLE = str(ROOT / "fl_mrcm")
 CHOSEN = {"alignment": "features", "share_features": True, "target_site": "C"}
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_mr_sites(root, {"A": (4, 32, 32), "B": (5, 32, 32), "C": (7, 32, 32)})
+    return root
+
+
+def parts(chosen: dict[str, Any]) -> tuple[FLMRCMAggregator, dict[str, Any]]:
+    """The strategy, and what its sites need."""
+    chosen = {**chosen, "bank_size": 5}
+    strategy = FLMRCMAggregator(**chosen)
+    return strategy, {"local": {**MR.ids, "lr": 0.001, **chosen}}
+
+
+def in_process(root: Path, out: Path, chosen: dict[str, Any], **options: Any) -> None:
+    strategy, common = parts(chosen)
+    specs = {name: {"dataset_dir": str(root / name)} for name in "ABC"}
+    Federation(LocalPool(SitePlan(BUNDLE, specs, out, **common)), strategy, 2, **options).run()
+
+
 def remote(root: Path, out: Path, chosen: dict[str, Any], **options: Any) -> tuple[Federation, Wire]:
-    """The federation of ``test_target_latents``, each site behind a service that has no other site's data."""
-    strategy = FLMRCMAggregator(**{**chosen, "bank_size": 5})
-    local = {**IDS, **chosen, "bank_size": 5}
-    common: dict[str, Any] = {"local": local, "attachments": strategy.attachments_down}
+    """Each site behind a service that has no other site's data."""
+    strategy, common = parts(chosen)
     nowhere = {name: {"dataset_dir": "/nowhere"} for name in "ABC"}
     services = {}
     for name in "ABC":
         specs = {**nowhere, name: {"dataset_dir": str(root / name)}}
-        services[name] = SiteService(LocalPool(BUNDLE, specs, str(out / name), **common), name)
-    sites = RemotePool(BUNDLE, nowhere, str(out / "server"), **common)
-    sites.transport = wire = Wire(services)
-    return Federation(sites, strategy, 2, str(out / "server"), **options), wire
+        plan = SitePlan(BUNDLE, specs, out / name, **common)
+        services[name] = SiteService(plan.serving(strategy), name)
+    wire = Wire(services)
+    sites = RemotePool(SitePlan(BUNDLE, nowhere, out / "server", **common), wire)
+    return Federation(sites, strategy, 2, **options), wire
 
 
 @pytest.mark.parametrize("train_sites", [["A", "B", "C"], ["A", "B"]], ids=["target trains", "target observes"])
 def test_remote_equals_in_process_and_only_the_bank_travels(
-    data: Path,  # noqa: F811
+    data: Path,
     tmp_path: Path,
     train_sites: list[str],
 ) -> None:
     engine, wire = remote(data, tmp_path, CHOSEN, train_sites=train_sites)
     engine.run()
-    federation(data, tmp_path / "here", bank_size=5, num_rounds=2, train_sites=train_sites).run()
+    in_process(data, tmp_path / "here", CHOSEN, train_sites=train_sites)
     assert same(final(tmp_path / "server"), final(tmp_path / "here"))
     assert [line["attachments"] for line in rounds(tmp_path / "server")] == [
         line["attachments"] for line in rounds(tmp_path / "here")
@@ -60,13 +81,11 @@ def test_remote_equals_in_process_and_only_the_bank_travels(
     for _, found in carried:
         for name, tensors in found.items():
             assert (name, set(tensors), tensors["latents"].shape) == ("target_latents", {"latents"}, (5, 128))
-    for service in wire.services.values():
-        service.close()
+    close(wire)
 
 
-def test_inputs_are_refused_where_the_target_is_elsewhere(data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_inputs_are_refused_where_the_target_is_elsewhere(data: Path, tmp_path: Path) -> None:
     engine, wire = remote(data, tmp_path, {**CHOSEN, "alignment": "inputs"}, min_sites=3)
-    with pytest.raises(FederationError, match=r"reads the images of site 'C'.*only the in-process federation"):
+    with pytest.raises(FederationError, match=r"reads the images of site 'C'.*only a simulated federation"):
         engine.run()
-    for service in wire.services.values():
-        service.close()
+    close(wire)

@@ -3,22 +3,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.fl.utils.exchange_object import ExchangeObject
+from run_results import Interrupt, final, rounds, same
+from tiny_sites import write_mr_sites
 
 from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.validation import InvalidUpdate
 from fedmonai.methods.averaging import WeightedMean
@@ -26,7 +26,7 @@ from fedmonai.methods.fl_mrcm import FLMRCMAggregator
 from fedmonai.report.page import write_report
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-IDS = {"channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
+IDS = {"base_channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
 ALIGNMENT = ("alignment", "share_features", "lambda_adv", "bank_size", "target_site")
 
 
@@ -34,17 +34,7 @@ ALIGNMENT = ("alignment", "share_features", "lambda_adv", "bank_size", "target_s
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites with 4, 5 and 7 training slices."""
     root = tmp_path_factory.mktemp("data")
-    generator = np.random.RandomState(0)
-    for site, count in zip("ABC", (4, 5, 7), strict=True):
-        for split in ("train", "val", "test"):
-            folder = root / site / split
-            folder.mkdir(parents=True)
-            images = generator.rand(count, 32, 32).astype(np.float32) + np.outer(np.hanning(32), np.hanning(32))
-            shifted = np.fft.ifftshift(images, axes=(-2, -1))
-            kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)).astype(np.complex64)
-            with h5py.File(folder / f"{site}{split}.h5", "w") as stream:
-                stream["kspace"], stream["reconstruction_esc"] = kspace, images.astype(np.float32)
-                stream.attrs["max"], stream.attrs["norm"] = images.max(), np.linalg.norm(images)
+    write_mr_sites(root, {site: (count, 32, 32) for site, count in zip("ABC", (4, 5, 7), strict=True)})
     return root
 
 
@@ -54,27 +44,9 @@ def federation(data: Path, out: Path, **options: Any) -> Federation:
     strategy = FLMRCMAggregator(**{k: v for k, v in chosen.items() if k != "lambda_adv"})
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
     resident = options.pop("resident_sites", None)
-    sites = LocalPool(
-        str(BUNDLES / "fl_mrcm"),
-        specs,
-        str(out),
-        local={**IDS, **chosen},
-        attachments=strategy.attachments_down,
-        resident_sites=resident,
-    )
-    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), **options)
-
-
-def final(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "models" / "model_final.pt", weights_only=True)
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def rounds(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    plan = SitePlan(str(BUNDLES / "fl_mrcm"), specs, out, local={**IDS, **chosen})
+    sites = LocalPool(plan, resident, simulated=options.pop("simulated", chosen["alignment"] == "inputs"))
+    return Federation(sites, strategy, options.pop("num_rounds", 3), **options)
 
 
 @pytest.fixture
@@ -143,23 +115,14 @@ def test_alignment_trains_and_its_bank_is_that_of_the_round_before(data: Path, t
 @pytest.mark.parametrize("mode", ["features", "inputs"])
 def test_without_weight_it_is_fl_mr_with_persistent_optimizers(data: Path, tmp_path: Path, mode: str) -> None:
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
-    sites = LocalPool(str(BUNDLES / "fl_mr"), specs, str(tmp_path / "fl_mr"), local={**IDS, "reset_optimizer": False})
-    Federation(sites, WeightedMean(), 3, str(tmp_path / "fl_mr")).run()
+    ids = {**IDS, "reset_optimizer": False}
+    sites = LocalPool(SitePlan(str(BUNDLES / "fl_mr"), specs, tmp_path / "fl_mr", local=ids))
+    Federation(sites, WeightedMean(), 3).run()
     engine = federation(data, tmp_path / "ours", alignment=mode, lambda_adv=0)
     engine.run()
     assert same(final(tmp_path / "fl_mr"), final(tmp_path / "ours"))
     handlers = engine.sites.open("A").handlers
     assert [h for h in handlers if hasattr(h, "discriminator") and h.optimizer.state]
-
-
-class Interrupt:
-    """Ends the process's work in the middle of a run."""
-
-    def attach(self, engine: Federation) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), self)
-
-    def __call__(self, engine: Federation) -> None:
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -200,6 +163,11 @@ def test_few_sites_in_memory_change_nothing(data: Path, tmp_path: Path, mode: st
     few = 2 if mode == "inputs" else 1
     federation(data, tmp_path / "few", alignment=mode, num_rounds=2, resident_sites=few).run()
     assert same(final(tmp_path / "all"), final(tmp_path / "few"))
+
+
+def test_inputs_need_a_simulated_pool(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="simulated: true"):
+        federation(data, tmp_path, alignment="inputs", simulated=False, min_sites=3).run()
 
 
 def test_inputs_with_one_site_in_memory_is_refused(data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from numerics import assert_within
 
 from fedmonai.errors import ConfigError
 from fedmonai.metrics.segmentation import CaseASSD, CaseDice, CaseHD95, ReleaseDice, release_dice
@@ -114,12 +115,13 @@ def test_spacing_can_be_given_and_must_be_known():
 def test_release_dice_equals_the_published_number():
     golden = np.load(Path(__file__).parents[1] / "golden" / "iop_fl_losses.npz")
     logits, label = torch.from_numpy(golden["logits"]), torch.from_numpy(golden["label"])
-    assert release_dice(logits, label).item() == pytest.approx(float(golden["release_dice"]), rel=1e-6)
+    assert_within(release_dice(logits, label), golden["release_dice"].astype(np.float32), 3 * (24 + 24))
     engine = Engine(lambda engine, batch: {"pred": batch[0], "label": batch[1]})
     ReleaseDice().attach(engine, "release_dice")
     perfect = torch.cat([1 - label, label], dim=1)
     state = engine.run([(logits, label), (perfect, label)])
-    assert state.metrics["release_dice"] == pytest.approx((float(golden["release_dice"]) + 1) / 2, rel=1e-6)
+    expected = (golden["release_dice"].astype(np.float32) + 1) / 2
+    assert_within(state.metrics["release_dice"], expected, 3 * (24 + 24))
 
 
 def test_release_dice_needs_labels():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from numerics import assert_within
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
@@ -16,12 +17,17 @@ from fedmonai.transforms.masks import KspaceMask, sampling_mask
 COILS, ROWS, COLUMNS = 2, 40, 36
 
 
-def batch(count: int = 3, hybrid: bool = False) -> dict:
+def batch(count: int = 3, hybrid_kspace: bool = False) -> dict:
     torch.manual_seed(0)
     images = torch.rand(count, COILS, ROWS, COLUMNS)
     target = images.square().sum(1, keepdim=True).sqrt()[..., 4:-4, 2:-2]
     kspace = [fft2c(image.to(torch.complex64)) for image in images]
-    return {"kspace": kspace, "file": [f"{i}.h5" for i in range(count)], "target": target, "hybrid": hybrid}
+    return {
+        "kspace": kspace,
+        "file": [f"{i}.h5" for i in range(count)],
+        "target": target,
+        "hybrid_kspace": hybrid_kspace,
+    }
 
 
 def trained(network: DualDomainUNet) -> DualDomainUNet:
@@ -44,7 +50,7 @@ def test_measured_samples_stay_and_only_the_others_are_filled_in(prepared: tuple
     assert (kspace * (1 - mask)).abs().max() == 0
     completed = trained(DualDomainUNet(2, num_pool=3)).complete(kspace / std, mask) * std
     measured = mask.expand_as(kspace) == 1
-    torch.testing.assert_close(completed[measured], kspace[measured], rtol=1e-5, atol=1e-5)
+    assert_within(completed[measured], kspace[measured], 4)  # divided, masked, added and multiplied
     assert (completed[~measured].abs() > 1e-3).float().mean() > 0.9
 
 
@@ -56,7 +62,8 @@ def test_training_starts_from_the_zero_filled_image(prepared: tuple) -> None:
     nn.init.zeros_(network.image_net.decoder.final_residual.bias)
     output = network(image, *args)
     assert output.shape == image.shape == (3, 1, 32, 32)
-    torch.testing.assert_close(output.clamp(-6, 6), image, rtol=1e-4, atol=1e-4)
+    # two transforms of 40 x 36 samples and back, coils added, normalized; divided by the image's spread of about 1/4
+    assert_within(output.clamp(-6, 6), image, 4 * (ROWS + COLUMNS), scale=6.0)
 
 
 def test_all_of_both_networks_is_trained(prepared: tuple) -> None:
@@ -88,8 +95,8 @@ def test_size_in_parameters() -> None:
 
 def test_what_it_cannot_work_on_is_refused() -> None:
     prepare = PrepareKspace(sampling_mask("random", 3), 32, with_kspace=True)
-    with pytest.raises(ConfigError, match="set lean: false"):
-        prepare(batch(hybrid=True))
+    with pytest.raises(ConfigError, match="set hybrid_kspace: false"):
+        prepare(batch(hybrid_kspace=True))
     mixed = batch(2)
     mixed["kspace"][1] = fft2c(torch.rand(COILS, ROWS, COLUMNS + 4).to(torch.complex64))
     with pytest.raises(ConfigError, match=r"0.h5 \(2, 40, 36\) and 1.h5 \(2, 40, 40\).*batch_size to 1"):

@@ -63,8 +63,8 @@ def test_nothing_to_collect_and_models_of_another_network(run: Path) -> None:
 
 
 def test_with_weights_takes_all_or_nothing() -> None:
-    given = SegmentationUNet(channels=2, num_pool=1).state_dict()
-    network = with_weights(SegmentationUNet(channels=2, num_pool=1), given)
+    given = SegmentationUNet(base_channels=2, num_pool=1).state_dict()
+    network = with_weights(SegmentationUNet(base_channels=2, num_pool=1), given)
     assert all(torch.equal(value, given[key]) for key, value in network.state_dict().items())
     with pytest.raises(ConfigError, match="channels"):
-        with_weights(SegmentationUNet(channels=4, num_pool=1), given)
+        with_weights(SegmentationUNet(base_channels=4, num_pool=1), given)

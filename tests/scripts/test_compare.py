@@ -29,7 +29,7 @@ def script() -> ModuleType:
 def small_ids(tmp_path: Path) -> dict[str, Any]:
     """Ids of a federation of two sites that trains for a second."""
     ids = {"num_rounds": 1, "local_epochs": 1, "device": "cpu", "handlers": [], "sites": {"B": {}, "F": {}}}
-    local = {"lr": 0.001, "channels": 2, "batch_size": 4, "device": "cpu", "residual": True, "save_latents": True}
+    local = {"lr": 0.001, "base_channels": 2, "batch_size": 4, "device": "cpu", "residual": True, "save_latents": True}
     local |= {"generated_dir": str(tmp_path / "data"), "generated_size": 32, "generated_subjects": [1, 1, 1]}
     local |= {"generated_slices": 4}
     return {**ids, **{f"local::{key}": value for key, value in local.items()}}

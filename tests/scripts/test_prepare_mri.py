@@ -3,23 +3,15 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from run_script import run_script
 
 from fedmonai.data.kspace.list import kspace_volumes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_mri.py"
-
-
-def _run(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, options)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return ended.value.code
 
 
 @pytest.fixture
@@ -32,29 +24,29 @@ def arrays(tmp_path):
 
 def test_convert_by_shares_and_resume(arrays, tmp_path, monkeypatch, capsys):
     options = ("--input", arrays, "--output", tmp_path / "out", "--sequence", "T1", "--split", "0.5,0.25,0.25")
-    assert _run(monkeypatch, *options, "--pad", 8) == 0
+    assert run_script(SCRIPT, monkeypatch, *options, "--pad", 8) == 0
     out = capsys.readouterr().out
     assert "summary: 4 written" in out and 'data list entry: {"kspace": "T1/' in out
     assert len(kspace_volumes(tmp_path / "out", "train", "T1")) == 2
-    assert _run(monkeypatch, *options, "--pad", 8, "--resume") == 0
+    assert run_script(SCRIPT, monkeypatch, *options, "--pad", 8, "--resume") == 0
     assert "summary: 4 kept" in capsys.readouterr().out
 
 
 def test_blocks_of_slices_and_range(arrays, tmp_path, monkeypatch):
     options = ("--input", arrays / "s0.npy", "--output", tmp_path / "out", "--split", "slices:2,1,1")
-    assert _run(monkeypatch, *options, "--slice_range", "1,5") == 0
+    assert run_script(SCRIPT, monkeypatch, *options, "--slice_range", "1,5") == 0
     for split in ("train", "val", "test"):
         assert [v["volume"] for v in kspace_volumes(tmp_path / "out", split)] == [f"s0_{split}"]
 
 
 def test_check_writes_nothing(arrays, tmp_path, monkeypatch, capsys):
-    assert _run(monkeypatch, "--input", arrays, "--check") == 0
+    assert run_script(SCRIPT, monkeypatch, "--input", arrays, "--check") == 0
     assert "summary: 4 checked" in capsys.readouterr().out and list(tmp_path.iterdir()) == [arrays]
 
 
 def test_damage_is_exit_code_1(arrays, tmp_path, monkeypatch, capsys):
     (arrays / "s1.npy").write_bytes(b"junk")
-    assert _run(monkeypatch, "--input", arrays, "--output", tmp_path / "out") == 1
+    assert run_script(SCRIPT, monkeypatch, "--input", arrays, "--output", tmp_path / "out") == 1
     assert "failed: s1.npy -> damaged .npy file" in capsys.readouterr().out
 
 
@@ -63,14 +55,14 @@ def test_nothing_found_is_exit_code_1(tmp_path, monkeypatch, capsys, option):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "readme.txt").write_text("no images")
     value = () if option == "--check" else (tmp_path / "out",)
-    assert _run(monkeypatch, "--input", tmp_path / "in", option, *value) == 1
+    assert run_script(SCRIPT, monkeypatch, "--input", tmp_path / "in", option, *value) == 1
     out = capsys.readouterr().out
     assert "summary: no volumes found" in out and f"HDF5 file in {tmp_path / 'in'}" in out
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_option_is_one_line(arrays, monkeypatch):
-    message = _run(monkeypatch, "--input", arrays, "--check", "--split", "3")
+    message = run_script(SCRIPT, monkeypatch, "--input", arrays, "--check", "--split", "3")
     assert message.startswith("split: '3' is not understood") and "\n" not in message
 
 
@@ -83,12 +75,12 @@ def test_wrong_option_is_one_line(arrays, monkeypatch):
     ],
 )
 def test_misspelt_option_does_nothing(arrays, tmp_path, monkeypatch, extra, message):
-    assert _run(monkeypatch, "--input", arrays, "--output", tmp_path / "out", *extra).startswith(message)
+    assert run_script(SCRIPT, monkeypatch, "--input", arrays, "--output", tmp_path / "out", *extra).startswith(message)
     assert list(tmp_path.iterdir()) == [arrays]
 
 
 def test_missing_input_and_help(monkeypatch, capsys):
-    assert _run(monkeypatch, "--check") == 2
+    assert run_script(SCRIPT, monkeypatch, "--check") == 2
     assert "input" in capsys.readouterr().err
-    assert _run(monkeypatch, "--", "--help") == 0
+    assert run_script(SCRIPT, monkeypatch, "--", "--help") == 0
     assert "--slice_range" in capsys.readouterr().err

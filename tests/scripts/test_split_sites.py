@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from run_script import run_script
 
 from fedmonai.data.kspace.list import kspace_volumes
 
@@ -25,22 +24,15 @@ def dataset(tmp_path):
     return tmp_path / "big"
 
 
-def _run(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, options)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return ended.value.code
-
-
 def test_sites_with_names_and_shares(dataset, tmp_path, monkeypatch, capsys):
     options = ("--dataset_dir", dataset, "--output", tmp_path / "sites", "--sites", "a,b", "--shares", "3,1")
-    assert not _run(monkeypatch, *options, "--split", "1,0,0")
+    assert not run_script(SCRIPT, monkeypatch, *options, "--split", "1,0,0")
     assert capsys.readouterr().out.split() == [str(tmp_path / "sites" / "a.json"), str(tmp_path / "sites" / "b.json")]
     counts = [len(kspace_volumes(dataset, "train", data_list=tmp_path / "sites" / f"{name}.json")) for name in "ab"]
     assert counts == [6, 2]
 
 
 def test_error_is_one_line(dataset, tmp_path, monkeypatch):
-    message = _run(monkeypatch, "--dataset_dir", dataset, "--output", tmp_path / "sites", "--sites", 4)
+    message = run_script(SCRIPT, monkeypatch, "--dataset_dir", dataset, "--output", tmp_path / "sites", "--sites", 4)
     assert message.startswith("site: site1 would have 2 subjects, needed are 3") and "\n" not in message
     assert not (tmp_path / "sites").exists()

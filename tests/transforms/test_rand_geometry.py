@@ -23,7 +23,7 @@ def delta(row: int, column: int, size: int = 33) -> dict[str, Tensor]:
 
 def pipeline(seed: int) -> Compose:
     keys = ["image", "label"]
-    chain = Compose([RandQuarterTurnFlipd(keys, prob=0.5), RandRotateFilld(keys, fill=(0.0, 2), prob=0.5)])
+    chain = Compose([RandQuarterTurnFlipd(keys, prob=0.5), RandRotateFilld(keys, pad_value=(0.0, 2), prob=0.5)])
     return chain.set_random_state(seed)
 
 
@@ -40,7 +40,7 @@ def test_image_and_label_move_together() -> None:
 
 
 def test_corners_after_45_degrees_are_unlabeled() -> None:
-    turn = RandRotateFilld(["image", "label"], fill=(0.8, 2), prob=1.0, angles=(-45, -45)).set_random_state(0)
+    turn = RandRotateFilld(["image", "label"], pad_value=(0.8, 2), prob=1.0, angles=(-45, -45)).set_random_state(0)
     item = turn({"image": torch.zeros(3, 64, 64), "label": torch.zeros(1, 64, 64, dtype=torch.uint8)})
     for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         assert item["label"][0][corner] == 2

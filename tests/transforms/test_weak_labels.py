@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.weak_labels import WEAK_FORMS, WeakLabel, WeakLabeld, weak_label, weak_label_statistics
+from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label, weak_label_statistics
 
 
 @pytest.fixture
@@ -21,12 +20,12 @@ def disc() -> np.ndarray:
 
 def test_every_form_but_the_careless_one_agrees_with_the_mask(disc: np.ndarray) -> None:
     labeled = {}
-    for form in WEAK_FORMS:
-        statistics = weak_label_statistics(weak_label(disc, form, 3), disc, 3)
-        assert all(statistics[f"labeled_{value}"] > 0 for value in range(3)), form
-        if form != "scribble_noisy":
-            assert statistics["agreement"] == 1.0, form
-        labeled[form] = statistics["labeled"]
+    for annotation in ANNOTATIONS:
+        statistics = weak_label_statistics(weak_label(disc, annotation, 3), disc, 3)
+        assert all(statistics[f"labeled_{value}"] > 0 for value in range(3)), annotation
+        if annotation != "scribble_noisy":
+            assert statistics["agreement"] == 1.0, annotation
+        labeled[annotation] = statistics["labeled"]
     assert labeled["keypoint"] < labeled["scribble"] < labeled["block"] < labeled["box"] < 1
     assert 0.001 < labeled["keypoint"] < 0.02
 
@@ -77,29 +76,29 @@ def test_dots_lie_apart_and_scribbles_at_half_depth(disc: np.ndarray) -> None:
     assert 48 <= loop.min() <= loop.max() <= 53
 
 
-@pytest.mark.parametrize("form", WEAK_FORMS)
-def test_labels_are_deterministic_and_independent_of_global_state(disc: np.ndarray, form: str) -> None:
+@pytest.mark.parametrize("annotation", ANNOTATIONS)
+def test_labels_are_deterministic_and_independent_of_global_state(disc: np.ndarray, annotation: str) -> None:
     np.random.seed(0)
-    first = weak_label(disc, form, 3)
+    first = weak_label(disc, annotation, 3)
     np.random.seed(1)
     state = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
-    assert np.array_equal(first, weak_label(disc.astype(np.int64), form, 3))
+    assert np.array_equal(first, weak_label(disc.astype(np.int64), annotation, 3))
     assert np.array_equal(state, np.random.get_state()[1])  # type: ignore[index, arg-type]
-    if form == "scribble_noisy":
-        assert not np.array_equal(first, weak_label(disc, form, 3, seed=1))
+    if annotation == "scribble_noisy":
+        assert not np.array_equal(first, weak_label(disc, annotation, 3, seed=1))
 
 
-@pytest.mark.parametrize("form", WEAK_FORMS)
-def test_any_label_set_several_objects_and_no_object(form: str) -> None:
+@pytest.mark.parametrize("annotation", ANNOTATIONS)
+def test_any_label_set_several_objects_and_no_object(annotation: str) -> None:
     mask = np.zeros((96, 80), dtype=np.int32)
     mask[10:40, 10:30], mask[50:90, 20:70], mask[12:20, 60:75] = 7, 300, 7
-    label = weak_label(mask, form, 999)
+    label = weak_label(mask, annotation, 999)
     assert label.dtype == np.int32
     assert set(np.unique(label)) == {0, 7, 300, 999}
-    empty = weak_label(np.zeros((64, 64), dtype=np.uint8), form, 2)
+    empty = weak_label(np.zeros((64, 64), dtype=np.uint8), annotation, 2)
     assert set(np.unique(empty)) <= {0, 2}
     assert (empty == 0).any()
-    if form not in ("scribble_noisy", "keypoint"):
+    if annotation not in ("scribble_noisy", "keypoint"):
         pieces = label[8:22, 58:78]
         assert (pieces == 7).any()  # the second piece of class 7 has its own mark
 
@@ -120,20 +119,9 @@ def test_statistics_by_hand() -> None:
     assert np.isnan(weak_label_statistics(np.full((1, 4), 2), mask, 2)["agreement"])
 
 
-def test_array_and_dictionary_transforms(disc: np.ndarray) -> None:
-    expected = weak_label(disc, "block", 3)
-    tensor = WeakLabel("block", 3)(torch.from_numpy(disc)[None])
-    assert isinstance(tensor, torch.Tensor)
-    assert np.array_equal(tensor.numpy()[0], expected)
-    item = WeakLabeld("mask", "block", 3, output_keys="label")({"mask": disc, "name": "x"})
-    assert np.array_equal(item["label"], expected)
-    assert np.array_equal(item["mask"], disc)
-    assert np.array_equal(WeakLabeld("mask", "mask", 3)({"mask": disc})["mask"], disc)
-
-
 def test_wrong_inputs_are_named(disc: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="'points' is unknown; use one of keypoint"):
-        WeakLabel("points", 3)
+        weak_label(disc, "points", 3)
     with pytest.raises(ConfigError, match="ignore_index 2 is a class of the mask"):
         weak_label(disc, "block", 2)
     with pytest.raises(ConfigError, match=r"shape \(2, 128, 128\)"):

@@ -14,7 +14,7 @@ from fedmonai.data.cases.list import case_images, mask_of
 from fedmonai.data.cases.read import CaseVolume, read_case_file
 from fedmonai.errors import ConfigError
 
-__all__ = ["CaseProblem", "check_cases", "check_prostate", "problem_table"]
+__all__ = ["CaseProblem", "check_prostate", "problem_table"]
 
 
 PathLike = str | os.PathLike[str]
@@ -63,19 +63,6 @@ def check_prostate(
     return count, problems
 
 
-def check_cases(cases: Sequence[dict[str, str]], inverted: bool = False, site: str = "") -> list[CaseProblem]:
-    """Check listed cases (``image``, ``label``, ``volume``), for example slice pictures.
-
-    ``inverted`` says that 0 marks the foreground, as :class:`CaseSliceDataset` will be told.
-    """
-    problems = []
-    for case in cases:
-        label = Path(case["label"]) if "label" in case else None
-        found = _check_case(Path(case["image"]), label, inverted)
-        problems += [CaseProblem(site, case["volume"], *entry) for entry in found]
-    return problems
-
-
 def problem_table(problems: Sequence[CaseProblem]) -> str:
     """The problems as a text table with aligned columns."""
     rows = [("site", "case", "problem", "detail")]
@@ -85,7 +72,7 @@ def problem_table(problems: Sequence[CaseProblem]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _check_case(image_path: Path, mask_path: Path | None, inverted: bool = False) -> Iterator[tuple[str, str]]:
+def _check_case(image_path: Path, mask_path: Path | None) -> Iterator[tuple[str, str]]:
     try:
         image = read_case_file(image_path, orientation=None)
     except ConfigError as error:
@@ -100,7 +87,7 @@ def _check_case(image_path: Path, mask_path: Path | None, inverted: bool = False
     except ConfigError as error:
         yield "unreadable mask", str(error)
         return
-    yield from _check_mask(mask, mask_path, inverted)
+    yield from _check_mask(mask, mask_path)
     yield from _check_geometry(image, mask, mask_path)
 
 
@@ -112,15 +99,14 @@ def _check_image(image: CaseVolume, path: Path) -> Iterator[tuple[str, str]]:
         yield "constant image", f"every voxel of {path.name} is {image.values.flat[0]:g}"
 
 
-def _check_mask(mask: CaseVolume, path: Path, inverted: bool) -> Iterator[tuple[str, str]]:
+def _check_mask(mask: CaseVolume, path: Path) -> Iterator[tuple[str, str]]:
     values = mask.values
     if not np.isfinite(values).all():
         yield "not finite", f"{path.name} has NaN or infinite voxels"
         return
     if values.min() < 0 or values.max() > 255 or bool((values != np.rint(values)).any()):
         yield "not a mask", f"{path.name} holds values that are no class numbers ({values.min():g} to {values.max():g})"
-    foreground = (values == 0) if inverted else (values > 0)
-    share = float(foreground.mean())
+    share = float((values > 0).mean())
     if share == 0:
         yield "empty mask", f"{path.name} marks nothing"
     elif share > 0.5:

@@ -26,7 +26,8 @@ Case = tuple[Tensor, Tensor | None, Tensor | None]
 class CaseSliceDataset(Dataset):
     """Slices ``{image, label, volume, slice, num_slices, spacing}`` of cases in NIfTI volumes or pictures.
 
-    - ``image`` float32 (2 * reach + 1, H, W): the slice between its neighbors in the volume, normalized per volume.
+    - ``image`` float32 (2 * context_slices + 1, H, W): the slice between its neighbors in the volume, normalized per
+      volume.
     - ``label`` uint8 (1, H, W); absent when ``labeled`` is False.
     - ``volume`` name of the case, ``slice`` its position in the file, ``num_slices`` slices of the case in this
       dataset.
@@ -42,7 +43,7 @@ class CaseSliceDataset(Dataset):
         central_share: with ``all``, the share of every volume's slices that is kept around its middle, in (0, 1]: a
             choice of slices that needs no label.
         normalization: ``zscore``, ``minmax`` or ``none``: see :func:`fedmonai.transforms.slices.normalize_volume`.
-        reach: neighbors on each side; 0 gives one channel.
+        context_slices: neighbors on each side; 0 gives one channel.
         merge_labels: every class above 0 becomes 1.
         inverted: masks with 0 = foreground; they become 0 and 1.
         orientation: of rows, columns, slices; see :func:`fedmonai.data.cases.read.read_case_file`.
@@ -62,7 +63,7 @@ class CaseSliceDataset(Dataset):
         slices: str | None = None,
         central_share: float = 1.0,
         normalization: str = "zscore",
-        reach: int = 1,
+        context_slices: int = 1,
         merge_labels: bool = True,
         inverted: bool = False,
         orientation: str | None = "PLS",
@@ -82,7 +83,7 @@ class CaseSliceDataset(Dataset):
         self.slices = slices
         self.central_share = central_share
         self.normalization = normalization
-        self.reach = reach
+        self.context_slices = context_slices
         self.merge_labels = merge_labels
         self.inverted = inverted
         self.orientation = orientation
@@ -106,7 +107,7 @@ class CaseSliceDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         number, position, count = self._index[index]
         image, label, spacing = self._case(number)
-        neighbors = neighbor_indices(position, image.shape[-1], self.reach)
+        neighbors = neighbor_indices(position, image.shape[-1], self.context_slices)
         item = {
             "image": image[..., neighbors].movedim(-1, 0).contiguous(),
             "volume": self.cases[number]["volume"],

@@ -27,7 +27,7 @@ KINDS = ("nifti", "dicom")
 class SegmentationFolder(monai.data.Dataset):
     """One example = one whole volume, for inference; prepared as :class:`CaseSliceDataset` does it.
 
-    An item holds, for n slices: ``image`` float32 (n, 2 * reach + 1, H, W), every slice between its neighbors,
+    An item holds, for n slices: ``image`` float32 (n, 2 * context_slices + 1, H, W), every slice between its neighbors,
     normalized over the volume and turned to ``orientation``; ``volume``, a name that is unique in the folder;
     ``source``, the path it came from; ``kind`` (``nifti`` or ``dicom``); ``affine``, float64 (4, 4), and ``shape`` of
     the input's own voxel grid, for DICOM (column, row, slice); ``orientation``.
@@ -38,7 +38,7 @@ class SegmentationFolder(monai.data.Dataset):
     Args:
         data: folder, searched with its sub-folders, or one file.
         normalization: ``zscore``, ``minmax`` or ``none``, as in training.
-        reach: neighbors on each side, as in training.
+        context_slices: neighbors on each side, as in training.
         orientation: of rows, columns and slices, as in training; see :func:`fedmonai.data.cases.read.read_case_file`.
         skip_damaged: go on without files that cannot be read instead of stopping before the first volume.
 
@@ -50,7 +50,7 @@ class SegmentationFolder(monai.data.Dataset):
         self,
         data: str,
         normalization: str = "zscore",
-        reach: int = 1,
+        context_slices: int = 1,
         orientation: str = "PLS",
         skip_damaged: bool = False,
     ) -> None:
@@ -72,7 +72,7 @@ class SegmentationFolder(monai.data.Dataset):
             raise ConfigError(f"dataset_dir: there is no NIfTI or DICOM image in {data}.")
         self.skipped = [f"{label}: {reason}" for label, reason in failed]
         self.normalization = normalization
-        self.reach = reach
+        self.context_slices = context_slices
         self.orientation = orientation
 
     def _transform(self, index: int) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class SegmentationFolder(monai.data.Dataset):
             values, affine = _grid(source)
             turned = orientations.apply_orientation(values, turn_to(affine, self.orientation))
             image = torch.from_numpy(np.ascontiguousarray(turned).astype(np.float32))
-            image = stack_neighbors(normalize_volume(image, self.normalization)[None], self.reach)
+            image = stack_neighbors(normalize_volume(image, self.normalization)[None], self.context_slices)
         except (InputError, ConfigError) as error:
             raise ConfigError(f"{source.label}: {error}; take it out of the folder.") from error
         return {

@@ -14,7 +14,7 @@ from fedmonai.io import write_text
 from fedmonai.names import as_list
 
 __all__ = [
-    "PROSTATE_SHARES",
+    "PROSTATE_FRACTIONS",
     "PROSTATE_SITES",
     "prostate_cases",
     "prostate_pictures",
@@ -26,7 +26,7 @@ __all__ = [
 PathLike = str | os.PathLike[str]
 PROSTATE_SITES = ("BIDMC", "HK", "I2CVB", "ISBI", "ISBI_1.5", "UCL")
 #: train, val and test; the sites' 12, 12, 19, 30, 30 and 13 cases become the paper's 7/2/3, 12/3/4, 19/5/6 and 8/2/3
-PROSTATE_SHARES = (0.62, 0.17, 0.21)
+PROSTATE_FRACTIONS = (0.62, 0.17, 0.21)
 
 
 def prostate_cases(
@@ -34,7 +34,7 @@ def prostate_cases(
     site: str | Sequence[str],
     split: str = "train",
     case_list: PathLike | None = None,
-    shares: Sequence[float] = PROSTATE_SHARES,
+    split_fractions: Sequence[float] = PROSTATE_FRACTIONS,
     seed: int = 0,
     labeled: bool = True,
     label_suffix: str = "_segmentation",
@@ -49,7 +49,7 @@ def prostate_cases(
         site: folder of the site; several are pooled, and their volumes named ``<site>_<case>``.
         split: ``train``, ``val``, ``test``, or ``all``.
         case_list: text file of the split's cases; for a single site.
-        shares: of train, val and test, where nothing is written down.
+        split_fractions: of train, val and test, where nothing is written down.
         seed: of that choice.
         labeled: False does not look for masks at all, and no entry has one: the only form that test-time adaptation
             may be given.
@@ -70,7 +70,7 @@ def prostate_cases(
     for name in sites:
         folder = Path(dataset_dir) / name
         images = case_images(folder)
-        chosen = _chosen(folder, list(images), split, case_list, shares, seed)
+        chosen = _chosen(folder, list(images), split, case_list, split_fractions, seed)
         masks = _masks(folder, chosen, label_suffix) if labeled else {}
         prefix = f"{name}_" if len(sites) > 1 else ""
         for case in chosen:
@@ -118,7 +118,7 @@ def prostate_pictures(
 
 
 def write_case_lists(
-    dataset_dir: PathLike, site: str, shares: Sequence[float] = PROSTATE_SHARES, seed: int = 0
+    dataset_dir: PathLike, site: str, split_fractions: Sequence[float] = PROSTATE_FRACTIONS, seed: int = 0
 ) -> dict[str, list[str]]:
     """Deal the cases of a site at random and write ``train.txt``, ``val.txt`` and ``test.txt`` into its folder.
 
@@ -132,7 +132,7 @@ def write_case_lists(
     cases = list(case_images(folder))
     written = _written_lists(folder, cases)
     if written is None:
-        assigned = split_subjects(cases, shares, seed)
+        assigned = split_subjects(cases, split_fractions, seed)
         written = {split: [case for case in cases if assigned[case] == split] for split in SPLITS}
         for split, chosen in written.items():
             write_text("".join(f"{case}\n" for case in chosen), folder / f"{split}.txt")
@@ -189,7 +189,7 @@ def _chosen(
     cases: list[str],
     split: str,
     case_list: PathLike | None,
-    shares: Sequence[float],
+    split_fractions: Sequence[float],
     seed: int,
 ) -> list[str]:
     if case_list is not None:
@@ -201,10 +201,10 @@ def _chosen(
         if written is not None:
             chosen = written[split]
         else:
-            assigned = split_subjects(cases, shares, seed)
+            assigned = split_subjects(cases, split_fractions, seed)
             chosen = [case for case in cases if assigned[case] == split]
     if not chosen:
-        raise ConfigError(f"split '{split}' of {folder} is empty; change the lists or the shares.")
+        raise ConfigError(f"split '{split}' of {folder} is empty; change the lists or split_fractions.")
     return chosen
 
 
@@ -243,7 +243,7 @@ def prostate_source(
     split: str = "train",
     layout: str = "nifti",
     case_lists: str | os.PathLike[str] | None = None,
-    shares: Sequence[float] = PROSTATE_SHARES,
+    split_fractions: Sequence[float] = PROSTATE_FRACTIONS,
     seed: int = 0,
     labeled: bool = True,
     label_suffix: str = "_segmentation",
@@ -256,7 +256,7 @@ def prostate_source(
         split: ``train``, ``val``, ``test`` or ``all``; for pictures any folder of the site.
         layout: ``nifti`` (``CaseXX.nii.gz`` with a mask beside it) or ``pictures`` (``<split>/image/*.png``).
         case_lists: folder with ``<split>.txt`` in place of the site's own lists; for one site of NIfTI cases.
-        shares: of train, val and test, where no list is written.
+        split_fractions: of train, val and test, where no list is written.
         seed: of that choice.
         labeled: False does not look for masks at all.
         label_suffix: what a mask's name has behind the case's (NIfTI).
@@ -268,7 +268,7 @@ def prostate_source(
         raise ConfigError(f"layout: '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
     if layout == "nifti":
         lists = None if case_lists is None or split == "all" else Path(case_lists) / f"{split}.txt"
-        return prostate_cases(dataset_dir, folder, split, lists, shares, seed, labeled, label_suffix)
+        return prostate_cases(dataset_dir, folder, split, lists, split_fractions, seed, labeled, label_suffix)
     if case_lists is not None:
         raise ConfigError("case_lists: pictures are split by folders; set case_lists to null.")
     folders = as_list(folder)

@@ -11,7 +11,7 @@ from typing import Any
 from fedmonai.data.convert.volume import InputError, Source
 from fedmonai.data.kspace.list import SECTIONS
 from fedmonai.data.kspace.read import BLOCK, damage_named, open_volume
-from fedmonai.data.partition import SPLITS, check_shares, share_counts, split_subjects
+from fedmonai.data.partition import SPLITS, check_fractions, fraction_counts, split_subjects
 from fedmonai.data.provenance import MANIFEST_NAME, file_digest, kspace_digest, read_manifest, write_manifest
 from fedmonai.errors import ConfigError
 
@@ -115,13 +115,13 @@ class SplitPlan:
 
     Attributes:
         fixed: everything goes to this split.
-        shares: (train, val, test) shares of the subjects.
-        blocks: consecutive blocks of slices of *every* volume, as counts or shares. Neighboring slices are alike, so
+        split_fractions: fractions of the subjects in train, val and test.
+        blocks: consecutive blocks of slices of *every* volume, as counts or fractions. Neighboring slices are alike, so
             this is not a subject-wise split; it is for a single volume.
     """
 
     fixed: str | None = None
-    shares: tuple[float, ...] | None = None
+    split_fractions: tuple[float, ...] | None = None
     blocks: tuple[float, ...] | None = None
 
     @classmethod
@@ -140,12 +140,12 @@ class SplitPlan:
             numbers = ()
         if text.startswith("slices:") and len(numbers) == 3 and min(numbers) >= 0 and max(numbers) > 0:
             whole = all(number.is_integer() for number in numbers) and sum(numbers) > 1
-            return cls(blocks=numbers if whole else check_shares(numbers))
+            return cls(blocks=numbers if whole else check_fractions(numbers))
         if not text.startswith("slices:") and len(numbers) == 3:
-            return cls(shares=check_shares(numbers))
+            return cls(split_fractions=check_fractions(numbers))
         raise ConfigError(
-            f"split: '{text}' is not understood; give train, val or test, shares such as 0.7,0.15,0.15, or blocks of "
-            "slices such as slices:38,6,10."
+            f"split: '{text}' is not understood; give train, val or test, fractions such as 0.7,0.15,0.15, or blocks "
+            "of slices such as slices:38,6,10."
         )
 
     @property
@@ -171,8 +171,8 @@ class SplitPlan:
                 )
         if self.fixed is not None:
             return dict.fromkeys(subjects, self.fixed)
-        if self.shares is not None and subjects:
-            return split_subjects(subjects, self.shares, seed, present)
+        if self.split_fractions is not None and subjects:
+            return split_subjects(subjects, self.split_fractions, seed, present)
         return {}
 
     def parts(self, source: Source, slices: int, assigned: Mapping[str, str]) -> list[Part]:
@@ -186,7 +186,7 @@ class SplitPlan:
         if sum(self.blocks) > 1.5:
             counts = [int(count) for count in self.blocks]
         elif slices >= sum(share > 0 for share in self.blocks):
-            counts = share_counts(slices, self.blocks)
+            counts = fraction_counts(slices, self.blocks)
         else:
             counts = [slices + 1]
         if sum(counts) > slices:

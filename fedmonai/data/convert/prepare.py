@@ -141,7 +141,7 @@ def prepare_mri(
         input: folder (searched with its sub-folders) or one file.
         output: dataset folder; also gets manifest.json, a data list with subjects and hashes. Not needed by --check.
         sequence: sub-folder, such as T1.
-        split: shares of the subjects (train,val,test); or train, val or test for everything; or slices:38,6,10 (or
+        split: fractions of the subjects (train,val,test); or train, val or test for everything; or slices:38,6,10 (or
             shares) to cut every volume into blocks of slices, which is not subject-wise and meant for a single volume.
         pad: images with fewer rows or columns are zero-padded to this around the center; larger ones keep their size.
         max_size: images with a longer side lose resolution (k-space crop), not field of view; 0 keeps every size.

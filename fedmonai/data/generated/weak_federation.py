@@ -22,7 +22,7 @@ from fedmonai.data.generated.octa import OCTA_CLASSES, OCTA_SITES, draw_octa
 from fedmonai.data.weak.labels import write_release_file
 from fedmonai.errors import ConfigError
 from fedmonai.seeding import stream
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_labels
+from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_labels
 
 __all__ = [
     "generate_fundus_federation",
@@ -159,7 +159,7 @@ def _write_site(folder: Path, task: _Task, parameters: Mapping[str, Any]) -> dic
         image, mask = task.draw(stream(parameters["seed"], task.name, domain, split, number), style, size)
         labels = {"mask": mask}
         if split == "train":
-            labels |= weak_labels(mask, WEAK_FORMS, task.num_classes)
+            labels |= weak_labels(mask, ANNOTATIONS, task.num_classes)
         path = folder / split / f"{task.name}{domain}_{split}_{number:04d}.h5"
         # 256 levels, like the picture files the release was made from
         write_release_file(path, np.round(255 * image), labels)

@@ -12,7 +12,7 @@ import monai.data
 import torch
 
 from fedmonai.data.cache import DiskCache, MemoryCache, NoCache, SliceCache, VolumeSlices
-from fedmonai.data.kspace.read import KspaceHeader, SliceForm, open_volume, read_header, read_mask
+from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_header, read_mask
 from fedmonai.data.provenance import VolumeFingerprint, kspace_origin
 from fedmonai.errors import ConfigError
 
@@ -23,10 +23,10 @@ class KspaceDataset(monai.data.Dataset):
     """One example = one slice of a k-space volume (Guo et al., CVPR 2021, with the data layout of fastMRI).
 
     An item holds ``kspace`` complex64 (coils, h, W), inverse-transformed along its rows and cropped to
-    min(resolution, size) rows if ``hybrid`` (else (coils, H, W)); ``target`` float32 (1, h, w), cropped alike, where
-    the volume has one; ``volume``, ``slice`` (index in the file), ``num_slices`` (of this volume in this dataset),
-    ``file`` (name with suffix: it seeds the volume's mask in evaluation), ``hybrid``, and ``mask`` float32 (W,) if the
-    file carries its own. Tensors may be views of the cache: do not write to them.
+    min(resolution, size) rows if ``hybrid_kspace`` (else (coils, H, W)); ``target`` float32 (1, h, w), cropped alike,
+    where the volume has one; ``volume``, ``slice`` (index in the file), ``num_slices`` (of this volume in this
+    dataset), ``file`` (name with suffix: it seeds the volume's mask in evaluation), ``hybrid_kspace``, and ``mask``
+    float32 (W,) if the file carries its own. Tensors may be views of the cache: do not write to them.
 
     Deviation from the authors' program: files are opened once instead of once per slice, and the inverse FFT along
     the fully sampled rows, which commutes with any column mask, is done once instead of in every epoch.
@@ -40,7 +40,7 @@ class KspaceDataset(monai.data.Dataset):
             memory-mapped arrays in ``cache_dir`` for this and later runs. Sizes are checked before reading.
         cache_dir: folder of the disk cache; it holds image data, so keep it where the images may be.
         device: of ``cache: device``.
-        hybrid: False for masks that vary along the rows (radial, 2-D random): k-space stays as stored.
+        hybrid_kspace: False for masks that vary along the rows (radial, 2-D random): k-space stays as stored.
         target_from_kspace: compute a missing target as the root-sum-of-squares magnitude of the k-space, which then
             must be fully sampled. False: a volume without target has no ``target`` (inference only), which is said.
         open_files: how many files stay open per process.
@@ -59,7 +59,7 @@ class KspaceDataset(monai.data.Dataset):
         cache: str = "none",
         cache_dir: str | None = None,
         device: str | torch.device | None = None,
-        hybrid: bool = True,
+        hybrid_kspace: bool = True,
         target_from_kspace: bool = False,
         open_files: int = 16,
         transform: Callable[[dict[str, Any]], Any] | None = None,
@@ -69,12 +69,12 @@ class KspaceDataset(monai.data.Dataset):
             raise ConfigError("data: the list of volumes is empty; see fedmonai.data.kspace.list.kspace_volumes.")
         if resolution < 1:
             raise ConfigError(f"resolution: {resolution} is not a positive number of pixels.")
-        self.form = SliceForm(int(resolution), bool(hybrid), bool(target_from_kspace))
+        self.spec = SliceSpec(int(resolution), bool(hybrid_kspace), bool(target_from_kspace))
         volumes = [_select(read_header(volume["kspace"]), slice_range) for volume in self.data]
-        _check_targets(volumes, self.form)
+        _check_targets(volumes, self.spec)
         self._masks = [_mask_of(volume) for volume in volumes]
         self.slices = [(v, index) for v, volume in enumerate(volumes) for index in range(volume.first, volume.last)]
-        self.cache = _make_cache(cache, volumes, self.form, cache_dir, device, open_files)
+        self.cache = _make_cache(cache, volumes, self.spec, cache_dir, device, open_files)
 
     def __len__(self) -> int:
         """Number of slices (not of volumes, which is ``len(dataset.data)``)."""
@@ -90,7 +90,7 @@ class KspaceDataset(monai.data.Dataset):
         kspace, target = self.cache.read(position, number)
         item = {
             "kspace": kspace,
-            "hybrid": self.form.hybrid,
+            "hybrid_kspace": self.spec.hybrid_kspace,
             "volume": volume["volume"],
             "slice": number,
             "num_slices": len(self.cache.volumes[position]),
@@ -112,7 +112,7 @@ def collate_slices(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ConfigError: targets of different sizes, or targets for a part of the batch; the message names the files.
     """
     out: dict[str, Any] = {key: [item[key] for item in batch] for key in ("kspace", "volume", "file")}
-    for key in ("slice", "num_slices", "hybrid"):
+    for key in ("slice", "num_slices", "hybrid_kspace"):
         out[key] = torch.tensor([item[key] for item in batch])
     targets = [item.get("target") for item in batch]
     if any(target is not None for target in targets):
@@ -151,9 +151,9 @@ def _select(header: KspaceHeader, slice_range: Sequence[int] | None) -> VolumeSl
     return VolumeSlices(header, first, last)
 
 
-def _check_targets(volumes: Sequence[VolumeSlices], form: SliceForm) -> None:
+def _check_targets(volumes: Sequence[VolumeSlices], spec: SliceSpec) -> None:
     """All volumes have a target or none has: a batch with holes could be neither trained on nor scored."""
-    without = [v.header.path for v in volumes if form.target_shape(v.header) is None]
+    without = [v.header.path for v in volumes if spec.target_shape(v.header) is None]
     if not without:
         return
     if len(without) < len(volumes):
@@ -179,21 +179,21 @@ def _mask_of(volume: VolumeSlices) -> torch.Tensor | None:
 def _make_cache(
     cache: str,
     volumes: Sequence[VolumeSlices],
-    form: SliceForm,
+    spec: SliceSpec,
     cache_dir: str | None,
     device: str | torch.device | None,
     open_files: int,
 ) -> SliceCache:
     if cache == "none":
-        return NoCache(volumes, form, open_files)
+        return NoCache(volumes, spec, open_files)
     if cache == "memory":
-        return MemoryCache(volumes, form)
+        return MemoryCache(volumes, spec)
     if cache == "device":
         if device is None:
             raise ConfigError("cache: 'device' needs 'device', e.g. device: '@device'.")
-        return MemoryCache(volumes, form, torch.device(device))
+        return MemoryCache(volumes, spec, torch.device(device))
     if cache == "disk":
         if cache_dir is None:
             raise ConfigError("cache: 'disk' needs 'cache_dir', a folder for the prepared arrays.")
-        return DiskCache(volumes, form, Path(cache_dir), open_files)
+        return DiskCache(volumes, spec, Path(cache_dir), open_files)
     raise ConfigError(f"cache: '{cache}' is unknown; choose one of {', '.join(CACHES)}.")

@@ -35,7 +35,7 @@ class ReconstructionFolder(monai.data.Dataset):
 
     An item holds, for n slices: ``kspace``, n tensors complex64 (coils, H, W); ``file``, n times the name that seeds
     the volume's mask; ``mask`` where nothing is to be undersampled (ones) or the file has its own, (n, W); ``target``
-    float32 (n, 1, h, w) where one is known; ``hybrid`` False; ``volume``, a name that is unique in the folder;
+    float32 (n, 1, h, w) where one is known; ``hybrid_kspace`` False; ``volume``, a name that is unique in the folder;
     ``source``, the path it came from; ``kind``; ``sampling``; ``affine``, float64 (4, 4), index (slice, row, column)
     to RAS+ mm, or None; ``orientation``, axis codes of a NIfTI input, or None.
 
@@ -96,7 +96,7 @@ class ReconstructionFolder(monai.data.Dataset):
         count = len(planes)
         item: dict[str, Any] = {
             "kspace": planes,
-            "hybrid": False,
+            "hybrid_kspace": False,
             "file": [source.files[0].name] * count,
             "volume": source.name,
             "source": source.label,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError, first_line
-from fedmonai.transforms.kspace import center_crop, hybrid_kspace, zero_filled
+from fedmonai.transforms.kspace import center_crop, to_hybrid_kspace, zero_filled
 
 TARGET_KEYS = ("reconstruction_esc", "reconstruction_rss")  # single-coil, multi-coil
 BLOCK = "slice_block"  # attribute of volumes that are a block of slices: [first, last)
@@ -192,22 +192,22 @@ def _target_size(path: str | os.PathLike[str], target: Any, key: str, slices: in
 
 
 @dataclass(frozen=True)
-class SliceForm:
+class SliceSpec:
     """How slices are delivered.
 
     Attributes:
         resolution: largest image height and width; rows of hybrid k-space and the target are center-cropped to it.
-        hybrid: whether the rows are inverse-transformed and cropped already (see ``hybrid_kspace``).
+        hybrid_kspace: whether the rows are inverse-transformed and cropped already (see ``to_hybrid_kspace``).
         target_from_kspace: whether a file without a target gets the root-sum-of-squares magnitude of its full k-space.
     """
 
     resolution: int
-    hybrid: bool
+    hybrid_kspace: bool
     target_from_kspace: bool
 
     def kspace_shape(self, header: KspaceHeader) -> tuple[int, int, int]:
         """(coils, h or H, W) of one slice."""
-        rows = header.image_size(self.resolution)[0] if self.hybrid else header.rows
+        rows = header.image_size(self.resolution)[0] if self.hybrid_kspace else header.rows
         return header.coils, rows, header.columns
 
     def target_shape(self, header: KspaceHeader) -> tuple[int, int, int] | None:
@@ -223,7 +223,7 @@ class SliceForm:
 
 
 def read_slices(
-    file: h5py.File, header: KspaceHeader, first: int, last: int, form: SliceForm
+    file: h5py.File, header: KspaceHeader, first: int, last: int, spec: SliceSpec
 ) -> tuple[Tensor, Tensor | None]:
     """Read slices ``first`` to ``last - 1`` of an open volume.
 
@@ -238,15 +238,15 @@ def read_slices(
     if not header.multicoil:
         stored = stored[:, None]
     kspace = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.complex64))
-    size = header.image_size(form.resolution)
+    size = header.image_size(spec.resolution)
     target: Tensor | None = None
     if header.target_key is not None:
         image = read_slice(file, header.target_key, block).astype(np.float32, copy=False)
         target = center_crop(torch.from_numpy(image), size).unsqueeze(1).contiguous()
-    elif form.target_from_kspace:
+    elif spec.target_from_kspace:
         _refuse_undersampled(header, kspace)
-        target = zero_filled(kspace, form.resolution).unsqueeze(1)
-    return hybrid_kspace(kspace, size[0]) if form.hybrid else kspace, target
+        target = zero_filled(kspace, spec.resolution).unsqueeze(1)
+    return to_hybrid_kspace(kspace, size[0]) if spec.hybrid_kspace else kspace, target
 
 
 def read_mask(file: h5py.File, header: KspaceHeader) -> Tensor | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataset of slices with weak labels: one form of annotation per site, full masks in evaluation only."""
+"""Dataset of slices with weak labels: one kind of annotation per site, full masks in evaluation only."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fedmonai.data.weak.read import (
     read_picture_mask,
 )
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.slices import FITS, fit_plane
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label
+from fedmonai.transforms.slices import RESIZE_MODES, fit_plane
+from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label
 
 __all__ = ["WeakSliceDataset"]
 
@@ -36,7 +36,7 @@ class WeakSliceDataset(Dataset):
     """Slices ``{image, label, volume, slice, num_slices}``; with split ``val`` or ``test`` also ``mask``.
 
     - ``image`` float32 ``(C, H, W)``, scaled to [0, 1] per slice over all channels.
-    - ``label`` uint8 ``(1, H, W)``. In training the form of annotation of the site, in which ``num_classes`` means
+    - ``label`` uint8 ``(1, H, W)``. In training the site's kind of annotation, in which ``num_classes`` means
       unlabeled. In ``val`` and ``test`` the full mask: no model is chosen or judged by weak labels.
     - ``mask`` uint8 ``(1, H, W)``, the full mask. Training items never have it.
 
@@ -47,15 +47,15 @@ class WeakSliceDataset(Dataset):
     Args:
         files: from :func:`release_files`, :func:`paired_files` or :func:`volume_files`.
         num_classes: classes K; ids are 0 .. K - 1, and K is unlabeled.
-        form: ``keypoint``, ``scribble``, ``scribble_noisy``, ``block``, ``box``, or ``mask`` for full supervision; for
-            HDF5 files any key they hold.
+        annotation: ``keypoint``, ``scribble``, ``scribble_noisy``, ``block``, ``box``, or ``mask`` for full
+            supervision; for HDF5 files any key they hold.
         split: ``train``, ``val`` or ``test``.
         size: side of the square image, None keeps what the files have.
-        fit: how ``size`` is reached: ``resize``, or ``pad`` (centered; cropped where the image is larger). Padding is
-            0 in images, 0 in masks, unlabeled in training labels.
-        channels: expected channels; picture files are converted to it.
-        values: class of each gray level of mask pictures.
-        threshold: for lossy mask pictures with two levels, instead of ``values``.
+        resize_mode: how ``size`` is reached: ``resize``, or ``pad`` (centered; cropped where the image is larger).
+            Padding is 0 in images, 0 in masks, unlabeled in training labels.
+        image_channels: expected channels; picture files are converted to it.
+        label_map: class of each gray level of mask pictures, e.g. ``{255: 0, 128: 2, 0: 1}``.
+        threshold: for lossy mask pictures with two levels, instead of ``label_map``.
         transform: applied to every item, as MONAI does it.
         cache: ``none`` or ``memory``, which keeps slices before ``transform``.
         seed: of weak labels made from masks.
@@ -72,12 +72,12 @@ class WeakSliceDataset(Dataset):
         self,
         files: Sequence[Mapping[str, str]],
         num_classes: int,
-        form: str = "scribble",
+        annotation: str = "scribble",
         split: str = "train",
         size: int | None = None,
-        fit: str = "resize",
-        channels: int | None = None,
-        values: Mapping[int, int] | None = None,
+        resize_mode: str = "resize",
+        image_channels: int | None = None,
+        label_map: Mapping[int, int] | None = None,
         threshold: int | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         cache: str = "none",
@@ -85,7 +85,7 @@ class WeakSliceDataset(Dataset):
     ) -> None:
         for name, value, allowed in (
             ("split", split, ("train", "val", "test")),
-            ("fit", fit, FITS),
+            ("resize_mode", resize_mode, RESIZE_MODES),
             ("cache", cache, CACHES),
         ):
             if value not in allowed:
@@ -96,12 +96,12 @@ class WeakSliceDataset(Dataset):
             raise ConfigError(f"size is {size}; it is the side of the image in pixels.")
         self.files = list(files)
         self.num_classes = num_classes
-        self.form = form if split == "train" else "mask"
+        self.annotation = annotation if split == "train" else "mask"
         self.split = split
         self.size = size
-        self.fit = fit
-        self.channels = channels
-        self.values = values
+        self.resize_mode = resize_mode
+        self.image_channels = image_channels
+        self.label_map = label_map
         self.threshold = threshold
         self.transform = transform
         self.seed = seed
@@ -141,8 +141,10 @@ class WeakSliceDataset(Dataset):
             is_h5 = entry["image"].lower().endswith(".h5")
             if not is_h5 and "mask" not in entry:
                 raise ConfigError(f"{entry['image']} has no 'mask' beside it; list pairs with paired_files.")
-            if not is_h5 and self.form not in (*WEAK_FORMS, "mask"):
-                raise ConfigError(f"form: '{self.form}' is unknown; choose one of {', '.join((*WEAK_FORMS, 'mask'))}.")
+            if not is_h5 and self.annotation not in (*ANNOTATIONS, "mask"):
+                raise ConfigError(
+                    f"annotation: '{self.annotation}' is unknown; choose one of {', '.join((*ANNOTATIONS, 'mask'))}."
+                )
             count = count_slices(entry["image"]) if is_h5 else 1
             index += [(number, place, count) for place in range(count)]
         return index
@@ -151,9 +153,9 @@ class WeakSliceDataset(Dataset):
         number, place, count = self._slices[index]
         entry = self.files[number]
         image, label = self._read_h5(entry, place) if "mask" not in entry else self._read_pair(entry)
-        if self.channels is not None and image.shape[0] != self.channels:
+        if self.image_channels is not None and image.shape[0] != self.image_channels:
             raise ConfigError(
-                f"{entry['image']} has {image.shape[0]} channels, expected {self.channels}; set 'channels'."
+                f"{entry['image']} has {image.shape[0]} channels, expected {self.image_channels}; set 'image_channels'."
             )
         self._check_classes(label, entry["image"])
         target = torch.from_numpy(label.astype(np.uint8))[None]
@@ -167,32 +169,32 @@ class WeakSliceDataset(Dataset):
         highest = self.num_classes if self.split == "train" else self.num_classes - 1
         if found[0] < 0 or found[-1] > highest:
             raise ConfigError(
-                f"{source}: labels '{self.form}' hold {found[:8]}; classes are 0 to {self.num_classes - 1}, and "
-                f"{self.num_classes} is unlabeled (in training only). Set num_classes, values or threshold."
+                f"{source}: labels '{self.annotation}' hold {found[:8]}; classes are 0 to {self.num_classes - 1}, and "
+                f"{self.num_classes} is unlabeled (in training only). Set num_classes, label_map or threshold."
             )
 
     def _read_h5(self, entry: Mapping[str, str], place: int) -> tuple[Tensor, np.ndarray]:
-        label = read_h5_label(entry["image"], self.form, place)
-        fill = 0 if self.split != "train" else self.num_classes
-        label = self._fitted(torch.from_numpy(label)[None], fill)[0].numpy()
+        label = read_h5_label(entry["image"], self.annotation, place)
+        pad_value = 0 if self.split != "train" else self.num_classes
+        label = self._fitted(torch.from_numpy(label)[None], pad_value)[0].numpy()
         return self._image(read_h5_image(entry["image"], place), entry["image"]), label
 
     def _read_pair(self, entry: Mapping[str, str]) -> tuple[Tensor, np.ndarray]:
-        image = read_picture(entry["image"], self.channels)
-        mask = read_picture_mask(entry["mask"], self.values, self.threshold)
+        image = read_picture(entry["image"], self.image_channels)
+        mask = read_picture_mask(entry["mask"], self.label_map, self.threshold)
         if mask.shape != image.shape[1:]:
             raise ConfigError(f"{entry['mask']} is {mask.shape}, its image is {image.shape[1:]}; they must fit.")
-        if self.split != "train" or self.fit == "resize":
+        if self.split != "train" or self.resize_mode == "resize":
             mask = self._fitted(torch.from_numpy(mask)[None], 0)[0].numpy()
-        label = weak_label(mask, self.form, self.num_classes, seed=self.seed)
-        if self.split == "train" and self.fit == "pad":
+        label = weak_label(mask, self.annotation, self.num_classes, seed=self.seed)
+        if self.split == "train" and self.resize_mode == "pad":
             label = self._fitted(torch.from_numpy(label)[None], self.num_classes)[0].numpy()
         return self._image(image, entry["image"]), label
 
     def _image(self, values: np.ndarray, source: str) -> Tensor:
-        if self.fit == "resize":  # resizing before scaling, so that the range is [0, 1] afterwards too
+        if self.resize_mode == "resize":  # resizing before scaling, so that the range is [0, 1] afterwards too
             values = self._fitted(torch.from_numpy(values.astype(np.float32)), 0).numpy()
         return self._fitted(torch.from_numpy(min_max_normalize(values, source)), 0)
 
-    def _fitted(self, values: Tensor, fill: int) -> Tensor:
-        return fit_plane(values, self.size, self.fit, fill)
+    def _fitted(self, values: Tensor, pad_value: int) -> Tensor:
+        return fit_plane(values, self.size, self.resize_mode, pad_value)

@@ -37,16 +37,16 @@ class PictureFolder(monai.data.Dataset):
 
     An item holds, for n slices (1 of a picture): ``image`` float32 (n, channels, size, size), every slice scaled to
     [0, 1]; ``volume``, a name that is unique in the folder; ``source``, the path; ``kind`` (``picture`` or ``hdf5``);
-    ``slices``, ``rows`` and ``columns`` of the file; ``fit``, for the way back.
+    ``slices``, ``rows`` and ``columns`` of the file; ``resize_mode``, for the way back.
 
     HDF5 files need the key ``image`` only: (H, W), or (3, H, W) for a network of 3 channels; with 1 channel the first
     of three axes counts slices.
 
     Args:
         data: folder, searched with its sub-folders, or one file.
-        channels: channels of the network; pictures are converted to gray (1) or color (3).
+        image_channels: channels of the network; pictures are converted to gray (1) or color (3).
         size: side of the square that the network takes, as in training; None keeps the size.
-        fit: ``resize`` or ``pad``, as in training.
+        resize_mode: ``resize`` or ``pad``, as in training.
         skip_damaged: go on without files that cannot be read instead of stopping before the first one.
 
     Raises:
@@ -54,14 +54,19 @@ class PictureFolder(monai.data.Dataset):
     """
 
     def __init__(
-        self, data: str, channels: int, size: int | None = None, fit: str = "resize", skip_damaged: bool = False
+        self,
+        data: str,
+        image_channels: int,
+        size: int | None = None,
+        resize_mode: str = "resize",
+        skip_damaged: bool = False,
     ) -> None:
         root = Path(data)
         if not root.exists():
             raise ConfigError(f"dataset_dir: {root} does not exist; give a folder of pictures, or one file.")
         paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
         paths = [path for path in paths if path.suffix.lower() in (*IMAGE_SUFFIXES, ".h5")]
-        self.channels, self.size, self.fit = channels, size, fit
+        self.image_channels, self.size, self.resize_mode = image_channels, size, resize_mode
         found: list[PictureFile] = []
         self.skipped: list[str] = []
         for path in paths:
@@ -84,21 +89,23 @@ class PictureFolder(monai.data.Dataset):
             return PictureFile(path, name, "picture", 1, *picture_size(str(path)))
         with open_volume(str(path)) as file:
             shape = read_dataset(file, IMAGE_KEY).shape
-        count = shape[0] if len(shape) == 3 and self.channels == 1 else 1
-        expected = {2: self.channels == 1, 3: self.channels == 1 or shape[0] == self.channels}
+        count = shape[0] if len(shape) == 3 and self.image_channels == 1 else 1
+        expected = {2: self.image_channels == 1, 3: self.image_channels == 1 or shape[0] == self.image_channels}
         if not expected.get(len(shape), False) or min(shape) < 1:
-            raise ConfigError(f"{path}: 'image' is {shape}, the network takes {self.channels} channel(s) of a plane.")
+            raise ConfigError(
+                f"{path}: 'image' is {shape}, the network takes {self.image_channels} channel(s) of a plane."
+            )
         return PictureFile(path, name, "hdf5", count, *shape[-2:])
 
     def _transform(self, index: int) -> dict[str, Any]:
         entry: PictureFile = self.data[index]
         source = str(entry.path)
         if entry.kind == "picture":
-            planes = read_picture(source, self.channels)[None]
+            planes = read_picture(source, self.image_channels)[None]
         else:
             with open_volume(source) as file:
                 values = np.asarray(read_dataset(file, IMAGE_KEY)[...])
-            planes = values.reshape(entry.slices, self.channels, entry.rows, entry.columns)
+            planes = values.reshape(entry.slices, self.image_channels, entry.rows, entry.columns)
         return {
             "image": torch.stack([self._prepared(plane, source) for plane in planes]),
             "volume": entry.name,
@@ -107,11 +114,11 @@ class PictureFolder(monai.data.Dataset):
             "slices": entry.slices,
             "rows": entry.rows,
             "columns": entry.columns,
-            "fit": self.fit,
+            "resize_mode": self.resize_mode,
         }
 
     def _prepared(self, plane: np.ndarray, source: str) -> torch.Tensor:
         values = torch.from_numpy(plane.astype(np.float32))
-        if self.fit == "resize":  # before scaling, as in training
-            values = fit_plane(values, self.size, self.fit)
-        return fit_plane(torch.from_numpy(min_max_normalize(values.numpy(), source)), self.size, self.fit)
+        if self.resize_mode == "resize":  # before scaling, as in training
+            values = fit_plane(values, self.size, self.resize_mode)
+        return fit_plane(torch.from_numpy(min_max_normalize(values.numpy(), source)), self.size, self.resize_mode)

@@ -19,7 +19,7 @@ from fedmonai.data.kspace.read import open_volume
 from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_picture, read_picture_mask
 from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label_statistics, weak_labels
+from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label_statistics, weak_labels
 
 __all__ = ["make_weak_labels", "report_weak_labels", "stored_recipe", "write_release_file"]
 
@@ -65,11 +65,11 @@ def make_weak_labels(
     files: Sequence[Mapping[str, str]],
     output_dir: str | os.PathLike[str] | None,
     num_classes: int,
-    forms: Sequence[str] = WEAK_FORMS,
-    values: Mapping[int, int] | None = None,
+    annotations: Sequence[str] = ANNOTATIONS,
+    label_map: Mapping[int, int] | None = None,
     threshold: int | None = None,
     size: int | None = None,
-    channels: int | None = None,
+    image_channels: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> list[Row]:
@@ -82,37 +82,39 @@ def make_weak_labels(
         files: from :func:`paired_files`, :func:`release_files` or :func:`volume_files`.
         output_dir: folder of the new ``<volume>.h5``; None writes nothing and only reports.
         num_classes: classes K of the masks; unlabeled pixels get K.
-        forms: which labels to make.
-        values: class of each gray level of mask pictures.
+        annotations: which labels to make.
+        label_map: class of each gray level of mask pictures.
         threshold: for lossy mask pictures with two levels.
         size: side of the square output; None keeps the size.
-        channels: 1 or 3 converts pictures.
+        image_channels: 1 or 3 converts pictures.
         seed: of the careless scribbles.
         progress: show a progress bar.
 
     Returns:
-        One row per form: ``form``, ``slices``, and over these the means ``labeled``, ``agreement`` and ``labeled_<c>``,
-        and the smallest ``agreement_min``; see :func:`fedmonai.transforms.weak_labels.weak_label_statistics`.
+        One row per annotation: ``annotation``, ``slices``, and over these the means ``labeled``, ``agreement`` and
+        ``labeled_<c>``, and the smallest ``agreement_min``; see :func:`weak_label_statistics`.
 
     Raises:
         ConfigError: unreadable or misfitting files, unknown gray levels or classes, a foreign file in the way.
     """
-    statistics: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
-    recipe = json.dumps([num_classes, list(forms), _plain(values), threshold, size, channels, seed])
+    statistics: dict[str, list[dict[str, float]]] = {annotation: [] for annotation in annotations}
+    recipe = json.dumps([num_classes, list(annotations), _plain(label_map), threshold, size, image_channels, seed])
     for entry in tqdm(files, "weak labels", disable=not progress, leave=False):
-        image, masks = _resized(*_source(entry, values, threshold, channels), size)
+        image, masks = _resized(*_source(entry, label_map, threshold, image_channels), size)
         if masks.min() < 0 or masks.max() >= num_classes:
             raise ConfigError(
                 f"{entry['image']}: the mask holds {masks.min()} to {masks.max()}; with num_classes {num_classes} it "
-                f"may hold 0 to {num_classes - 1}. Set num_classes, values or threshold."
+                f"may hold 0 to {num_classes - 1}. Set num_classes, label_map or threshold."
             )
-        made = [weak_labels(mask, forms, num_classes, seed=seed) for mask in masks]
-        for form in forms:
+        made = [weak_labels(mask, annotations, num_classes, seed=seed) for mask in masks]
+        for annotation in annotations:
             rows = zip(made, masks, strict=True)
-            statistics[form] += [weak_label_statistics(labels[form], mask, num_classes) for labels, mask in rows]
+            statistics[annotation] += [
+                weak_label_statistics(labels[annotation], mask, num_classes) for labels, mask in rows
+            ]
         path = None if output_dir is None else Path(output_dir) / f"{entry['volume']}.h5"
         if path is not None and stored_recipe(path) != recipe:
-            stacked = {form: np.stack([labels[form] for labels in made]) for form in forms}
+            stacked = {annotation: np.stack([labels[annotation] for labels in made]) for annotation in annotations}
             stacked["mask"] = masks.astype(np.uint8)
             single = len(masks) == 1
             write_release_file(path, image, {key: x[0] if single else x for key, x in stacked.items()}, recipe)
@@ -120,14 +122,17 @@ def make_weak_labels(
 
 
 def report_weak_labels(
-    files: Sequence[Mapping[str, str]], num_classes: int, forms: Sequence[str] | None = None, progress: bool = True
+    files: Sequence[Mapping[str, str]],
+    num_classes: int,
+    annotations: Sequence[str] | None = None,
+    progress: bool = True,
 ) -> list[Row]:
     """How much the labels stored in HDF5 files say and how often they agree with the masks.
 
     Args:
         files: from :func:`release_files` or :func:`volume_files`.
         num_classes: classes K; K is unlabeled.
-        forms: keys to look at; None takes all that are neither image nor mask.
+        annotations: keys to look at; None takes all that are neither image nor mask.
         progress: show a progress bar.
 
     Returns:
@@ -136,15 +141,15 @@ def report_weak_labels(
     statistics: dict[str, list[dict[str, float]]] = {}
     for entry in tqdm(files, "reading labels", disable=not progress, leave=False):
         path = entry["image"]
-        for form in forms or [key for key in h5_keys(path) if key not in ("image", "mask", "label")]:
+        for annotation in annotations or [key for key in h5_keys(path) if key not in ("image", "mask", "label")]:
             for place in range(count_slices(path)):
-                label, mask = (read_h5_label(path, key, place) for key in (form, "mask"))
-                statistics.setdefault(form, []).append(weak_label_statistics(label, mask, num_classes))
+                label, mask = (read_h5_label(path, key, place) for key in (annotation, "mask"))
+                statistics.setdefault(annotation, []).append(weak_label_statistics(label, mask, num_classes))
     return _means(statistics)
 
 
 def _source(
-    entry: Mapping[str, str], values: Mapping[int, int] | None, threshold: int | None, channels: int | None
+    entry: Mapping[str, str], label_map: Mapping[int, int] | None, threshold: int | None, image_channels: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image ``(C, H, W)`` or volume ``(D, H, W)``, and masks ``(D, H, W)`` (D is 1 for a picture)."""
     path = entry["image"]
@@ -152,7 +157,7 @@ def _source(
         slices = range(count_slices(path))
         image = np.concatenate([read_h5_image(path, place) for place in slices])
         return image, np.stack([read_h5_label(path, "mask", place) for place in slices])
-    image, mask = read_picture(path, channels), read_picture_mask(entry["mask"], values, threshold)
+    image, mask = read_picture(path, image_channels), read_picture_mask(entry["mask"], label_map, threshold)
     if mask.shape != image.shape[1:]:
         raise ConfigError(f"{entry['mask']} is {mask.shape}, its image is {image.shape[1:]}; they must fit.")
     return image, mask[None]
@@ -170,9 +175,9 @@ def _resized(image: np.ndarray, masks: np.ndarray, size: int | None) -> tuple[np
 
 def _means(statistics: Mapping[str, Iterable[Mapping[str, float]]]) -> list[Row]:
     rows: list[Row] = []
-    for form, found in statistics.items():
+    for annotation, found in statistics.items():
         all_rows = list(found)
-        row: Row = {"form": form, "slices": len(all_rows)}
+        row: Row = {"annotation": annotation, "slices": len(all_rows)}
         for key in sorted({key for one in all_rows for key in one}, key=lambda key: (len(key) > len("agreement"), key)):
             numbers = np.array([one[key] for one in all_rows if key in one and not np.isnan(one[key])])
             row[key] = float(numbers.mean()) if numbers.size else float("nan")
@@ -182,5 +187,5 @@ def _means(statistics: Mapping[str, Iterable[Mapping[str, float]]]) -> list[Row]
     return rows
 
 
-def _plain(values: Mapping[int, int] | None) -> dict[str, int] | None:
-    return None if values is None else {str(key): int(value) for key, value in sorted(values.items())}
+def _plain(label_map: Mapping[int, int] | None) -> dict[str, int] | None:
+    return None if label_map is None else {str(key): int(value) for key, value in sorted(label_map.items())}

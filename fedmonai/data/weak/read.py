@@ -89,7 +89,7 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
         if name not in file:
             found = ", ".join(sorted(file))
             raise ConfigError(
-                f"{path} has no labels '{key}' (found: {found}); choose another form, or make them with "
+                f"{path} has no labels '{key}' (found: {found}); choose another annotation, or make them with "
                 "scripts/make_weak_labels.py."
             )
         labels = read_dataset(file, name)
@@ -101,40 +101,40 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
         return _whole(read_slice(file, name, index if labels.ndim == 3 else slice(None)), f"{path}: '{key}'")
 
 
-def read_picture(path: str, channels: int | None = None) -> np.ndarray:
-    """Picture file as ``(C, H, W)``; ``channels`` 1 or 3 converts, None keeps what the file has (gray or color)."""
+def read_picture(path: str, image_channels: int | None = None) -> np.ndarray:
+    """Picture file as ``(C, H, W)``; ``image_channels`` 1 or 3 converts, None keeps gray or color as it is."""
     with _picture(path) as picture:
-        if channels is None:
-            channels = 1 if picture.mode in ("1", "L", "I", "I;16", "F") else 3
-        if channels == 3:
+        if image_channels is None:
+            image_channels = 1 if picture.mode in ("1", "L", "I", "I;16", "F") else 3
+        if image_channels == 3:
             return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
         wide = picture if picture.mode in ("I", "I;16", "F") else picture.convert("L")
         return np.asarray(wide)[None]
 
 
-def read_picture_mask(path: str, values: Mapping[int, int] | None, threshold: int | None) -> np.ndarray:
+def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold: int | None) -> np.ndarray:
     """Class labels ``(H, W)`` of a picture.
 
     Args:
         path: picture whose gray levels mean classes.
-        values: class of each gray level, e.g. ``{255: 0, 128: 2, 0: 1}``; None takes levels as classes.
+        label_map: class of each gray level, e.g. ``{255: 0, 128: 2, 0: 1}``; None takes levels as classes.
         threshold: for lossy pictures with two levels: class 1 above it, else 0.
 
     Raises:
-        ConfigError: a gray level that ``values`` does not name, with its share of the pixels.
+        ConfigError: a gray level that ``label_map`` does not name, with its share of the pixels.
     """
     with _picture(path) as picture:
         gray = np.asarray(picture.convert("L")).astype(np.int64)
     if threshold is not None:
         return (gray > threshold).astype(np.int64)
-    if values is None:
+    if label_map is None:
         return gray
-    table = {int(level): int(label) for level, label in values.items()}
+    table = {int(level): int(label) for level, label in label_map.items()}
     unknown = ~np.isin(gray, list(table))
     if unknown.any():
         levels = ", ".join(str(level) for level in np.unique(gray[unknown])[:5])
         raise ConfigError(
-            f"{path}: {unknown.mean():.1%} of the mask has gray levels such as {levels} that 'values' does not name "
+            f"{path}: {unknown.mean():.1%} of the mask has gray levels such as {levels} that 'label_map' does not name "
             f"({table}); add them, or set 'threshold' for a lossy file."
         )
     lookup = np.zeros(256, dtype=np.int64)

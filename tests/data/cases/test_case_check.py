@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from fedmonai.data.cases.check import check_cases, check_prostate, problem_table
+from fedmonai.data.cases.check import check_prostate, problem_table
 from fedmonai.errors import ConfigError
 
 SHAPE = (8, 8, 4)
@@ -77,17 +77,6 @@ def test_small_differences_of_headers_are_no_problem(site):
     affine[0, 3] = 1e-4
     save(site / "Case00_segmentation.nii.gz", mask(), affine)
     assert check_prostate(site.parent, ["HK"])[1] == []
-
-
-def test_listed_cases_may_be_inverted(site):
-    save(site / "Case00_segmentation.nii.gz", 255 * (1 - mask()))
-    case = {
-        "image": str(site / "Case00.nii.gz"),
-        "label": str(site / "Case00_segmentation.nii.gz"),
-        "volume": "Case00",
-    }
-    assert check_cases([case], inverted=True) == []
-    assert [entry.problem for entry in check_cases([case])] == ["inverted mask"]
 
 
 def test_refuses_a_folder_without_cases(tmp_path):

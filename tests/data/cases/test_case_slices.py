@@ -15,7 +15,7 @@ from fedmonai.data.cases.dataset import CaseSliceDataset
 from fedmonai.data.cases.list import prostate_cases, prostate_pictures
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.rand_geometry import RandQuarterTurnFlipd
-from fedmonai.transforms.slices import NormalizeVolumed, StackNeighborsd
+from fedmonai.transforms.slices import normalize_volume, stack_neighbors
 
 AFFINE = np.diag([-0.5, -0.6, 3.0, 1.0])  # axes already point left, posterior, superior: rows are axis 1
 
@@ -59,7 +59,7 @@ def test_all_slices_and_edges(tmp_path):
     dataset = CaseSliceDataset([make_case(tmp_path)], slices="all", normalization="none", merge_labels=False)
     assert [dataset[i]["image"][:, 0, 0].tolist() for i in (0, 4)] == [[0, 0, 10], [30, 40, 40]]
     assert int(dataset[2]["label"].max()) == 2 and int(dataset[0]["label"].max()) == 0
-    assert CaseSliceDataset([make_case(tmp_path)], slices="all", reach=0)[0]["image"].shape == (1, 4, 6)
+    assert CaseSliceDataset([make_case(tmp_path)], slices="all", context_slices=0)[0]["image"].shape == (1, 4, 6)
 
 
 def test_unlabeled_cases_never_open_a_label(tmp_path, monkeypatch):
@@ -105,11 +105,9 @@ def test_the_inference_transforms_see_the_same(tmp_path):
             LoadImaged("image"),
             EnsureChannelFirstd("image"),
             Orientationd("image", axcodes="PLS"),
-            NormalizeVolumed("image"),
-            StackNeighborsd("image"),
         ]
     )
-    volume = chain({"image": case["image"]})["image"]
+    volume = stack_neighbors(normalize_volume(chain({"image": case["image"]})["image"]))
     dataset = CaseSliceDataset([case], slices="all")
     assert volume.shape == (3, 4, 6, 5)
     for index, item in enumerate(dataset):

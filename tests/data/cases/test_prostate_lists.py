@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmonai.data.cases.list import PROSTATE_SHARES, prostate_cases, prostate_pictures, write_case_lists
+from fedmonai.data.cases.list import PROSTATE_FRACTIONS, prostate_cases, prostate_pictures, write_case_lists
 from fedmonai.data.partition import split_subjects
 from fedmonai.errors import ConfigError
 
@@ -35,7 +35,7 @@ def test_cases_are_listed_with_their_masks(tmp_path):
     ("count", "expected"), [(12, (7, 2, 3)), (19, (12, 3, 4)), (30, (19, 5, 6)), (13, (8, 2, 3)), (4, (2, 1, 1))]
 )
 def test_default_shares_give_the_counts_of_the_paper(count, expected):
-    assigned = list(split_subjects([f"Case{i:02d}" for i in range(count)], PROSTATE_SHARES).values())
+    assigned = list(split_subjects([f"Case{i:02d}" for i in range(count)], PROSTATE_FRACTIONS).values())
     assert tuple(assigned.count(split) for split in ("train", "val", "test")) == expected
 
 

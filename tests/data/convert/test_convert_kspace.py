@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numerics import assert_within
 
 from fedmonai.data.convert.readers import PlaneSize, image_to_kspace, kspace_to_image, sampled
 from fedmonai.data.convert.volume import InputError, Volume
@@ -31,15 +32,15 @@ def test_padding_is_undone_by_the_center_crop_and_kspace_gives_the_image_back():
     kspace, target = image_to_kspace(image, PlaneSize.plan((5, 7), 10, 0))
     assert kspace.shape == target.shape == (10, 10) and kspace.dtype == torch.complex64
     assert torch.equal(center_crop(target, (5, 7)), torch.from_numpy(image))
-    assert target.sum() == pytest.approx(image.sum(), rel=1e-6)
-    torch.testing.assert_close(ifft2c(kspace).abs(), target, atol=1e-6, rtol=0)
+    assert_within(target.sum(), image.sum(), 5 * 7)
+    assert_within(ifft2c(kspace).abs(), target, 2 * (10 + 10))
 
 
 def test_orthonormal_and_centered():
     """A constant image v of n pixels has one k-space value v * sqrt(n), in the middle."""
     kspace, _ = image_to_kspace(np.full((6, 8), 2.0, np.float32), PlaneSize.plan((6, 8), 0, 0))
-    assert kspace[3, 4].real == pytest.approx(2 * np.sqrt(48), rel=1e-6)
-    assert kspace.abs().sum() == pytest.approx(2 * np.sqrt(48), rel=1e-4)
+    assert_within(kspace[3, 4].real, 2 * np.sqrt(48), 6 + 8)
+    assert_within(kspace.abs().sum(), 2 * np.sqrt(48), 48 * (6 + 8))  # each of the others is zero up to its roundings
 
 
 def test_reduction_keeps_intensity_and_field_of_view():
@@ -49,15 +50,15 @@ def test_reduction_keeps_intensity_and_field_of_view():
     _, target = image_to_kspace(wave, PlaneSize.plan((64, 64), 0, 32))
     y = np.arange(32)
     expected = 3 + np.cos(2 * np.pi * 2 * (y - 16) / 32)
-    np.testing.assert_allclose(target[5].numpy(), expected, atol=1e-5)
+    assert_within(target[5], expected, 2 * (64 + 32))
 
 
 def test_complex_coil_images_combine_by_root_sum_of_squares():
     coils = (np.random.RandomState(0).randn(3, 4, 4) + 1j).astype(np.complex64)
     kspace, target = image_to_kspace(coils, PlaneSize.plan((4, 4), 0, 0))
     assert kspace.shape == (3, 4, 4)
-    np.testing.assert_allclose(target.numpy(), np.sqrt((np.abs(coils) ** 2).sum(0)), rtol=1e-5)
-    np.testing.assert_allclose(kspace_to_image(kspace.numpy()).numpy(), target.numpy(), rtol=1e-5)
+    assert_within(target, np.sqrt((np.abs(coils) ** 2).sum(0)), 2 * (4 + 4) + 3)
+    assert_within(kspace_to_image(kspace.numpy()), target, 2 * (4 + 4) + 3)
 
 
 @pytest.mark.parametrize(("pad", "max_size"), [(0, 0), (12, 0), (0, 4), (10, 4)])

@@ -26,9 +26,9 @@ def _written(subject, split, block=None):
     ("option", "plan"),
     [
         ("val", SplitPlan(fixed="val")),
-        ("0.6,0.2,0.2", SplitPlan(shares=(0.6, 0.2, 0.2))),
-        ((0.6, 0.2, 0.2), SplitPlan(shares=(0.6, 0.2, 0.2))),
-        ((1, 0, 0), SplitPlan(shares=(1.0, 0.0, 0.0))),
+        ("0.6,0.2,0.2", SplitPlan(split_fractions=(0.6, 0.2, 0.2))),
+        ((0.6, 0.2, 0.2), SplitPlan(split_fractions=(0.6, 0.2, 0.2))),
+        ((1, 0, 0), SplitPlan(split_fractions=(1.0, 0.0, 0.0))),
         ("slices:38,6,10", SplitPlan(blocks=(38.0, 6.0, 10.0))),
         ("slices:0.5,0.25,0.25", SplitPlan(blocks=(0.5, 0.25, 0.25))),
     ],
@@ -52,8 +52,8 @@ def test_blocks_do_not_overlap_and_cover():
         Part("train", "v_train", 0, 11),
         Part("test", "v_test", 11, 14),
     ]
-    shares = SplitPlan.parse("slices:0.5,0.25,0.25").parts(_source("s"), 9, {})
-    assert [(part.first, part.last) for part in shares] == [(0, 5), (5, 7), (7, 9)]
+    parts = SplitPlan.parse("slices:0.5,0.25,0.25").parts(_source("s"), 9, {})
+    assert [(part.first, part.last) for part in parts] == [(0, 5), (5, 7), (7, 9)]
 
 
 @pytest.mark.parametrize(("option", "slices"), [("slices:38,6,10", 53), ("slices:0.5,0.25,0.25", 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from numerics import assert_within
 
 from fedmonai.data.generated import mri_federation as module
 from fedmonai.data.generated.mri_federation import generate_mri_federation, generated_mri_site
@@ -70,9 +72,10 @@ def test_every_target_is_the_magnitude_of_its_k_space(root: Path) -> None:
             assert (kspace.dtype, kspace.shape) == (np.complex64, (3, 48, 48))
             assert (target.dtype, target.shape) == (np.float32, (3, 48, 48))
             image = zero_filled(torch.from_numpy(kspace)[:, None], 48).numpy()
-            np.testing.assert_allclose(image, target, rtol=0, atol=2e-6 * target.max())
+            assert_within(image, target, 2 * (48 + 48))  # there and back over rows and columns
             assert file.attrs["max"] == target.max() > 0
-            assert file.attrs["norm"] == pytest.approx(np.sqrt((target.astype(np.float64) ** 2).sum()), rel=1e-6)
+            norm = np.sqrt((target.astype(np.float64) ** 2).sum())
+            assert_within(np.float32(file.attrs["norm"]), norm, 3 + 48 + 48)
             assert file.attrs["acquisition"] == f"AX{name.split('/')[1]}"
             assert file.attrs["patient_id"] == Path(name).name[:-6]
 
@@ -142,7 +145,11 @@ def test_another_process_generates_the_same_bytes(root: Path, tmp_path: Path) ->
     ]
     command += ["--slices", "3", "--size", "48"]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[3], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True
+        command,
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path))
     made, known = digest(tmp_path / "H"), digest(root / "H")
@@ -217,8 +224,8 @@ def test_several_coils(tmp_path: Path) -> None:
         kspace, target = file["kspace"][()], file["reconstruction_rss"][()]
     assert kspace.shape == (2, 4, 32, 32) and target.shape == (2, 32, 32)
     image = zero_filled(torch.from_numpy(kspace), 32).numpy()
-    np.testing.assert_allclose(image, target, rtol=0, atol=2e-6 * target.max())
-    item = KspaceDataset(kspace_volumes(site, "train", "T1"), hybrid=False)[0]
+    assert_within(image, target, 2 * (32 + 32) + 4)  # there and back over rows and columns, and over the coils
+    item = KspaceDataset(kspace_volumes(site, "train", "T1"), hybrid_kspace=False)[0]
     assert item["kspace"].shape == (4, 32, 32)
 
 

@@ -22,7 +22,7 @@ from fedmonai.data.generated.weak_federation import (
 from fedmonai.data.weak.dataset import WeakSliceDataset
 from fedmonai.data.weak.list import release_files
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.weak_labels import WEAK_FORMS
+from fedmonai.transforms.weak_labels import ANNOTATIONS
 
 Generate = Callable[..., str]
 SMALL = {"images": (2, 1, 1), "size": 48}
@@ -43,12 +43,14 @@ def test_layout_of_the_release(tmp_path: Path, generate: Generate, channels: int
             files = release_files(tmp_path, split, domain)
             assert len(files) == count
             with h5py.File(files[0]["image"]) as file:
-                assert set(file) == {"image", "mask", *(WEAK_FORMS if split == "train" else ())}
+                assert set(file) == {"image", "mask", *(ANNOTATIONS if split == "train" else ())}
                 assert file["image"].shape == ((48, 48) if channels == 1 else (3, 48, 48))
                 assert file["image"].dtype == np.float32
                 assert np.array_equal(np.unique(file["mask"][()]), np.arange(classes))
-        for form in WEAK_FORMS:
-            item = WeakSliceDataset(release_files(tmp_path, "train", domain), classes, form, channels=channels)[0]
+        for annotation in ANNOTATIONS:
+            item = WeakSliceDataset(
+                release_files(tmp_path, "train", domain), classes, annotation, image_channels=channels
+            )[0]
             assert classes in item["label"].unique()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numerics import assert_within
 
 from fedmonai.data.kspace.folder import ReconstructionFolder, one_volume
 from fedmonai.errors import ConfigError
@@ -36,7 +37,7 @@ def test_dicom_series_with_geometry(tmp_path, make_series):
     assert item["affine"].shape == (4, 4) and "undersampled" in item["sampling"]
     image = torch.fft.ifft2(torch.fft.ifftshift(item["kspace"][1], dim=(-2, -1)), norm="ortho")
     magnitude = torch.fft.fftshift(image, dim=(-2, -1)).abs()
-    torch.testing.assert_close(magnitude, item["target"][1])
+    assert_within(magnitude, item["target"][1], 2 * sum(magnitude.shape))
 
 
 def test_damaged_files_stop_it_unless_skipped(tmp_path, make_volume):

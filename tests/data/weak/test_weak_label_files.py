@@ -16,7 +16,7 @@ from fedmonai.data.weak.dataset import WeakSliceDataset
 from fedmonai.data.weak.labels import make_weak_labels, report_weak_labels
 from fedmonai.data.weak.list import paired_files, volume_files
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label
+from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label
 
 
 @pytest.fixture
@@ -46,17 +46,17 @@ def script() -> ModuleType:
 
 
 def test_files_have_the_release_layout_and_the_report_agrees(pictures: list[dict[str, str]], tmp_path: Path) -> None:
-    made = make_weak_labels(pictures, tmp_path / "out", 2, values=VALUES, progress=False)
-    assert [row["form"] for row in made] == list(WEAK_FORMS)
+    made = make_weak_labels(pictures, tmp_path / "out", 2, label_map=VALUES, progress=False)
+    assert [row["annotation"] for row in made] == list(ANNOTATIONS)
     with h5py.File(tmp_path / "out" / "1.h5") as file:
-        assert set(file) == {"image", "mask", *WEAK_FORMS}
+        assert set(file) == {"image", "mask", *ANNOTATIONS}
         assert file["image"].shape == file["mask"].shape == (48, 48)
         assert file["image"].dtype == np.float32
         mask = file["mask"][()]
         assert np.array_equal(file["block"][()], weak_label(mask, "block", 2))
-    stored = report_weak_labels(volume_files(tmp_path / "out", "train", 0.0, 0.0), 2, WEAK_FORMS, progress=False)
+    stored = report_weak_labels(volume_files(tmp_path / "out", "train", 0.0, 0.0), 2, ANNOTATIONS, progress=False)
     assert stored == made
-    block = next(row for row in made if row["form"] == "block")
+    block = next(row for row in made if row["annotation"] == "block")
     assert block["slices"] == 3
     assert block["agreement"] == block["agreement_min"] == 1.0
     assert 0.2 < block["labeled_1"] < 0.4
@@ -66,11 +66,11 @@ def test_files_have_the_release_layout_and_the_report_agrees(pictures: list[dict
 
 def test_repeating_keeps_files_and_other_settings_replace_them(pictures: list[dict[str, str]], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    make_weak_labels(pictures, out, 2, values=VALUES, progress=False)
+    make_weak_labels(pictures, out, 2, label_map=VALUES, progress=False)
     first = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
     assert len(first) == 3
     (out / "2.h5").unlink()  # an interrupted run
-    make_weak_labels(pictures, out, 2, values=VALUES, progress=False)
+    make_weak_labels(pictures, out, 2, label_map=VALUES, progress=False)
     again = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
     assert again["0.h5"] == first["0.h5"]
     assert again["2.h5"][1] == first["2.h5"][1]
@@ -83,7 +83,7 @@ def test_foreign_files_are_not_overwritten(pictures: list[dict[str, str]], tmp_p
     with h5py.File(tmp_path / "1.h5", "w") as file:
         file["mine"] = [1]
     with pytest.raises(ConfigError, match=r"1\.h5 was not made here"):
-        make_weak_labels(pictures, tmp_path, 2, values=VALUES, progress=False)
+        make_weak_labels(pictures, tmp_path, 2, label_map=VALUES, progress=False)
 
 
 def test_volumes_keep_their_slices(tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def test_classes_that_do_not_fit_are_named(pictures: list[dict[str, str]]) -> No
 
 def test_command_line(pictures: list[dict[str, str]], tmp_path: Path) -> None:
     module = script()
-    settings = {"images": str(tmp_path / "image"), "masks": str(tmp_path / "mask"), "values": VALUES}
+    settings = {"images": str(tmp_path / "image"), "masks": str(tmp_path / "mask"), "label_map": VALUES}
     text = module.make(2, **settings, check=True)
-    assert text.splitlines()[0].startswith("| form | slices |")
-    assert len(text.splitlines()) == 2 + len(WEAK_FORMS)
+    assert text.splitlines()[0].startswith("| annotation | slices |")
+    assert len(text.splitlines()) == 2 + len(ANNOTATIONS)
     assert not (tmp_path / "out").exists()
     assert module.make(2, **settings, output=str(tmp_path / "out"), size=32) != text
     assert "| block | 3 |" in module.report(str(tmp_path / "out"), 2)

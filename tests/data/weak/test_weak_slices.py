@@ -47,7 +47,7 @@ def color_file(tmp_path: Path, mask: np.ndarray) -> dict[str, str]:
 
 
 def test_release_file_as_it_is(color_file: dict[str, str], mask: np.ndarray) -> None:
-    item = WeakSliceDataset([color_file], 3, form="scribble", channels=3)[0]
+    item = WeakSliceDataset([color_file], 3, annotation="scribble", image_channels=3)[0]
     assert set(item) == {"image", "label", "volume", "slice", "num_slices"}
     assert (item["volume"], item["slice"], item["num_slices"]) == ("a", 0, 1)
     assert item["image"].shape == (3, 40, 40)
@@ -60,7 +60,7 @@ def test_release_file_as_it_is(color_file: dict[str, str], mask: np.ndarray) -> 
     assert item["label"].shape == (1, 40, 40)
     assert set(item["label"].unique().tolist()) == {0, 1, 2, 3}
     assert float((item["label"] == 3).float().mean()) == pytest.approx(1 - 229 / 1600)
-    full = WeakSliceDataset([color_file], 3, form="mask")[0]
+    full = WeakSliceDataset([color_file], 3, annotation="mask")[0]
     assert np.array_equal(full["label"][0].numpy(), mask)
 
 
@@ -68,14 +68,14 @@ def test_release_file_as_it_is(color_file: dict[str, str], mask: np.ndarray) -> 
 def test_evaluation_uses_the_full_mask_whatever_the_form(
     color_file: dict[str, str], mask: np.ndarray, split: str
 ) -> None:
-    item = WeakSliceDataset([color_file], 3, form="keypoint", split=split)[0]
+    item = WeakSliceDataset([color_file], 3, annotation="keypoint", split=split)[0]
     assert np.array_equal(item["label"][0].numpy(), mask)
     assert torch.equal(item["mask"], item["label"])
 
 
 def test_missing_form_lists_what_there_is(color_file: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"a\.h5 has no labels 'box' \(found: image, mask, scribble\)"):
-        WeakSliceDataset([color_file], 3, form="box")[0]
+        WeakSliceDataset([color_file], 3, annotation="box")[0]
 
 
 def test_training_files_need_no_mask_others_do(tmp_path: Path, mask: np.ndarray) -> None:
@@ -91,7 +91,7 @@ def test_volumes_give_one_item_per_slice(tmp_path: Path) -> None:
     image, label = generator.rand(5, 20, 24).astype(np.float32), generator.randint(0, 4, (5, 20, 24)).astype(np.uint8)
     scribble = np.where(generator.rand(5, 20, 24) < 0.1, label, 4).astype(np.uint16)
     entry = write_h5(tmp_path / "patient001_frame01.h5", image=image, label=label, scribble=scribble)
-    data = WeakSliceDataset([entry], 4, form="scribble")
+    data = WeakSliceDataset([entry], 4, annotation="scribble")
     assert len(data) == 5
     item = data[3]
     assert (item["slice"], item["num_slices"]) == (3, 5)
@@ -106,12 +106,12 @@ def test_volumes_give_one_item_per_slice(tmp_path: Path) -> None:
 def test_padding_is_black_background_or_unlabeled(tmp_path: Path) -> None:
     label = np.ones((1, 20, 24), dtype=np.uint8)
     entry = write_h5(tmp_path / "v.h5", image=np.random.RandomState(0).rand(1, 20, 24) + 1, label=label)
-    train = WeakSliceDataset([entry], 2, form="label", size=22, fit="pad")[0]
+    train = WeakSliceDataset([entry], 2, annotation="label", size=22, resize_mode="pad")[0]
     assert train["image"].shape == (1, 22, 22)
     assert (train["label"][0, [0, -1]] == 2).all()
     assert (train["label"][0, 1:-1] == 1).all()
     assert (train["image"][0, [0, -1]] == 0).all()
-    test = WeakSliceDataset([entry], 2, split="test", size=30, fit="pad")[0]
+    test = WeakSliceDataset([entry], 2, split="test", size=30, resize_mode="pad")[0]
     assert int((test["mask"] == 0).sum()) == 30 * 30 - 20 * 24
 
 
@@ -128,12 +128,12 @@ def picture_pair(folder: Path, mask: np.ndarray, lossy: bool = False) -> dict[st
 def test_picture_pairs_get_weak_labels_of_the_resized_mask(tmp_path: Path, mask: np.ndarray) -> None:
     entry = picture_pair(tmp_path, mask)
     values = {"255": 0, 128: 2, 0: 1}
-    data = WeakSliceDataset([entry], 3, form="block", size=80, channels=3, values=values)  # type: ignore[arg-type]
+    data = WeakSliceDataset([entry], 3, annotation="block", size=80, image_channels=3, label_map=values)  # type: ignore[arg-type]
     larger = np.kron(mask, np.ones((2, 2), dtype=np.uint8))
     assert np.array_equal(data[0]["label"][0].numpy(), weak_label(larger, "block", 3))
     assert data[0]["image"].shape == (3, 80, 80)
     assert (float(data[0]["image"].min()), float(data[0]["image"].max())) == (0.0, 1.0)
-    gray = WeakSliceDataset([entry], 3, split="val", channels=1, values={255: 0, 128: 2, 0: 1})[0]
+    gray = WeakSliceDataset([entry], 3, split="val", image_channels=1, label_map={255: 0, 128: 2, 0: 1})[0]
     assert gray["image"].shape == (1, 40, 40)
     assert np.array_equal(gray["mask"][0].numpy(), mask)
 
@@ -171,7 +171,7 @@ def test_cache_reads_once_and_gives_equal_items(color_file: dict[str, str], tmp_
     ("settings", "message"),
     [
         ({"split": "dev"}, "split: 'dev' is unknown"),
-        ({"fit": "crop"}, "fit: 'crop' is unknown"),
+        ({"resize_mode": "crop"}, "resize_mode: 'crop' is unknown"),
         ({"cache": "gpu"}, "cache: 'gpu' is unknown"),
         ({"num_classes": 1}, "num_classes is 1"),
         ({"size": 0}, "size is 0"),
@@ -195,10 +195,10 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path, mask: np.ndarray) -> No
     with pytest.raises(ConfigError, match=r"labels 'mask' hold \[0, 1, 2\]; classes are 0 to 1"):
         WeakSliceDataset([classes], 2, split="test")[0]
     with pytest.raises(ConfigError, match="has 1 channels, expected 3"):
-        WeakSliceDataset([classes], 5, channels=3)[0]
+        WeakSliceDataset([classes], 5, image_channels=3)[0]
     broken = write_h5(tmp_path / "nan.h5", image=image + np.nan, mask=mask)
     with pytest.raises(ConfigError, match=r"nan\.h5 holds NaN"):
-        WeakSliceDataset([broken], 3, form="mask")[0]
+        WeakSliceDataset([broken], 3, annotation="mask")[0]
     (tmp_path / "text.h5").write_text("no")
     with pytest.raises(ConfigError, match=r"text\.h5 is not a readable HDF5 file"):
         WeakSliceDataset([{"image": str(tmp_path / "text.h5"), "volume": "text"}], 3)
@@ -218,14 +218,14 @@ def test_real_pictures_and_scribbles() -> None:
     root = Path(str(REAL))
     for site in ("drishti_gs", "refuge_train"):
         files = paired_files(root / "fundus" / site / "image", root / "fundus" / site / "mask", "train")
-        data = WeakSliceDataset(files, 3, "scribble", size=96, channels=3, values={255: 0, 128: 2, 0: 1})
+        data = WeakSliceDataset(files, 3, "scribble", size=96, image_channels=3, label_map={255: 0, 128: 2, 0: 1})
         item = data[0]
         assert item["image"].shape == (3, 96, 96)
         assert {0, 1, 2, 3} == set(item["label"].unique().tolist())
     files = paired_files(root / "octa/octa25k_3x3/image", root / "octa/octa25k_3x3/mask", "test")
-    item = WeakSliceDataset(files, 2, split="test", size=96, channels=1, threshold=127)[0]
+    item = WeakSliceDataset(files, 2, split="test", size=96, image_channels=1, threshold=127)[0]
     assert 0.002 < float(item["mask"].float().mean()) < 0.2
-    volumes = WeakSliceDataset(volume_files(root / "cardiac/acdc_h5", "train"), 4, size=256, fit="pad")
+    volumes = WeakSliceDataset(volume_files(root / "cardiac/acdc_h5", "train"), 4, size=256, resize_mode="pad")
     labels = [volumes[index]["label"] for index in range(0, len(volumes), 8)]
     assert all(set(label.unique().tolist()) <= {0, 1, 2, 3, 4} for label in labels)
     assert all(0 < float((label < 4).float().mean()) < 0.05 for label in labels)
@@ -236,6 +236,6 @@ def test_release_layout_end_to_end(tmp_path: Path, mask: np.ndarray) -> None:
         for name in ("x", "y"):
             content = dict.fromkeys(keys, mask)
             write_h5(tmp_path / "Domain4" / split / f"{name}.h5", image=mask.astype(np.float32), **content)
-    data = WeakSliceDataset(release_files(tmp_path, "train", 4, val_fraction=0.5), 3, form="keypoint")
+    data = WeakSliceDataset(release_files(tmp_path, "train", 4, val_fraction=0.5), 3, annotation="keypoint")
     assert len(data) == 1
-    assert len(WeakSliceDataset(release_files(tmp_path, "test", 4), 3, form="keypoint", split="test")) == 2
+    assert len(WeakSliceDataset(release_files(tmp_path, "test", 4), 3, annotation="keypoint", split="test")) == 2
