@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``python -m fedmonai.bundle check --site B`` and ``python -m fedmonai.bundle lint bundles/fl_mr``."""
+"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint bundles/fl_mr``, ``... ids bundles/fl_mr``."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any
@@ -58,5 +59,27 @@ def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = ()) -> No
     sys.exit(1 if report.findings else 0)
 
 
+def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = False) -> None:
+    """List the ids of a bundle: default, allowed values, where they are read, meaning.
+
+    Args:
+        bundle: folder of the bundle.
+        find: list only ids whose name or meaning holds this text.
+        as_json: print JSON for programs.
+        page: print the bundle's page ``docs/ids.md``.
+    """
+    from fedmonai.bundle.id_list import id_page, id_rows, id_text  # torch, which the lint does without
+
+    try:
+        rows = [row for part in (False, True) for row in id_rows(bundle, part)]
+        text = id_page(bundle) if page else ""
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    chosen = [row for row in rows if find.lower() in f"{row['id']} {row['meaning']}".lower()]
+    if not chosen:
+        sys.exit(f"error: no id of '{bundle}' has '{find}' in its name or meaning.")
+    print(text.rstrip() if page else json.dumps(chosen, indent=2) if as_json else id_text(chosen))
+
+
 if __name__ == "__main__":
-    fire.Fire({"check": check, "lint": lint})
+    fire.Fire({"check": check, "ids": ids, "lint": lint})

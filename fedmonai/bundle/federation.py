@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 from monai.utils import optional_import
 
-from fedmonai.bundle.ids import nearest_of
+from fedmonai.bundle.ids import nearest_of, parameters_of
 from fedmonai.bundle.live_config import live_resolver
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
@@ -110,44 +109,35 @@ def _arguments(
     resolver: ReferenceResolver, component: Any, given: Mapping[str, Any], without: Collection[str]
 ) -> dict[str, Any]:
     """The arguments of a component that are given or stand in the config as ids of the same names."""
-    unknown = [name for name in given if name not in build_federation.reads_ids]  # type: ignore[attr-defined]
+    unknown = [name for name in given if name not in _ARGUMENTS]
     if unknown:
-        nearest = nearest_of(unknown[0], build_federation.reads_ids)  # type: ignore[attr-defined]
+        nearest = nearest_of(unknown[0], _ARGUMENTS)
         raise ConfigError(f"federation: there is no argument '{unknown[0]}'; did you mean '{nearest}'?")
     config = _config(resolver)
     return {
         name: given[name] if name in given else resolver.get_resolved_content(name)
-        for name in _parameters(component)
+        for name in parameters_of(component)
         if name not in without and (name in given or name in config)
     }
 
 
-def _parameters(component: Any) -> list[str]:
-    """Argument names of a class, those that it hands on to its bases by ``**kwargs`` included."""
-    names: list[str] = []
-    for base in inspect.getmro(component):
-        if "__init__" in vars(base):
-            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-            names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-    return list(dict.fromkeys(names))
-
-
-#: what a strategy declares, in the place of ids
-_DECLARED = ("shared_keys", "local_keys", "attachments")
-_PARAMETERS = {name for part in (SitePlan, LocalPool, Federation) for name in _parameters(part)}
-#: ids that are read by name, for whoever asks which ids of a config have an effect
-build_federation.reads_ids = frozenset(_PARAMETERS - {"plan", "attachments"})  # type: ignore[attr-defined]
+#: what the sites' plan takes from the strategy, in the place of ids
+_DECLARED = {"shared_keys", "local_keys", "attachments"}
+_PARAMETERS = {name for part in (SitePlan, LocalPool, Federation) for name in parameters_of(part)}
+_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site
 _OWN_IDS = _PARAMETERS - {"num_rounds"} | {"site", "standalone"}
+#: ids that are read by their names, for whoever asks which ids of a config have an effect
+build_federation.reads_ids = frozenset(_ARGUMENTS | {"shared_keys", "local_keys"})  # type: ignore[attr-defined]
 
 
 def _site_plan(resolver: ReferenceResolver, given: Mapping[str, Any]) -> SitePlan:
     found = _arguments(resolver, SitePlan, given, without=_DECLARED)
+    if missing := [name for name in ("bundle_root", "output_dir", "sites") if found.get(name) is None]:
+        raise ConfigError(f"the config of the federation has no '{missing[0]}'; every federated.yaml sets it.")
+    if not isinstance(found["sites"], Mapping):
+        raise ConfigError(f"sites is '{str(found['sites'])[:100]}'; give ids with their values by site.")
     config, known = _config(resolver), _base_ids(found)
-    if not isinstance(found.get("sites"), Mapping):
-        raise ConfigError(f"sites is '{str(found.get('sites'))[:100]}'; give ids with their values by site.")
     common = [name for name in config if name in known - _OWN_IDS and _is_plain(config[name])]
     shared = {name: resolver.get_resolved_content(name) for name in common}
     if "device" not in known:
@@ -201,4 +191,4 @@ def _strategy(resolver: ReferenceResolver, given: Mapping[str, Any]) -> Strategy
 def _strategy_arguments(item: ConfigComponent) -> list[str]:
     module, _, name = str(item.resolve_module_name()).rpartition(".")
     component, there = optional_import(module, name=name)
-    return _parameters(component) if there and inspect.isclass(component) else []
+    return parameters_of(component) if there else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,17 +13,31 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import optional_import
 
+from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.errors import ConfigError
 from fedmonai.gate.known_ids import unknown_ids as gate_unknown_ids
 from fedmonai.gate.reading import config_files
+from fedmonai.gate.references import walk_references
 
-__all__ = ["apply_overrides", "bundle_ids", "nearest_of", "read_by_name", "unknown_ids"]
+__all__ = [
+    "apply_overrides",
+    "known_ids",
+    "nearest_of",
+    "parameters_of",
+    "read_by_name",
+    "read_configs",
+    "referred_ids",
+    "unknown_ids",
+    "written_ids",
+]
 
 
 SEP = ReferenceResolver.sep
-#: what MONAI itself puts into a config at run time
+#: what MONAI itself puts into a config at run time, and where an overlay declares ids
 RUNTIME_IDS = {
+    TABLE_SECTION,
     "_meta_",
+    "_desc_",
     "run_name",
     "tracking",
     "tracking_uri",
@@ -36,15 +50,29 @@ RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
 _BY_NAME = ("federation", "strategy")
 
 
-def bundle_ids(bundle_root: str | Path) -> set[str]:
-    """Every id that stands in some config file of the bundle, sections included."""
+def read_configs(bundle_root: str | Path) -> dict[Path, dict[str, Any]]:
+    """The content of every config file of a bundle, by file."""
+    return {path: ConfigParser.load_config_file(path) or {} for path in config_files(bundle_root)}
+
+
+def written_ids(contents: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Every id that stands in some of these contents of config files, sections included."""
     known: set[str] = set()
-    for path in config_files(bundle_root):
-        for key, value in (ConfigParser.load_config_file(path) or {}).items():
+    for content in contents:
+        for key, value in content.items():
             parts = key.lstrip("+").replace("#", SEP).split(SEP)
             known.update(SEP.join(parts[: n + 1]) for n in range(len(parts)))
             known.update(_walk(value, SEP.join(parts)))
     return known
+
+
+def known_ids(contents: Iterable[Mapping[str, Any]], table: IdTable) -> set[str]:
+    """The ids that a config of a bundle may have: those of its table, and all that its files write inside of sections.
+
+    A bundle without a table knows what its files write.
+    """
+    written = written_ids(contents)
+    return {name for name in written if not table or SEP in name} | set(table)
 
 
 def _walk(value: Any, prefix: str) -> Iterator[str]:
@@ -55,19 +83,47 @@ def _walk(value: Any, prefix: str) -> Iterator[str]:
         yield from _walk(inner, name)
 
 
-def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
-    """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
+def unknown_ids(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> list[str]:
+    """The ids of a live config that the bundle does not know, nothing refers to, and no component takes.
+
+    Args:
+        config: the live config.
+        known: from :func:`known_ids`.
+        open_ids: ids whose keys are names that a user gives.
+    """
     plain = {key: value for key, value in config.items() if key not in RUNTIME_IDS}
-    return gate_unknown_ids(plain, known | read_by_name(config), _argument_names)
+    return gate_unknown_ids(plain, known | read_by_name(config), _argument_names, open_ids)
+
+
+def referred_ids(config: Any) -> set[str]:
+    """The ids that a config refers to by ``@``, with all sections that lead to them."""
+    return {SEP.join(ref.split(SEP)[: n + 1]) for ref in walk_references(config) for n in range(ref.count(SEP) + 1)}
 
 
 def read_by_name(config: Mapping[str, Any]) -> set[str]:
     """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
-    targets = [part.get("_target_") if isinstance(part := config.get(name), Mapping) else None for name in _BY_NAME]
-    module, _, name = str(targets[0]).rpartition(".")
-    component = optional_import(module, name=name)[0] if module else None
-    read = set(getattr(component, "reads_ids", ()))
-    return read | (_argument_names(targets[1]) or set()) if read else set()
+    federation, strategy = (_component(config.get(name)) for name in _BY_NAME)
+    read = set(getattr(federation, "reads_ids", ()))
+    return read | set(parameters_of(strategy)) if read and strategy is not None else read
+
+
+def _component(section: Any) -> Any:
+    target = section.get("_target_") if isinstance(section, Mapping) else None
+    module, _, name = str(target).rpartition(".")
+    component, there = optional_import(module, name=name) if module else (None, False)
+    return component if there else None
+
+
+def parameters_of(component: Any) -> list[str]:
+    """Argument names of a function, or of a class with those that it hands on to its bases by ``**kwargs``."""
+    names: list[str] = []
+    makers = [vars(base).get("__init__") for base in inspect.getmro(component)] if inspect.isclass(component) else []
+    for maker in [one for one in makers if one is not None] or [component]:
+        parameters = list(inspect.signature(maker).parameters.values())
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name != "self"]
 
 
 def _argument_names(target: Any) -> set[str] | None:
@@ -87,13 +143,13 @@ def _argument_names(target: Any) -> set[str] | None:
     return {p.name for p in parameters}
 
 
-def refuse_unknown(config: Mapping[str, Any], known: set[str]) -> None:
+def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> None:
     """Raise for the first unknown id, with the nearest known one.
 
     Raises:
         ConfigError: when there is an unknown id.
     """
-    found = unknown_ids(config, known)
+    found = unknown_ids(config, known, open_ids)
     if not found:
         return
     name = found[0]

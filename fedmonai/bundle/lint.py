@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fedmonai.bundle import lint_files
+from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
-from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.known_ids import unknown_ids
 from fedmonai.gate.names import Found, NameProblem, Names, names_for
-from fedmonai.gate.reading import SEP, config_files, load_strictly, walk
+from fedmonai.gate.reading import SEP, TABLE_FILE, config_files, load_strictly, walk
 from fedmonai.gate.references import merge_layers, references
 from fedmonai.gate.texts import Texts
 
@@ -99,6 +99,7 @@ def lint_bundle(bundle: str | Path, allow: str | Sequence[str] = ()) -> LintRepo
         report.add(".", "", "Python would import modules from this folder; run the check from another one")
         return report
     contents = dict(_contents(root, report))
+    table = _table(root, contents, report)
     suspect = set()
     for path, content in contents.items():
         report.count(content)
@@ -108,16 +109,28 @@ def lint_bundle(bundle: str | Path, allow: str | Sequence[str] = ()) -> LintRepo
     for path in contents:
         # what is wrong by itself would be said again
         if not suspect & {path, _base_of(root, path, contents)}:
-            _lint_together(root, path, contents, names, report)
+            _lint_together(root, path, contents, table, names, report)
     _lint_others(root, report)
     return report
 
 
+def _table(root: Path, contents: Mapping[Path, dict[str, Any]], report: LintReport) -> IdTable:
+    """The bundle's table of ids; empty, with a finding, where it is missing or wrong."""
+    if not (root / "configs" / TABLE_FILE).is_file():
+        report.add(f"configs/{TABLE_FILE}", "", "is missing; it says what each id of the bundle means")
+        return IdTable()
+    try:
+        return IdTable.of_bundle(root, contents)
+    except ConfigError as error:
+        report.add(f"configs/{TABLE_FILE}", "", str(error))
+        return IdTable()
+
+
 def _lint_together(
-    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], names: Names, report: LintReport
+    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, names: Names, report: LintReport
 ) -> None:
     try:
-        for config_id, problem in _id_problems(root, path, contents, names):
+        for config_id, problem in _id_problems(root, path, contents, table, names):
             report.add(_name(root, path), config_id, problem)
     except (KeyError, ValueError, IndexError, TypeError, RecursionError) as error:  # as MONAI's parser would fail
         report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {first_line(error, 120)})")
@@ -169,7 +182,7 @@ def _base_of(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]]) ->
 
 
 def _id_problems(
-    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], names: Names
+    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, names: Names
 ) -> Iterator[tuple[str, str]]:
     content, base = contents[path], _base_of(root, path, contents)
     if base is not None and base not in contents:
@@ -185,18 +198,27 @@ def _id_problems(
         if isinstance(value, str) and not config_id.endswith("_desc_"):
             yield from ((config_id, f"refers to '@{ref}', which no config has") for ref in _dangling(value, ids))
     if base is not None:
-        known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | FEDERATION_IDS
-        if path.parent.name == "data":  # what stands under an id of data (classes by name, ...) is the data's own
-            known |= {config_id for config_id, _ in walk(content) if config_id.split(SEP)[0] in known & DATA_IDS}
+        # of the table what an overlay may add: what it declares itself, and what no config that stands alone has
+        in_bases = {key for other in contents.values() if "bundle_root" in other for key in other}
+        declared = set(content.get(TABLE_SECTION) or {}) | (set(table) - in_bases)
+        known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | declared
         known |= _read_by_name(merged, names)
-        found = unknown_ids(merged, known, lambda target: _argument_names(target, names))
+        plain = {key: value for key, value in merged.items() if key != TABLE_SECTION}
+        found = unknown_ids(plain, known, lambda target: _argument_names(target, names), table.names(open=True))
         yield from ((unknown, "is unknown: nothing reads it") for unknown in found)
-    yield from data_problems(path, content)
+    if table:
+        yield from ((key, f"has no entry in configs/{TABLE_FILE}") for key in content if not _has_entry(key, table))
+        yield from data_problems(path, content, table.names(data=True))
     yield from file_problems(root, content, contents)
     own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
     texts = Texts(merged, names)
     yield from site_problems(content, own, texts)
     yield from texts.problems()
+
+
+def _has_entry(key: str, table: IdTable) -> bool:
+    plain = key.removeprefix("+")
+    return SEP in plain or plain in table or plain in (TABLE_SECTION, "_desc_")
 
 
 def _argument_names(target: Any, names: Names) -> set[str] | None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmonai.bundle.overlay_ids import DATA_IDS
+from fedmonai.bundle.id_table import TABLE_SECTION
 from fedmonai.gate.expressions import composed, expression_problems
 from fedmonai.gate.policy import load_policy
 from fedmonai.gate.reading import SEP, walk
@@ -19,11 +19,11 @@ __all__ = ["data_problems", "file_problems", "site_problems"]
 _SECTIONS = {"local": 0, "sites": 1}
 
 
-def data_problems(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(id, problem) of what an overlay in ``configs/data`` must leave alone."""
+def data_problems(path: Path, content: Mapping[str, Any], data_ids: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(id, problem) of what an overlay in ``configs/data`` must leave alone: all but the ids of data."""
     if path.parent.name == "data":
         for key in content:
-            if key not in DATA_IDS:
+            if key not in data_ids and key != TABLE_SECTION:
                 yield key, "is no id of data; an overlay in configs/data says how data are read, not how to train"
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.formats import STATE_FORMAT, FormatError, check_format
 from fedmonai.federated.run_log import RunFolder, save_atomic
 from fedmonai.io import load_checked, read_weights, sync_folder
 
@@ -21,6 +22,7 @@ __all__ = ["BestModelTracker", "Checkpoint", "changes_since", "start_from"]
 logger = logging.getLogger(__name__)
 
 
+_OTHER_FORMAT = "Continue with the version that wrote it, or start again in another output_dir."
 #: name under which the mean over sites is kept beside the sites' own records
 MEAN = ""
 
@@ -151,7 +153,7 @@ class Checkpoint:
             the rounds of the sites' states that the commits on disk refer to, the newest last.
         """
         fresh = self.path.with_name("federation.new.pt")
-        save_atomic({**state, "best": self.best.state_dict()}, fresh)
+        save_atomic({"format": STATE_FORMAT, **state, "best": self.best.state_dict()}, fresh)
         if self.path.exists() and not again:
             self.path.replace(self.previous)
         fresh.replace(self.path)
@@ -167,14 +169,17 @@ class Checkpoint:
             check_states: raises ConfigError when the site states of a commit, ``{site: round}``, cannot be used.
 
         Raises:
-            ConfigError: when none can.
+            ConfigError: when none can, or one is of another format.
         """
         for path in (self.path, self.previous):
             if not path.exists():
                 continue
             try:
                 state: dict[str, Any] = load_checked(path)
+                check_format(f"the state in '{path}'", state, STATE_FORMAT, _OTHER_FORMAT)
                 check_states(state["site_rounds"])
+            except FormatError:  # whole, so a way back to an earlier round would lose one for nothing
+                raise
             except ConfigError as error:
                 self.note(f"{error} The round before it is used.")
                 continue

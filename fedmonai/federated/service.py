@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.formats import FormatError
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import KINDS, Reply, Request, attachments_of, weights_message
 from fedmonai.federated.plan import SitePlan
@@ -102,6 +103,8 @@ class SiteService:
             self.sites.state_rounds[self.name] = number
             try:
                 self.sites.open(self.name)
+            except FormatError:  # nothing is damaged: an older or a fresh state would lose the site's own for nothing
+                raise
             except ConfigError as error:
                 self._notes.append(f"the state after round {number} cannot be used ({error})")
                 continue

@@ -9,21 +9,24 @@ from typing import Any
 from fedmonai.gate.reading import COMPONENT_KEYS, SEP
 from fedmonai.gate.references import walk_references
 
-__all__ = ["OPEN_SECTIONS", "unknown_ids"]
+__all__ = ["unknown_ids"]
 
-#: sections whose keys are names that a user gives
-OPEN_SECTIONS = {"owners", "sites", "targets"}
+#: sections in which every key is the name of a site or an id of its config
+SITE_SECTIONS = {"local", "sites"}
 #: names of the arguments of a ``_target_``; None when they cannot be told
 ArgumentNames = Callable[[Any], Collection[str] | None]
 
 
-def unknown_ids(config: Mapping[str, Any], known: Collection[str], argument_names: ArgumentNames) -> list[str]:
+def unknown_ids(
+    config: Mapping[str, Any], known: Collection[str], argument_names: ArgumentNames, open_ids: Collection[str] = ()
+) -> list[str]:
     """The ids of a config that are not known, that nothing refers to, and that no component takes.
 
     Args:
         config: the config.
         known: ids that are accepted.
         argument_names: tells the arguments of a component.
+        open_ids: ids whose keys are names that a user gives.
     """
     referred = {SEP.join(ref.split(SEP)[: n + 1]) for ref in walk_references(config) for n in range(ref.count(SEP) + 1)}
     accepted = set(known) | referred
@@ -31,7 +34,7 @@ def unknown_ids(config: Mapping[str, Any], known: Collection[str], argument_name
     for key, value in config.items():
         if key not in accepted:
             found.append(key)
-        elif key not in OPEN_SECTIONS and key != "local":
+        elif key not in SITE_SECTIONS and key not in open_ids:
             found += _unknown_inside(value, key, accepted, argument_names)
     return found
 

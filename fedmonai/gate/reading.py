@@ -10,9 +10,11 @@ from typing import Any
 
 from fedmonai.io import read_strictly
 
-__all__ = ["COMPONENT_KEYS", "SEP", "config_files", "load_strictly", "shape_problems", "walk"]
+__all__ = ["COMPONENT_KEYS", "SEP", "TABLE_FILE", "config_files", "load_strictly", "shape_problems", "walk"]
 
 
+#: the table of a bundle's ids, in its folder ``configs``
+TABLE_FILE = "ids.yaml"
 #: between the parts of an id
 SEP = "::"
 #: a part of an id; MONAI writes ids into expressions, so that nothing that means something to Python may stand in one
@@ -35,10 +37,10 @@ def load_strictly(path: Path) -> dict[str, Any]:
 
 
 def config_files(bundle_root: str | Path) -> list[Path]:
-    """All config files of a bundle but its metadata."""
+    """All config files of a bundle but its metadata and its table of ids."""
     folder = Path(bundle_root, "configs")
     found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
-    return sorted(p for p in found if p != folder / "metadata.json")
+    return sorted(p for p in found if p not in (folder / "metadata.json", folder / TABLE_FILE))
 
 
 def walk(value: Any, config_id: str = "") -> Iterator[tuple[str, Any]]:

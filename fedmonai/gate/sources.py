@@ -15,7 +15,7 @@ from fedmonai.gate.signatures import REQUIRED, Parameter, parameters_of, plain_v
 __all__ = ["Module", "declared_names", "find_module", "is_dataclass", "literal_of", "own_parameters"]
 
 #: what a class says to the gate about itself: names that expressions may use of its objects, and arguments that a
-#: config gives in one written form only
+#: config gives in one written form only; for its functions a module says the latter, by function
 CONFIG_NAMES, CONFIG_FORMS = "CONFIG_NAMES", "CONFIG_FORMS"
 #: what a module says about its functions: the classes whose arguments they take, from ids of the same names, too
 CONFIG_ARGUMENTS = "CONFIG_ARGUMENTS"

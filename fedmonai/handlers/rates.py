@@ -9,12 +9,15 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext, SiteHandler
 
 __all__ = ["OptimizerReset", "PolyLR", "RoundLR"]
 
 
-class RoundLR:
+class RoundLR(SiteHandler):
     """Multiplies the learning rate by ``gamma`` after each milestone of rounds.
+
+    Where nobody counts rounds (a site that trains alone, a stock ``MonaiAlgo``) every epoch is a round.
 
     In round r (from 1) the rate is ``lr * gamma ** (number of milestones < r)``: with ``milestones=[40]`` rounds 1 to
     40 run at the full rate. The rate is computed from the round, not stepped, so skipped rounds and restarts change
@@ -25,8 +28,6 @@ class RoundLR:
         milestones: rounds after which the rate falls; empty for a constant rate.
         gamma: factor, above 0; 1 for a constant rate.
         step: rounds between further milestones, or None.
-
-    Under a stock ``MonaiAlgo``, which does not tell the round, runs of the trainer are counted instead.
 
     Raises:
         ConfigError: when ``gamma`` is not positive or a milestone or ``step`` is below 1.
@@ -46,22 +47,24 @@ class RoundLR:
         self.milestones = sorted(milestones)
         self.gamma = gamma
         self.full_rates = [group["lr"] for group in optimizer.param_groups]
-        self._runs = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
-        engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        self._runs += 1
-        number = getattr(engine.state, "round", None) or self._runs
+        number = _round(engine, engine.state.epoch)
         falls = sum(milestone < number for milestone in self.milestones)
         falls += (number - 1) // self.step if self.step else 0
         for group, rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             group["lr"] = rate * self.gamma**falls
 
 
-class PolyLR:
+def _round(engine: Engine, runs: int) -> int:
+    context = RoundContext.of(engine)
+    return runs if context is None else context.round
+
+
+class PolyLR(SiteHandler):
     r"""Polynomial decay over the iterations of all rounds: :math:`\eta_t = \eta (1 - t / T)^{power}`.
 
     Iteration t of a site, from 0, is ``(round - 1) E + k`` with k the iteration within the round and E the iterations
@@ -92,14 +95,13 @@ class PolyLR:
         self._runs = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def _begin(self, engine: Engine) -> None:
         state = engine.state
         self._runs += 1
-        self._round = getattr(state, "round", None) or self._runs
+        self._round = _round(engine, self._runs)
         self._first = state.iteration
         self._length = (state.max_epochs - state.epoch) * state.epoch_length  # type: ignore[operator]
 
@@ -110,12 +112,12 @@ class PolyLR:
             group["lr"] = rate * left**self.power
 
 
-class OptimizerReset:
+class OptimizerReset(SiteHandler):
     """Drops the optimizer's moments when a round begins and when it ends.
 
     FL-MR (Guo et al., CVPR 2021, released program) builds a new RMSprop every round. Emptying the state of the one at
     hand is the same update rule without the rebuilding, and a site then holds nothing between rounds. ``MonaiAlgo``
-    alone keeps moments over rounds.
+    alone keeps moments over rounds. A site that trains alone has one run, which begins without moments anyway.
 
     Args:
         optimizer: the trainer's optimizer.
@@ -127,7 +129,6 @@ class OptimizerReset:
         self.enabled = enabled
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         if self.enabled:
             engine.add_event_handler(Events.STARTED, self)
             engine.add_event_handler(Events.COMPLETED, self)

@@ -16,10 +16,11 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
+from fedmonai.federated.formats import JOB_FORMAT, check_format
 from fedmonai.gate.policy import load_policy
+from fedmonai.gate.reading import config_files
 from fedmonai.io import parse_strictly, read_strictly
 from fedmonai.names import as_list
 
@@ -196,6 +197,9 @@ class Deployment:
             content = read_strictly(path)
         except ValueError as error:
             raise ConfigError(f"the job's {DESCRIPTION} {error}.") from error
+        if isinstance(content, dict):
+            check_format(f"the job's {DESCRIPTION}", content, JOB_FORMAT, "Make the job again with the sites' version.")
+            del content["format"]
         known = set(cls.__dataclass_fields__)
         if not isinstance(content, dict) or not {"run", "files"} <= set(content) <= known:
             raise ConfigError(f"the job's {DESCRIPTION} does not describe a job: it sets {', '.join(sorted(known))}.")
@@ -252,7 +256,8 @@ def bundle_digest(bundle: str | Path) -> str:
 def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> None:
     """Write the description and a copy of the bundle's configs into a folder that travels with the job."""
     _copy_parts(Path(bundle), Path(folder, BUNDLE))
-    Path(folder, DESCRIPTION).write_text(json.dumps(asdict(deployment), indent=2) + "\n", encoding="utf-8")
+    content = {"format": JOB_FORMAT, **asdict(deployment)}
+    Path(folder, DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def packed(folder: str | Path) -> str:

@@ -23,6 +23,7 @@ from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_files import logging_problems, metadata_problems
 from fedmonai.errors import ConfigError
 from fedmonai.gate import catalogue
+from fedmonai.gate.reading import config_files
 
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))
@@ -36,8 +37,8 @@ def test_bundles_are_found() -> None:
 def test_bundle_of_the_collection_is_clean(bundle: Path) -> None:
     report = lint_bundle(bundle)
     assert [str(finding) for finding in report.findings] == []
-    # the check really looked: every config but the metadata, with components and expressions in them
-    assert report.configs == sum(p.suffix in (".json", ".yaml") for p in bundle.glob("configs/**/*")) - 1
+    # the check really looked: every config, with components and expressions in them
+    assert report.configs == len(config_files(bundle))
     assert report.components and report.expressions
 
 
@@ -247,7 +248,7 @@ def test_command_line_admits_a_package_of_ones_own(
 ) -> None:
     (bundle.parent / "own_loss.py").write_text("raise SystemExit('imported')\nclass Loss: ...\n")
     monkeypatch.syspath_prepend(str(bundle.parent))
-    rewritten(bundle / "configs" / "train.json", extra={"_target_": "own_loss.Loss"})
+    rewritten(bundle / "configs" / "train.json", loss={"_target_": "own_loss.Loss"})
     for given, code in (([], 1), (words.split(), 0)):
         with pytest.raises(SystemExit) as ended:
             fire.Fire({"lint": lint}, command=["lint", str(bundle), *given])

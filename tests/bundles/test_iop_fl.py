@@ -76,7 +76,7 @@ def test_personal_model_is_the_average_of_what_the_site_sent(data: Path, tmp_pat
         assert set(message.statistics) == {"num_samples", "num_batches", "num_steps", "round", "loss"}
         sent.append(message.weights)
         engine.strategy.aggregate(number, {"A": message})
-    personal = next(h for h in site.handlers if hasattr(h, "personal_weights")).personal_weights
+    personal = next(h for h in site.site_handlers if h.has_personal_model).personal_weights({})
     for key, value in personal.items():
         torch.testing.assert_close(value, 0.25 * sent[0][key] + 0.75 * sent[1][key])
     changed = [k for k in personal if not torch.equal(personal[k], sent[1][k])]
@@ -90,8 +90,8 @@ def test_no_message_of_a_whole_run_holds_a_personal_model(data: Path, tmp_path: 
     train, seen, checked = engine.sites.train, [], 0
 
     def personal() -> list[dict[str, torch.Tensor]]:
-        found = [next(h for h in engine.sites.open(n).handlers if hasattr(h, "personal_weights")) for n in "AB"]
-        models = [dict(handler.personal_weights or {}) for handler in found]
+        found = [next(h for h in engine.sites.open(n).site_handlers if h.has_personal_model) for n in "AB"]
+        models = [dict(handler.personal_weights({}) or {}) for handler in found]
         mean = {k: (models[0][k] + models[1][k]) / 2 for k in models[0]} if all(models) else {}
         return [*models, mean]
 
@@ -160,8 +160,8 @@ def test_failed_turn_puts_the_old_personal_model_back(data: Path, tmp_path: Path
     engine.prepare()
     site = engine.sites.open("A")
     site.train(weights_message(engine.strategy.global_weights, round=1))
-    handler = next(h for h in site.handlers if hasattr(h, "personal_weights"))
-    before = {k: t.clone() for k, t in handler.personal_weights.items()}
+    handler = next(h for h in site.site_handlers if h.has_personal_model)
+    before = {k: t.clone() for k, t in handler.personal_weights({}).items()}
 
     def fail(trainer: Any) -> None:
         raise RuntimeError("after the average was taken")
@@ -169,7 +169,7 @@ def test_failed_turn_puts_the_old_personal_model_back(data: Path, tmp_path: Path
     site.trainer.add_event_handler(Events.COMPLETED, fail)
     with pytest.raises(RuntimeError, match="after the average"):
         site.train(weights_message(engine.strategy.global_weights, round=2))
-    assert same(before, handler.personal_weights)
+    assert same(before, handler.personal_weights({}))
     engine.close()
 
 

@@ -209,7 +209,7 @@ def at_round(engine: Federation, site: str, number: int, action: Callable[[], An
     trainer = engine.sites.open(site).trainer
 
     def act(trainer: Any) -> None:
-        if trainer.state.round == number:
+        if trainer.state.round_context.round == number:
             action()
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, act)

@@ -121,7 +121,7 @@ def test_error_at_a_site_is_named_with_its_reason(data: Path, tmp_path: Path) ->
     engine.prepare()
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round == 1:
+        if trainer.state.round_context.round == 1:
             raise RuntimeError("scanner on fire")
 
     wire.services["B"].sites.open("B").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)

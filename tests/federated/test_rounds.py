@@ -126,7 +126,7 @@ def break_site(engine: Federation, name: str, number: int, error: Exception) -> 
     site = engine.sites.open(name)
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round == number:
+        if trainer.state.round_context.round == number:
             raise error
 
     site.trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)

@@ -127,7 +127,7 @@ def test_bytes_and_ages_are_written_down(reference: Path, data: Path, tmp_path: 
     engine.prepare()
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round in (2, 3):
+        if trainer.state.round_context.round in (2, 3):
             raise RuntimeError("gone")
 
     engine.sites.open("B").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)

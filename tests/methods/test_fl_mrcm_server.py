@@ -195,7 +195,7 @@ def test_a_target_that_misses_a_round_leaves_its_last_bank(data: Path, tmp_path:
     engine.prepare()
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round == 2:
+        if trainer.state.round_context.round == 2:
             raise RuntimeError("no power")
 
     engine.sites.open("C").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
