@@ -22,6 +22,7 @@ import torch
 from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader, Dataset
 
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.methods.fl_mrcm import FeatureAlignment
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
@@ -70,8 +71,10 @@ def make_sides(settings: argparse.Namespace, lambda_adv: float = 1.0) -> dict[st
     trainers = (make_trainer(settings, 1, mode, lambda_adv) for mode in (None, "features", "inputs"))
     sides = dict(zip(SIDES, trainers, strict=True))
     bank = torch.randn(256, 4 * 16 * settings.channels, device=settings.device)
-    sides[SIDES[1]].state.received = {"target_latents": {"latents": bank}}
-    sides[SIDES[2]].state.peer = {"I": make_trainer(settings, 2, None)}.__getitem__
+    target = {"I": make_trainer(settings, 2, None)}.__getitem__
+    received = {"target_latents": {"latents": bank}}
+    sides[SIDES[1]].state.round_context = RoundContext(2, "B", received, [])
+    sides[SIDES[2]].state.round_context = RoundContext(2, "B", {}, [], other_trainer=target)
     return sides
 
 

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.plan import SitePlan
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
@@ -93,7 +94,7 @@ class Clock:
 
     def attach(self, engine: Federation) -> None:
         """Time a federation."""
-        engine.run_state.commit = self.timed(engine.run_state.commit)  # type: ignore[method-assign]
+        engine._commit = self.timed(engine._commit)  # type: ignore[method-assign]
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         self.started = time.process_time()
 
@@ -129,9 +130,9 @@ def measure(folder: Path, step: Callable, sites: int, channels: int, rounds: int
     ids |= {"reset_optimizer": False, "train::trainer::iteration_update": {"_target_": f"{__name__}.{step.__name__}"}}
     ids["train::trainer::iteration_update"]["_mode_"] = "callable"
     specs = {f"site{index}": {"dataset_dir": str(folder / "data")} for index in range(sites)}
-    out = str(folder / step.__name__)
+    plan = SitePlan(str(BUNDLE), specs, folder / step.__name__, local=ids)
     total = rounds + WARM_UP + 1  # the last round is validated
-    engine = Federation(LocalPool(str(BUNDLE), specs, out, local=ids), WeightedMean(), total, out, val_interval=total)
+    engine = Federation(LocalPool(plan), WeightedMean(), total, val_interval=total)
     clock = Clock(PlainLoop(sites, channels))
     attach(engine, [clock]).run()
     weights, peer = engine.strategy.global_weights, clock.peer.model.state_dict()

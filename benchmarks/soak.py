@@ -34,6 +34,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.plan import SitePlan
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.seeding import derive_seed
 
@@ -119,10 +120,10 @@ def resident_bytes() -> int:
 def make_federation(settings: argparse.Namespace, out: Path) -> Federation:
     """The federation: sites differ in the offset of their labels, 80 % of them take part in a round."""
     specs = {f"site{index:02d}": {"offset": 0.02 * index} for index in range(settings.sites)}
-    sites = FaultySites(str(BUNDLE), specs, str(out), seed=settings.seed)
+    sites = FaultySites(SitePlan(str(BUNDLE), specs, out, seed=settings.seed))
     sites.fault_seed = settings.seed
-    options = {"fraction": 0.8, "key_metric": "mse", "key_metric_mode": "min", "seed": settings.seed, "val_interval": 2}
-    return Federation(sites, WeightedMean("samples"), settings.rounds, str(out), resume=True, method="soak", **options)
+    options = {"fraction": 0.8, "key_metric": "mse", "key_metric_mode": "min", "val_interval": 2}
+    return Federation(sites, WeightedMean("samples"), settings.rounds, resume=True, method="soak", **options)
 
 
 def work(settings: argparse.Namespace) -> None:

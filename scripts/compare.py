@@ -72,7 +72,7 @@ def _run(run: PlannedRun, bundles: str) -> None:
         if not path.exists():
             write_cross_site(federation, path)
     finally:
-        federation.run_state.folder.close()
+        federation.close()
 
 
 def report(result: tuple[str | None, list[str]]) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.protocol import Strategy
 from fedmonai.methods.averaging import WeightedMean
 
@@ -25,13 +26,14 @@ def make_tiny(
     kind: type[LocalPool] = LocalPool,
     ids: dict[str, Any] | None = None,
     site_options: dict[str, Any] | None = None,
+    pool_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Federation:
     """A federation whose sites differ in the offset of their labels."""
     specs = {name: {"offset": 0.1 * index} for index, name in enumerate(names)}
-    sites = kind(TINY, specs, str(out), local=ids, **(site_options or {}))
+    sites = kind(SitePlan(TINY, specs, out, local=ids or {}, **(site_options or {})), **(pool_options or {}))
     options = {"num_rounds": 3, "key_metric": "mse", "key_metric_mode": "min", **options}
-    return Federation(sites, strategy or WeightedMean(), output_dir=str(out), **options)
+    return Federation(sites, strategy or WeightedMean(), **options)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,15 @@ from monai.utils import optional_import
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["apply_overrides", "bundle_ids", "config_files", "nearest_of", "unknown_ids"]
+__all__ = [
+    "apply_overrides",
+    "bundle_ids",
+    "config_files",
+    "nearest_of",
+    "parameters_of",
+    "read_by_name",
+    "unknown_ids",
+]
 
 
 SEP = ReferenceResolver.sep
@@ -30,8 +38,10 @@ RUNTIME_IDS = {
     "save_execute_config",
 }
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
+#: components that may take ids by their names: the one that does, and the one that it completes
+_BY_NAME = ("federation", "strategy")
 #: sections whose keys are names that a user gives
-OPEN_SECTIONS = {"owners", "sites", "targets"}
+OPEN_SECTIONS = {"tensor_owners", "sites", "targets"}
 
 
 def config_files(bundle_root: str | Path) -> list[Path]:
@@ -63,7 +73,7 @@ def _walk(value: Any, prefix: str) -> Iterator[str]:
 def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
     """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
     referred = {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
-    accepted = known | referred | RUNTIME_IDS
+    accepted = known | referred | RUNTIME_IDS | read_by_name(config)
     found = []
     for key, value in config.items():
         if key not in accepted:
@@ -71,6 +81,32 @@ def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
         elif key not in OPEN_SECTIONS and key != "local" and key not in RUNTIME_IDS:
             found += _unknown_inside(value, key, accepted)
     return found
+
+
+def read_by_name(config: Mapping[str, Any]) -> set[str]:
+    """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
+    federation, strategy = (_component(config.get(name)) for name in _BY_NAME)
+    read = set(getattr(federation, "reads_ids", ()))
+    return read | set(parameters_of(strategy)) if read and strategy is not None else read
+
+
+def _component(section: Any) -> Any:
+    target = section.get("_target_") if isinstance(section, Mapping) else None
+    module, _, name = str(target).rpartition(".")
+    component, there = optional_import(module, name=name) if module else (None, False)
+    return component if there else None
+
+
+def parameters_of(component: Any) -> list[str]:
+    """Argument names of a function, or of a class with those that it hands on to its bases by ``**kwargs``."""
+    names: list[str] = []
+    makers = [vars(base).get("__init__") for base in inspect.getmro(component)] if inspect.isclass(component) else []
+    for maker in [one for one in makers if one is not None] or [component]:
+        parameters = list(inspect.signature(maker).parameters.values())
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name != "self"]
 
 
 def _unknown_inside(value: Any, prefix: str, accepted: set[str]) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from monai.bundle import ConfigWorkflow, ReferenceResolver, load
@@ -18,7 +18,7 @@ from fedmonai.bundle.ids import bundle_ids, refuse_unknown
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.io import write_text
 
-__all__ = ["check_config", "live_config", "save_run_config"]
+__all__ = ["check_config", "live_config", "live_resolver", "save_run_config"]
 
 
 def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
@@ -58,21 +58,30 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
 def live_config() -> dict[str, Any]:
     """The raw config of the parser that is resolving the caller.
 
-    MONAI hands a component its arguments but not its parser. The parser's resolver is on the call stack, and the item
-    with the empty id is the whole config.
+    Raises:
+        RuntimeError: when no parser is at work.
+    """
+    return dict(live_resolver().items[""].get_config())
+
+
+def live_resolver() -> ReferenceResolver:
+    """The resolver of the parser that is resolving the caller.
+
+    MONAI hands a component its arguments but not its parser, and a macro of the whole config contains itself, so there
+    is no other way to the config that is really used: the parser's resolver is on the call stack. Its item with the
+    empty id is the whole config.
 
     Raises:
         RuntimeError: when no parser is at work.
     """
     frame = sys._getframe()
     while frame is not None:
-        resolver = frame.f_locals.get("self")
-        if isinstance(resolver, ReferenceResolver) and "" in resolver.items:
-            config = resolver.items[""].get_config()
-            if isinstance(config, Mapping):
-                return dict(config)
+        resolver: Any = frame.f_locals.get("self")
+        whole = resolver.items.get("") if isinstance(resolver, ReferenceResolver) else None
+        if whole is not None and isinstance(whole.get_config(), Mapping):
+            return cast(ReferenceResolver, resolver)
         frame = frame.f_back  # type: ignore[assignment]
-    raise RuntimeError("check_config is a config component; it was called without a MONAI config parser")
+    raise RuntimeError("this is a config component; it was called without a MONAI config parser")
 
 
 def _loaded_bundle() -> Path | None:

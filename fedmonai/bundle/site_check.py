@@ -13,9 +13,11 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 from tqdm import tqdm
 
+from fedmonai.bundle.federation import job_plan
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.data.provenance import changed_files, compare_splits
 from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.names import as_list
 
 __all__ = ["Finding", "check_site", "format_findings"]
@@ -79,10 +81,10 @@ def _build(bundle: Path, site: str, config_file: Sequence[str] | str, ids: dict[
     parser["bundle_root"] = str(bundle)
     apply_overrides(parser, ids)
     parser.get_parsed_content("check")
-    sites = parser.get_parsed_content("federation::sites")
-    if site not in sites.names:
-        raise ConfigError(f"'{site}' is no site of this federation; its sites are {', '.join(sites.names)}.")
-    return sites.open(site)
+    plan = job_plan(parser.ref_resolver)
+    if site not in plan.sites:
+        raise ConfigError(f"'{site}' is no site of this federation; its sites are {', '.join(plan.names)}.")
+    return LocalPool(plan).open(site)
 
 
 def _loaders(member: Any) -> list[tuple[str, Any]]:

@@ -69,7 +69,7 @@ def check_runs(runs: Sequence[PlannedRun], bundles: str | Path = "bundles") -> N
         if run.method.name not in checked and not _is_finished(run.folder):
             checked.add(run.method.name)
             try:
-                _prepared(run, bundles).run_state.folder.close()
+                _prepared(run, bundles).close()
             except Exception as error:  # whatever a value makes a component say, the person who gave it is told
                 raise ConfigError(f"method '{run.method.name}' cannot start: {_innermost(error)}") from error
             gc.collect()  # engines and their handlers refer to each other, and a site holds its data

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.formats import STATE_FORMAT, FormatError, check_format
 from fedmonai.federated.run_log import RunFolder, save_atomic
 from fedmonai.io import load_checked, read_weights, sync_folder
 
-__all__ = ["BestModelTracker", "Checkpoint", "start_from"]
+__all__ = ["BestModelTracker", "Checkpoint", "changes_since", "start_from"]
 
 logger = logging.getLogger(__name__)
 
 
+_OTHER_FORMAT = "Continue with the version that wrote it, or start again in another output_dir."
 #: name under which the mean over sites is kept beside the sites' own records
 MEAN = ""
 
@@ -95,64 +98,115 @@ class BestModelTracker:
 
 
 class Checkpoint:
-    """Reads and writes ``federation.pt``.
+    """Store of a run: its folder and tables, the commits of its rounds, its best models. It knows no engine.
 
     A round is committed when ``federation.pt`` names it. The file is written last, after the state files of the sites;
     the commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so a damaged
     newest file costs one round.
 
     Args:
-        folder: the run's folder.
-        check_states: raises ConfigError when the site states of a commit, ``{site: round}``, cannot be used.
+        output_dir: folder of the run.
+        key_metric_mode: see :class:`BestModelTracker`.
+
+    Raises:
+        ConfigError: when the folder cannot be written, or another process is running in it.
     """
 
-    def __init__(self, folder: RunFolder, check_states: Callable[[Mapping[str, int]], None]) -> None:
-        self.check_states = check_states
-        self.path = folder.path / "federation.pt"
-        self.previous = folder.path / "federation.previous.pt"
+    def __init__(self, output_dir: str | Path, key_metric_mode: str = "max") -> None:
+        self.best = BestModelTracker(key_metric_mode)
+        self.folder = RunFolder(output_dir)
+        self.path = self.folder.path / "federation.pt"
+        self.previous = self.folder.path / "federation.previous.pt"
+        #: what there is to say about the run as a whole
+        self.notes: list[str] = []
+        self._commits: list[dict[str, int]] = []
+
+    def note(self, note: str) -> None:
+        """Log a note and keep it for ``run.json``."""
+        self.notes.append(note)
+        logger.warning(note)
 
     def exists(self) -> bool:
         """Whether any round was committed."""
         return self.path.exists() or self.previous.exists()
 
-    def write(self, state: Mapping[str, Any], again: bool = False) -> None:
-        """Commit a state of tensors and plain values; ``again`` is for the round that was committed last.
+    def start(self, initial: Mapping[str, Tensor]) -> None:
+        """Begin a new run with these weights."""
+        self.folder.truncate(0)  # a run that died before its first commit has left rows
+        save_atomic(dict(initial), self.folder.model("initial"))
 
-        The way back is always an earlier round: a second commit of a round must not push it out.
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take tables and best rounds back to a commit."""
+        self.folder.truncate(state["round"])
+        self.best.load_state_dict(state["best"])
+        self._commits = [dict(state["site_rounds"])]
+
+    def commit(self, state: Mapping[str, Any], again: bool = False) -> list[dict[str, int]]:
+        """Commit a state of tensors and plain values, with ``round`` and ``site_rounds`` among them.
+
+        Args:
+            state: the state; the best rounds are added to it.
+            again: for the round that was committed last. The way back is always an earlier round: a second commit of a
+                round must not push it out.
+
+        Returns:
+            the rounds of the sites' states that the commits on disk refer to, the newest last.
         """
         fresh = self.path.with_name("federation.new.pt")
-        save_atomic(dict(state), fresh)
+        save_atomic({"format": STATE_FORMAT, **state, "best": self.best.state_dict()}, fresh)
         if self.path.exists() and not again:
             self.path.replace(self.previous)
         fresh.replace(self.path)
         sync_folder(self.path.parent)
+        if not again:
+            self._commits = [*self._commits[-1:], dict(state["site_rounds"])]
+        return self._commits
 
-    def read(self) -> tuple[dict[str, Any], list[str]]:
-        """The newest commit that can be read, and what there is to say about it.
+    def read(self, check_states: Callable[[Mapping[str, int]], None]) -> dict[str, Any]:
+        """The newest commit that can be read; what there is to say about it is noted.
+
+        Args:
+            check_states: raises ConfigError when the site states of a commit, ``{site: round}``, cannot be used.
 
         Raises:
-            ConfigError: when neither file can be read.
+            ConfigError: when none can, or one is of another format.
         """
-        notes: list[str] = []
         for path in (self.path, self.previous):
             if not path.exists():
                 continue
             try:
-                state = load_checked(path)
-                self.check_states(state["site_rounds"])
+                state: dict[str, Any] = load_checked(path)
+                check_format(f"the state in '{path}'", state, STATE_FORMAT, _OTHER_FORMAT)
+                check_states(state["site_rounds"])
+            except FormatError:  # whole, so a way back to an earlier round would lose one for nothing
+                raise
             except ConfigError as error:
-                notes.append(f"{error} The round before it is used.")
-                logger.warning(notes[-1])
+                self.note(f"{error} The round before it is used.")
                 continue
             if path == self.previous:
-                if not notes:
-                    notes.append(f"{self.path.name} is missing; continuing from {path.name} (round {state['round']}).")
+                if not self.notes:
+                    self.notes.append(
+                        f"{self.path.name} is missing; continuing from {path.name} (round {state['round']})."
+                    )
                 path.replace(self.path)  # else the next commit would put the damaged file in place of the good one
-            return state, notes
+            return state
         raise ConfigError(
-            f"no usable state in '{self.path.parent}': {' '.join(notes)} Start again in another output_dir, from the "
-            "newest weights in models/ with --init_ckpt if there are any."
+            f"no usable state in '{self.path.parent}': {' '.join(self.notes)} Start again in another output_dir, from "
+            "the newest weights in models/ with --init_ckpt if there are any."
         )
+
+
+def changes_since(state: Mapping[str, Any], names: Sequence[str], seed: int) -> Iterator[str]:
+    """Notes on what is different from when a state was committed: sites, seed, threads."""
+    added, removed = sorted(set(names) - set(state["sites"])), sorted(set(state["sites"]) - set(names))
+    if added:
+        yield f"new since round {state['round']}: {', '.join(added)} (global weights, fresh private state)"
+    if removed:
+        yield f"no longer in the federation: {', '.join(removed)} (their folders stay as they are)"
+    if state["seed"] != seed:
+        yield f"the seed was {state['seed']}, is {seed}: later rounds differ from the first run"
+    if state["threads"] != torch.get_num_threads():
+        yield f"{state['threads']} threads before, {torch.get_num_threads()} now: sums may differ in the last bits"
 
 
 def start_from(path: str | Path, fresh: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

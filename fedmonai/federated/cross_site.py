@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.io import load_checked, write_table
 
 __all__ = ["write_cross_site"]
@@ -23,11 +25,16 @@ def write_cross_site(federation: Federation, path: str | Path) -> bool:
         federation: the engine of the run.
         path: CSV file with the columns ``model_site, test_site, metric, value``.
 
+    Raises:
+        ConfigError: when the sites live elsewhere.
+
     Returns:
         whether there are such models; a method with one global model for all has no matrix.
     """
-    sites = federation.sites
-    files = {name: sites.own_model(name) for name in sites.names if sites.own_model(name).is_file()}
+    sites, plan = federation.sites, federation.sites.plan
+    if not isinstance(sites, LocalPool):
+        raise ConfigError("the models of sites elsewhere stay there; cross_site needs a federation in this process.")
+    files = {name: plan.own_model(name) for name in plan.names if plan.own_model(name).is_file()}
     if not files:
         return False
     rows = []

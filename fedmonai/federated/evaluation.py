@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation after rounds and the final test: what is asked of the sites, and what is written of their answers."""
+"""Validation after rounds and the final test: what is asked of the sites, and what is written of their replies."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.checkpoint import Checkpoint
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.run_log import RunFolder, save_atomic
+from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site_evaluation import SiteEvaluation, write_site_evaluation
+from fedmonai.federated.site_pool import SitePool
 from fedmonai.io import load_checked
 
 __all__ = ["Evaluations"]
@@ -31,16 +31,13 @@ class Evaluations:
     Args:
         sites: the sites.
         strategy: gives what a site is evaluated with.
-        folder: the run's folder.
-        best: remembers the best rounds.
+        checkpoint: the run's store: its folder and its best rounds.
         key_metric: the metric they are chosen by.
     """
 
-    def __init__(
-        self, sites: LocalPool, strategy: Strategy, folder: RunFolder, best: BestModelTracker, key_metric: str
-    ) -> None:
-        self.sites, self.strategy, self.folder = sites, strategy, folder
-        self.best, self.key_metric = best, key_metric
+    def __init__(self, sites: SitePool, strategy: Strategy, checkpoint: Checkpoint, key_metric: str) -> None:
+        self.sites, self.strategy, self.key_metric = sites, strategy, key_metric
+        self.folder, self.best = checkpoint.folder, checkpoint.best
 
     def validate(self, number: int, names: Iterable[str]) -> tuple[dict[str, dict[str, float]], list[str]]:
         """Evaluate on the validation splits after a round.
@@ -67,7 +64,7 @@ class Evaluations:
         counted = found.get("personal") or found.get("global") or {}
         chosen = found.get("global") or counted
         values = chosen.get(self.key_metric, {})
-        if chosen and not values and self.best.round() is None:  # later it is a bad answer, no wrong name
+        if chosen and not values and self.best.round() is None:  # later it is a bad reply, no wrong name
             raise ConfigError(
                 f"key_metric is '{self.key_metric}', which no site reports; choose one of {', '.join(sorted(chosen))} "
                 "and continue with --resume True."

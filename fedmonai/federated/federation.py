@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A federation as a MONAI engine: one epoch is one round, one iteration is one site's turn."""
+"""A federation as a MONAI engine: one epoch is one round, one iteration is one site's local training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.checkpoint import Checkpoint, changes_since, start_from
+from fedmonai.federated.evaluation import Evaluations
+from fedmonai.federated.local_training import load_stateful, stateful_parts
 from fedmonai.federated.messages import message_bytes
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.run import Run
-from fedmonai.federated.run_log import RoundRecord
-from fedmonai.federated.validation import UpdateValidator
+from fedmonai.federated.run_log import RoundRecord, describe_environment, save_atomic, summary
+from fedmonai.federated.site_pool import SitePool
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
+from fedmonai.io import load_checked
 from fedmonai.names import as_list
 from fedmonai.seeding import derive_seed
 
@@ -31,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Federation(Workflow):
-    """Runs rounds over the sites of :class:`LocalPool` with one strategy, in this process.
+    """Runs rounds over the sites of a pool with one strategy.
 
     Everything that attaches to a MONAI engine attaches to it: after every round ``engine.state.metrics`` holds
     ``train_loss`` and ``val_<metric>``, as means over sites and as ``<name>_<site>`` for each one.
@@ -40,11 +44,13 @@ class Federation(Workflow):
     with its reason recorded; the next round tries it again. Below ``min_sites`` the run stops with its last good state
     on disk.
 
+    Folder of the run, seed and guard are those of the sites' plan; what the strategy declares (what is shared, its
+    attachments) is passed on to the sites.
+
     Args:
         sites: the sites.
         strategy: the aggregation.
         num_rounds: rounds of training.
-        output_dir: folder of the run; must be that of ``sites``.
         train_sites: names of the sites that train; ``None`` for all.
         test_sites: names of the sites that are tested at the end; ``None`` for all.
         fraction: share of the training sites that takes part in a round, in (0, 1]; drawn anew from (seed, round).
@@ -52,10 +58,8 @@ class Federation(Workflow):
         val_interval: rounds between validations; the last round is always validated.
         key_metric: validation metric that chooses the best round.
         key_metric_mode: ``max`` or ``min``.
-        seed: base seed of the choice of participants; sites have their own.
-        resume: continue the run in ``output_dir``; without a committed round there it starts from the beginning.
+        resume: continue the run in the folder; without a committed round there it starts from the beginning.
         init_ckpt: file of weights to start from.
-        guard: check of updates.
         device: where the aggregate lives; the sites' own device avoids copies.
         method: name of the method, for the report.
 
@@ -65,10 +69,9 @@ class Federation(Workflow):
 
     def __init__(
         self,
-        sites: LocalPool,
+        sites: SitePool,
         strategy: Strategy,
         num_rounds: int,
-        output_dir: str,
         train_sites: Sequence[str] | None = None,
         test_sites: Sequence[str] | None = None,
         fraction: float = 1.0,
@@ -76,35 +79,41 @@ class Federation(Workflow):
         val_interval: int = 1,
         key_metric: str = "psnr",
         key_metric_mode: str = "max",
-        seed: int = 0,
         resume: bool = False,
         init_ckpt: str | None = None,
-        guard: UpdateValidator | None = None,
         device: torch.device | str = "cpu",
         method: str = "federation",
     ) -> None:
-        self.train_sites = _known(sites, "train_sites", train_sites)
-        self.test_sites = _known(sites, "test_sites", test_sites)
-        observers = _known(sites, "target_site", strategy.observers) if strategy.observers else []
+        names = sites.plan.names
+        self.train_sites = _known(names, "train_sites", train_sites)
+        self.test_sites = _known(names, "test_sites", test_sites)
+        observers = _known(names, "target_site", strategy.observers) if strategy.observers else []
         self.observers = [name for name in observers if name not in self.train_sites]
         _check_numbers(num_rounds, fraction, min_sites, val_interval, len(self.train_sites))
         super().__init__(
             device=device,
             max_epochs=num_rounds,
-            data_loader=self._turns(),
+            data_loader=self._queued(),
             epoch_length=len(self.train_sites),
             decollate=False,
         )
+        sites.plan = sites.plan.serving(strategy)
         self.sites, self.strategy = sites, strategy
         self.fraction, self.min_sites, self.val_interval = fraction, min_sites, val_interval
-        self.seed = seed
-        self.guard = guard or UpdateValidator()
+        self.seed = sites.plan.seed
+        self.guard = sites.plan.guard or UpdateValidator()
+        self.key_metric, self.resume, self.init_ckpt, self.method = key_metric, resume, init_ckpt, method
         self.handlers: list[Any] = []
         self._work_left: bool | None = None
         self._queue: list[str] = []
         self._messages: dict[str, ExchangeObject] = {}
         self._updates: dict[str, ExchangeObject] = {}
-        self.run_state = Run(self, output_dir, key_metric, key_metric_mode, resume, init_ckpt, method)
+        self._handler_states: dict[str, Any] | None = None
+        #: the round that was recorded and is not committed yet
+        self._pending: int | None = None
+        self.state.key_metric_name = f"val_{key_metric}"
+        self.checkpoint = Checkpoint(sites.plan.output_dir, key_metric_mode)
+        self.evaluations = Evaluations(sites, strategy, self.checkpoint, key_metric)
         # ignite calls handlers in the order of registration: these come before any that a user attaches
         self.add_event_handler(Events.EPOCH_STARTED, self._begin_round)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_round)
@@ -117,11 +126,15 @@ class Federation(Workflow):
         """
         if self._work_left is None:
             try:
-                self._work_left = self.run_state.prepare()
+                self._work_left = self._prepare()
             except BaseException:
-                self.run_state.folder.close()
+                self.close()
                 raise
         return self._work_left
+
+    def close(self) -> None:
+        """Give the run's folder free; :meth:`run` does it at its end."""
+        self.checkpoint.folder.close()
 
     def run(self) -> None:  # type: ignore[override]
         """Run the rounds that are left and test the best model.
@@ -132,13 +145,13 @@ class Federation(Workflow):
         """
         try:
             if self.prepare():
-                self.run_state.restore_handlers()
+                self._restore_handlers()
                 if self.state.epoch >= self.state.max_epochs:
                     self._finish()
                 else:
                     super().run()
         finally:
-            self.run_state.folder.close()
+            self.close()
             self._work_left = None
 
     def participants(self, round_number: int) -> list[str]:
@@ -151,12 +164,96 @@ class Federation(Workflow):
         chosen = random.Random(derive_seed(self.seed, "participants", round_number)).sample(self.train_sites, count)
         return sorted(chosen)
 
-    def _turns(self) -> Iterator[str]:
+    def _prepare(self) -> bool:
+        checkpoint, plan = self.checkpoint, self.sites.plan
+        if checkpoint.exists() and not self.resume:
+            raise ConfigError(
+                f"output_dir '{plan.output_dir}' already holds a run; continue it with --resume True, or choose "
+                "another --output_dir."
+            )
+        state = checkpoint.read(self.sites.check_states) if checkpoint.exists() else None
+        if state is None:
+            self._start(self._open_sites())
+        else:
+            if not self._has_work(state):
+                return False
+            for note in changes_since(state, plan.names, self.seed):
+                checkpoint.note(note)
+            known = {name: number for name, number in state["site_rounds"].items() if name in plan.sites}
+            self.sites.state_rounds = known
+            self._open_sites()
+            self._continue(state)
+        checkpoint.folder.write_json("run.json", self._description())
+        return True
+
+    def _has_work(self, state: dict[str, Any]) -> bool:
+        done, wanted = state["round"], self.state.max_epochs
+        if not state["finished"] or (done < wanted and not state["stopped"]):
+            return True
+        why = "was stopped early by a handler" if state["stopped"] else "is finished"
+        logger.warning(
+            "the run in '%s' %s (round %d of %d); nothing is done. For more rounds raise num_rounds.",
+            self.sites.plan.output_dir,
+            why,
+            done,
+            wanted,
+        )
+        return False
+
+    def _open_sites(self) -> dict[str, Tensor]:
+        """Open every site once, so that a mistake in any of them ends the run before the first round."""
+        weights: dict[str, Tensor] = {}
+        names = self.sites.plan.names
+        for name in names:
+            structure = self.sites.structure(name)
+            if structure is None:
+                continue
+            try:
+                if not weights:
+                    weights = self.sites.initial_weights(name)
+                    self.strategy.initialize(weights)
+                    self.guard.check_weights(self.strategy.global_weights, self.strategy.global_weights)
+                self.guard.check_structure(structure, self.strategy.global_weights)
+            except InvalidUpdate as error:
+                raise ConfigError(
+                    f"site '{name}' has another network than site '{names[0]}': {error}. What is shared "
+                    "must be the same at all sites; make it private with local_keys or give the sites the same network."
+                ) from error
+        return weights
+
+    def _start(self, initial: dict[str, Tensor]) -> None:
+        if self.init_ckpt:
+            initial, note = start_from(self.init_ckpt, initial)
+            self.checkpoint.notes.append(note)
+            self.strategy.initialize(initial)
+        self.checkpoint.start(initial)
+
+    def _continue(self, state: dict[str, Any]) -> None:
+        self.checkpoint.restore(state)
+        self.strategy.load_state_dict(state["strategy"])
+        self.strategy.forget(set(state["sites"]) - set(self.sites.plan.names))
+        self.state.epoch = state["round"]
+        self.state.iteration = state["round"] * self.state.epoch_length
+        self.state.metrics = dict(state["metrics"])
+        self._show_best()
+        self._handler_states = state["handlers"]
+        logger.info("continuing after round %d of %d", state["round"], self.state.max_epochs)
+
+    def _restore_handlers(self) -> None:
+        """Give the attached handlers the state they had at the last commit."""
+        if self._handler_states is None:
+            return
+        unmatched = load_stateful(stateful_parts(self.handlers), self._handler_states)
+        self._handler_states = None
+        if unmatched:
+            self.checkpoint.note(f"handlers changed since the first run, fresh state for: {', '.join(unmatched)}")
+
+    def _queued(self) -> Iterator[str]:
         while True:
             yield self._queue.pop(0)
 
     def _begin_round(self) -> None:
-        self.run_state.commit()
+        self._commit()
         number = self.state.epoch
         training = self.participants(number)
         self._queue = sorted({*training, *self.observers})
@@ -186,7 +283,7 @@ class Federation(Workflow):
             self._updates[name] = update  # last: what fails above is in no average
             loss = float((update.statistics or {}).get("loss", math.nan))
         except Exception as error:  # whatever a site's own code raises, the round goes on without it
-            self.sites.undo(name)
+            self.sites.rollback(name)
             self.record.fail(name, error)
             logger.warning("round %d: site '%s' is left out: %s", number, name, self.record.failed[name])
         self.record.seconds_per_site[name] = time.perf_counter() - started
@@ -199,19 +296,91 @@ class Federation(Workflow):
             raise FederationError(
                 f"round {number}: {len(self.record.loss)} of {len(self.record.participants)} sites finished, min_sites "
                 f"is {self.min_sites}. {reasons}. The state after round {number - 1} is in "
-                f"'{self.run_state.folder.path}': mend the sites and continue with --resume True."
+                f"'{self.sites.plan.output_dir}': mend the sites and continue with --resume True."
             )
         self.strategy.aggregate(number, self._updates)
         self._updates = {}
         self.record.attachments = self.strategy.describe_round()
-        self.run_state.record_round(self.record, validate=self._is_validated(number))
+        self._record_round(validate=number % self.val_interval == 0 or number == self.state.max_epochs)
 
-    def _is_validated(self, number: int) -> bool:
-        return number % self.val_interval == 0 or number == self.state.max_epochs
+    def _record_round(self, validate: bool) -> None:
+        """Write down a round that was aggregated; validate it if it is due. The commit follows after all handlers."""
+        record, best, folder = self.record, self.checkpoint.best, self.checkpoint.folder
+        metrics = record.train_summary()
+        if validate:
+            found, notes = self.evaluations.validate(record.number, self.train_sites)
+            record.notes += notes
+            for metric, values in found.items():
+                metrics |= summary(f"val_{metric}", values)
+            self._show_best()
+        record.notes += self.sites.notes
+        self.sites.notes = []
+        self.state.metrics = {**self.state.metrics, **metrics}
+        folder.add_metrics(record.metric_rows())
+        folder.add_round(record.as_dict(evaluated=validate, best_round=best.round(), best_metric=best.value()))
+        self._pending = record.number
+
+    def _show_best(self) -> None:
+        best = self.checkpoint.best
+        if best.value() is not None:
+            self.state.best_metric, self.state.best_metric_epoch = best.value(), best.round()
+
+    def _commit(self, finished: bool = False) -> None:
+        """Write the state of the round that was recorded last, if it is not on disk yet."""
+        again = self._pending is None
+        if again and not finished:
+            return
+        number = self.state.epoch if self._pending is None else self._pending
+        site_rounds = self.sites.save_states(number)
+        state = {
+            "round": number,
+            "finished": finished,
+            "stopped": finished and number < self.state.max_epochs,
+            "strategy": self.strategy.state_dict(),
+            "metrics": {name: float(value) for name, value in self.state.metrics.items()},
+            "handlers": {name: part.state_dict() for name, part in stateful_parts(self.handlers).items()},
+            "sites": self.sites.plan.names,
+            "site_rounds": site_rounds,
+            "seed": self.seed,
+            "threads": torch.get_num_threads(),
+        }
+        commits = self.checkpoint.commit(state, again)
+        if not again:
+            self.sites.keep_states(commits)
+        self._pending = None
 
     def _finish(self) -> None:
-        self.run_state.commit()
-        self.run_state.finish()
+        """Save the last weights, test the best ones, and mark the run as finished."""
+        self._commit()
+        folder = self.checkpoint.folder
+        save_atomic(self.strategy.global_weights, folder.model("model_final"))
+        initial = load_checked(folder.model("initial"))
+        self.checkpoint.notes += self.evaluations.test(self.test_sites, initial, self.state.epoch)
+        self._commit(finished=True)
+        folder.write_json("run.json", self._description())
+
+    def _description(self) -> dict[str, Any]:
+        best, keys = self.checkpoint.best, self.strategy.shared_keys
+        return {
+            "method": self.method,
+            "num_rounds": self.state.max_epochs,
+            "sites": self.sites.plan.names,
+            "train_sites": self.train_sites,
+            "test_sites": self.test_sites,
+            "seed": self.seed,
+            "fraction": self.fraction,
+            "min_sites": self.min_sites,
+            "key_metric": self.key_metric,
+            "key_metric_mode": best.mode,
+            "best_round": best.round(),
+            "best_round_per_site": {name: number for name, (_, number) in best.records.items() if name},
+            "strategy": type(self.strategy).__name__,
+            "shared_keys": list(keys.patterns),
+            "local_keys": list(keys.local),
+            "device": str(self.state.device),
+            **describe_environment(),
+            "notes": self.checkpoint.notes,
+        }
 
 
 def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federation:
@@ -226,12 +395,12 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
     return engine
 
 
-def _known(sites: LocalPool, config_id: str, names: Sequence[str] | None) -> list[str]:
-    chosen = sites.names if names is None else sorted(dict.fromkeys(as_list(names)))
-    unknown = [name for name in chosen if name not in sites.specs]
+def _known(sites: Sequence[str], config_id: str, names: Sequence[str] | None) -> list[str]:
+    chosen = list(sites) if names is None else sorted(dict.fromkeys(as_list(names)))
+    unknown = [name for name in chosen if name not in sites]
     if unknown or not chosen:
         what = f"names '{unknown[0]}', which is no site" if unknown else "is empty"
-        raise ConfigError(f"{config_id} {what}; the sites of this federation are {', '.join(sites.names)}.")
+        raise ConfigError(f"{config_id} {what}; the sites of this federation are {', '.join(sites)}.")
     return chosen
 
 

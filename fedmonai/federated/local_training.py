@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What surrounds one site's local training: its loss, its time limit, recovery after a failure, update buffers."""
+"""Local training of one site: its loss, its time limit, recovery after a failure, the memory of its update."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-__all__ = ["LocalTrainingMonitor", "UpdateBuffers", "load_stateful", "make_whole", "stateful_parts"]
+from fedmonai.federated.protocol import SiteHandler
+
+__all__ = ["LocalTrainingMonitor", "UpdateBuffers", "load_stateful", "reset_engine", "stateful_parts"]
 
 
 class LocalTrainingMonitor:
-    """Ignite handler that sums the loss on the device, counts iterations and keeps the time limit of a turn.
+    """Ignite handler that sums the loss on the device, counts iterations and keeps the time limit of a local training.
 
     Args:
-        timeout: seconds a turn may take, or ``None``. The limit is looked at after every iteration: a site that hangs
-            inside one iteration is not interrupted.
+        timeout: seconds a local training may take, or ``None``. The limit is looked at after every iteration: a site
+            that hangs inside one iteration is not interrupted.
     """
 
     def __init__(self, timeout: float | None = None) -> None:
@@ -29,7 +31,7 @@ class LocalTrainingMonitor:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the turn before."""
+        """Start anew; called before every local training."""
         self.started = time.monotonic()
         self.iterations = 0
         self._loss: Any = 0.0
@@ -46,12 +48,12 @@ class LocalTrainingMonitor:
             self._loss = self._loss + first["loss"].detach()
         if self.timeout is not None and time.monotonic() - self.started > self.timeout:
             raise TimeoutError(
-                f"the turn took longer than local_timeout = {self.timeout:g} s, "
+                f"local training took longer than local_timeout = {self.timeout:g} s, "
                 f"stopped after {self.iterations} iterations"
             )
 
     def mean_loss(self) -> float:
-        """Mean training loss of the turn; the only read-back from the device.
+        """Mean training loss; the only read-back from the device.
 
         Raises:
             FloatingPointError: when it is not finite.
@@ -62,8 +64,8 @@ class LocalTrainingMonitor:
         return loss
 
 
-def make_whole(engine: Engine, epoch: int, iteration: int) -> None:
-    """Undo what an exception leaves in an ignite engine.
+def reset_engine(engine: Engine, epoch: int, iteration: int) -> None:
+    """Put an ignite engine back after an exception.
 
     The engine keeps its dead generator and would silently do nothing on the next ``run()``.
     """
@@ -81,11 +83,16 @@ def stateful_parts(handlers: Sequence[Any]) -> dict[str, Any]:
     parts = {}
     for index, handler in enumerate(handlers):
         wrapped = (handler, getattr(handler, "lr_scheduler", None), getattr(handler, "_handler", None))
-        for part in wrapped:
-            if hasattr(part, "state_dict") and hasattr(part, "load_state_dict"):
-                parts[f"{index}_{type(part).__name__}"] = part
-                break
+        found = next((part for part in wrapped if _has_state(part)), None)
+        if found is not None:
+            parts[f"{index}_{type(found).__name__}"] = found
     return parts
+
+
+def _has_state(part: Any) -> bool:
+    if isinstance(part, SiteHandler):
+        return part.has_state
+    return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
 
 
 def load_stateful(parts: dict[str, Any], states: dict[str, Any]) -> list[str]:
@@ -97,29 +104,30 @@ def load_stateful(parts: dict[str, Any], states: dict[str, Any]) -> list[str]:
 
 
 class UpdateBuffers:
-    """Lends sets of tensors for one round; fresh memory of a network's size costs more than the copy into it.
+    """Sets of tensors for the updates of a round, borrowed until the next round and then used again.
 
-    There are as many sets as sites take part in the largest round, which is what the updates of that round need anyway.
+    Fresh memory of a network's size costs more than the copy into it. There are as many sets as sites take part in the
+    largest round, which is what the updates of that round need anyway.
     """
 
     def __init__(self) -> None:
         self._free: list[dict[str, Tensor]] = []
-        self._lent: list[dict[str, Tensor]] = []
+        self._borrowed: list[dict[str, Tensor]] = []
 
     def take(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors with the keys, shapes, types and devices of ``reference`` and unknown values, lent until the end."""
+        """Tensors with the keys, shapes, types and devices of ``reference`` and unknown values."""
         for index, buffers in enumerate(self._free):
             if _fit(buffers, reference):
-                self._lent.append(self._free.pop(index))
+                self._borrowed.append(self._free.pop(index))
                 break
         else:
-            self._lent.append({key: torch.empty_like(tensor) for key, tensor in reference.items()})
-        return dict(self._lent[-1])
+            self._borrowed.append({key: torch.empty_like(tensor) for key, tensor in reference.items()})
+        return dict(self._borrowed[-1])
 
     def end_round(self) -> None:
-        """Everything that was lent may be written over from now on."""
-        self._free += self._lent
-        self._lent = []
+        """Everything that was borrowed may be written over from now on."""
+        self._free += self._borrowed
+        self._borrowed = []
 
 
 def _fit(buffers: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> bool:

@@ -12,6 +12,7 @@ from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
+from fedmonai.federated.formats import MESSAGE_FORMAT, check_format
 from fedmonai.names import as_list, compiled_patterns, matching_names
 
 __all__ = [
@@ -110,7 +111,7 @@ class KeepSharedKeys:
         return message
 
 
-#: what a site can be asked: to build itself, a turn, the evaluation after a round, the final test
+#: what a site can be asked: to build itself, local training, the evaluation after a round, the final test
 KINDS = ("join", "train", "validate", "test")
 _SEPARATOR = "::"
 
@@ -148,19 +149,25 @@ def pack(message: ExchangeObject | None) -> tuple[dict[str, Tensor], dict[str, A
 
     Flat, so that a runtime's own filters find weights where they look for them.
     """
+    plain: dict[str, Any] = {"format": MESSAGE_FORMAT}
     if message is None:
-        return {}, {"empty": True}
+        return {}, {**plain, "empty": True}
     tensors = {key: tensor.detach() for key, tensor in (message.weights or {}).items()}
     attachments: dict[str, list[str]] = {}
     for name, content in attachments_of(message).items():
         attachments[name] = list(content)
         tensors.update({f"{name}{_SEPARATOR}{key}": tensor.detach() for key, tensor in content.items()})
     statistics = {str(key): value for key, value in (message.statistics or {}).items()}
-    return tensors, {"statistics": statistics, "attachments": attachments}
+    return tensors, {**plain, "statistics": statistics, "attachments": attachments}
 
 
 def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> ExchangeObject | None:
-    """The message that :func:`pack` took apart. What a filter has removed on the way is missing in it."""
+    """The message that :func:`pack` took apart. What a filter has removed on the way is missing in it.
+
+    Raises:
+        FormatError: when it was packed in another format.
+    """
+    check_format("the message", plain, MESSAGE_FORMAT, "Install the same version of fedmonai at every end.")
     if plain.get("empty"):
         return None
     rest = dict(tensors)

@@ -1,70 +1,152 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a federation's description of a site to the arguments that build it, in process and deployed alike."""
+"""Site plan: what the sites of a federation need of it, as one value."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from monai.fl.utils.exchange_object import ExchangeObject
+
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import Strategy
+from fedmonai.federated.validation import UpdateValidator
 from fedmonai.names import as_list
 
-__all__ = ["checked_name", "site_arguments"]
+__all__ = ["SitePlan"]
 
 
-def site_arguments(
-    name: str,
-    spec: Mapping[str, Any],
-    local: Mapping[str, Any],
-    base: Sequence[str],
-    bundle_root: Path,
-    output_dir: Path,
-    common: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Keyword arguments of :class:`~fedmonai.federated.site.SiteAlgo`.
+@dataclass(frozen=True)
+class SitePlan:
+    """What sites need of their federation; from it and the bundle's files alone every site is built.
+
+    Made from a config without opening a folder. The engine, its workers and a deployed site build the same site from
+    the same plan; what a site decides for itself is another plan (:func:`dataclasses.replace`).
+
+    A site's configuration is the base file(s), then the overlay(s) of ``local``, then the overlay(s) of the site, then
+    the ids of ``local``, then the ids of the site; later ones win.
 
     Args:
-        name: the site.
-        spec: its own ids of the bundle's ``train.json``, and ``overlay``: config file(s) of the bundle.
-        local: the same for all sites; what a site sets itself wins.
-        base: config files of every site.
-        bundle_root: folder of the bundle.
-        output_dir: folder of the run.
-        common: further arguments, the same for all sites.
+        bundle_root: folder of the bundle; config files are relative to it.
+        sites: ``{name: {overlay: file or list of files, <config id>: value, ...}}``.
+        output_dir: folder of the run; a site writes in ``sites/<name>`` only.
+        base: config file(s) of local training.
+        local: ids (and ``overlay``) for every site.
+        seed: base seed of all sites.
+        local_epochs: epochs per round.
+        local_steps: iterations per round instead of epochs.
+        local_timeout: seconds that a local training may take.
+        exchange_filters: callables ``(message, extra) -> message`` on every update before it leaves a site.
+        guard: check of received messages.
+        device: device of the sites' training; ``None`` leaves it to the sites' config.
+        shared_keys: regular expressions of the tensors that leave a site; see :meth:`serving`.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+        attachments: names of attachments that the strategy may send to a site.
 
     Raises:
-        ConfigError: when a file is not in the bundle or lies outside of its folder, or an id is a component (sites may
-            not share one object) or a text that the site would evaluate.
+        ConfigError: on an empty federation or a name that is no folder name.
     """
-    rest, own = dict(local), dict(spec)
-    files = [*base, *as_list(rest.pop("overlay", None)), *as_list(own.pop("overlay", None))]
-    ids = {**rest, **own}
-    for key, value in ids.items():
-        if hasattr(value, "__dict__") and not isinstance(value, type):
+
+    bundle_root: str
+    sites: Mapping[str, Mapping[str, Any] | None]
+    output_dir: str | Path
+    base: str | Sequence[str] = "configs/train.json"
+    local: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    local_epochs: int = 1
+    local_steps: int | None = None
+    local_timeout: float | None = None
+    exchange_filters: Sequence[Callable[[ExchangeObject, dict], ExchangeObject]] = ()
+    guard: UpdateValidator | None = None
+    device: Any = None
+    shared_keys: str | Sequence[str] = (".*",)
+    local_keys: str | Sequence[str] = ()
+    attachments: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sites:
             raise ConfigError(
-                f"site '{name}': id '{key}' is a component ({type(value).__name__}); sites may not share one "
-                "object. Put it in a file and name the file as overlay."
+                "sites is empty; name at least one site, as in federated.yaml: sites: {A: {dataset_dir: ...}}."
             )
-        _refuse_evaluated(name, key, value)
-    for file in files:
-        path = bundle_root / file
-        if not path.is_file():
-            raise ConfigError(f"site '{name}': config file '{file}' is not in the bundle folder '{bundle_root}'.")
-        if not path.resolve().is_relative_to(bundle_root.resolve()):
+        # a frozen value sets its own attributes this way
+        put = object.__setattr__
+        put(self, "sites", {_checked_name(name): dict(spec or {}) for name, spec in self.sites.items()})
+        put(self, "local", dict(self.local or {}))
+        put(self, "bundle_root", str(self.bundle_root))
+        put(self, "base", tuple(as_list(self.base)))
+        put(self, "output_dir", Path(self.output_dir))
+
+    @property
+    def names(self) -> list[str]:
+        """All site names, sorted."""
+        return sorted(self.sites)
+
+    def serving(self, strategy: Strategy) -> SitePlan:
+        """The plan with what a strategy declares: what is shared, and which attachments it sends down."""
+        keys = strategy.shared_keys
+        return replace(
+            self, shared_keys=keys.patterns, local_keys=keys.local, attachments=tuple(strategy.attachments_down)
+        )
+
+    def folder(self, name: str) -> Path:
+        """Folder of a site: its private state and examples."""
+        return Path(self.output_dir, "sites", name)
+
+    def own_model(self, name: str) -> Path:
+        """File of a site's best personal model."""
+        return Path(self.output_dir, "models", f"{name}.pt")
+
+    def state_file(self, name: str, round_number: int) -> Path:
+        """File of a site's private state after a round."""
+        return self.folder(name) / f"round_{round_number:04d}.pt"
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Keyword arguments of :class:`~fedmonai.federated.site.SiteAlgo` for one site.
+
+        Raises:
+            ConfigError: when a file is not in the bundle or lies outside of its folder, or an id is a component (sites
+                may not share one object) or a text that the site would evaluate.
+        """
+        rest, own = dict(self.local), dict(self.sites[name] or {})
+        files = [*self.base, *as_list(rest.pop("overlay", None)), *as_list(own.pop("overlay", None))]
+        given: dict[str, Any] = {"bundle_root": self.bundle_root, "site": name, "output_dir": str(self.folder(name))}
+        given |= {"standalone": False, "seed": self.seed}
+        if self.device is not None:
+            given["device"] = self.device
+        ids = {**rest, **own}
+        for key, value in ids.items():
+            _refuse_component(name, key, value)
+            _refuse_evaluated(name, key, value)
+        for file in files:
+            self._check_file(name, file)
+        shared = ("seed", "local_epochs", "local_steps", "local_timeout", "exchange_filters", "guard")
+        return {
+            **{what: getattr(self, what) for what in (*shared, "shared_keys", "local_keys", "attachments")},
+            "bundle_root": self.bundle_root,
+            "site": name,
+            "config_train_filename": files,
+            "train_kwargs": {**given, **ids},
+        }
+
+    def _check_file(self, name: str, file: str) -> None:
+        root = Path(self.bundle_root)
+        if not (root / file).is_file():
+            raise ConfigError(f"site '{name}': config file '{file}' is not in the bundle folder '{root}'.")
+        if not (root / file).resolve().is_relative_to(root.resolve()):
             raise ConfigError(
-                f"site '{name}': config file '{file}' lies outside of the bundle folder '{bundle_root}', where no "
+                f"site '{name}': config file '{file}' lies outside of the bundle folder '{root}', where no "
                 "check of the bundle looks; copy it into the folder's configs."
             )
-    given: dict[str, Any] = {"bundle_root": str(bundle_root), "site": name}
-    given |= {"output_dir": str(output_dir / "sites" / name), "standalone": False, "seed": common["seed"]}
-    return {
-        **common,
-        "bundle_root": str(bundle_root),
-        "site": name,
-        "config_train_filename": files,
-        "train_kwargs": {**given, **ids},
-    }
+
+
+def _refuse_component(name: str, key: str, value: Any) -> None:
+    if hasattr(value, "__dict__") and not isinstance(value, type):
+        raise ConfigError(
+            f"site '{name}': id '{key}' is a component ({type(value).__name__}); sites may not share one "
+            "object. Put it in a file and name the file as overlay."
+        )
 
 
 def _refuse_evaluated(name: str, key: str, value: Any) -> None:
@@ -87,7 +169,7 @@ def _refuse_evaluated(name: str, key: str, value: Any) -> None:
         )
 
 
-def checked_name(name: str) -> str:
+def _checked_name(name: str) -> str:
     """A site's name as text; it becomes a folder.
 
     Raises:

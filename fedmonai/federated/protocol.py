@@ -1,44 +1,156 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the federation does with weights: who gets what in a round, and what becomes of the answers.
+"""All that a method may implement and may see: the server half, the site half, the round.
 
-A strategy knows no transport: the in-process :class:`~fedmonai.federated.federation.Federation`, an NVFlare server and
-a Flower server drive the same object.
+A method is a subclass of :class:`Strategy`, of :class:`SiteHandler`, or of both, usually in one file
+(``docs/new_method.md`` builds two). Every hook stands in one of the two classes with its default, so nothing but the
+hooks that a method needs is written. Neither knows a transport: the in-process federation, an NVFlare server and a
+Flower server drive the same objects.
 """
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
+from ignite.engine import Engine
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.errors import FederationError
+from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import SharedKeys, weights_message
 
-__all__ = ["Strategy"]
+__all__ = ["RoundContext", "SiteHandler", "Strategy", "refuse_foreign_hooks"]
+
+#: names as alike as this are taken for a misspelling; nothing in this package comes near it by chance
+_ALIKE = 0.8
 
 
-# Elements averaged at a time: the running mean of a chunk stays in the cache, so N updates cost N reads and one write;
-# shorter chunks lose more to calls than a nearer cache gives.
-_CHUNK = 1 << 20
+@dataclass(frozen=True, eq=False)
+class RoundContext:
+    """What a handler may see of the round, from the start of local training until the next round replaces it.
+
+    Nothing in it may be written to: in process the tensors are those of the server.
+
+    Args:
+        round: number of the round, from 1; the strategy's, not the transport's.
+        site: name of the site.
+        received: attachments that came with the round's weights, ``{name: {key: tensor}}``.
+        shared_keys: names of the tensors that travel; all others stay at the site.
+        previous: the site's own weights from before the round's were loaded; ``None`` unless one of the site's handlers
+            sets ``needs_previous``.
+        other_trainer: trainer of another site by its name; ``None`` unless all sites live in this process.
+    """
+
+    round: int
+    site: str
+    received: Mapping[str, Mapping[str, Tensor]]
+    shared_keys: Sequence[str]
+    previous: Mapping[str, Tensor] | None = None
+    other_trainer: Callable[[str], Any] | None = None
+
+    @staticmethod
+    def of(engine: Engine) -> RoundContext | None:
+        """The context of an engine's round; ``None`` outside of a federation and under a stock ``MonaiAlgo``.
+
+        A handler that cannot work without it switches its term off and warns once.
+        """
+        context = getattr(engine.state, "round_context", None)
+        return context if isinstance(context, RoundContext) else None
+
+
+class SiteHandler:
+    """Base of the handlers of a site's trainer: the site half of a method.
+
+    One round is one ``trainer.run()``: ``Events.STARTED`` finds the round's weights loaded, ``Events.COMPLETED`` the
+    local training done. At ``IterationEvents.LOSS_COMPLETED`` a term may be added to ``engine.state.output["loss"]``,
+    at ``BACKWARD_COMPLETED`` to the gradients. Random numbers come from a generator of the handler's own, seeded by
+    :meth:`set_random_state`, so that nobody else's draws move. The order of the hooks in a round is
+    :meth:`set_random_state`, the events (or :meth:`observe`), :meth:`training_metrics`, :meth:`contribute`.
+
+    Handlers of MONAI and ignite need not be subclasses. A subclass with a public name that is nearly a hook's cannot be
+    made, as it would never be called; names of its own may begin with an underscore.
+
+    Raises:
+        TypeError: when the class is made, for a nearly misspelt hook or one that is no method.
+    """
+
+    #: whether :attr:`RoundContext.previous` is to be kept: one more copy of the weights, also in the site's saved state
+    needs_previous: bool = False
+    #: whether the class overrides :meth:`state_dict` and :meth:`personal_weights`; set when the class is made
+    has_state: ClassVar[bool] = False
+    has_personal_model: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_misspelt(cls, SiteHandler)
+        cls.has_state = cls.state_dict is not SiteHandler.state_dict
+        cls.has_personal_model = cls.personal_weights is not SiteHandler.personal_weights
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer; called once, before the trainer has a network."""
+
+    def set_random_state(self, seed: int | None = None) -> None:
+        """Seed the handler's own draws; called before every local training with (seed, site, round) as one number."""
+
+    def observe(self, engine: Engine) -> None:
+        """Take part in a round without training: the site is asked for attachments only (``Strategy.observers``)."""
+
+    def contribute(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
+        """Attachments that go to the server with the site's update, ``{name: {key: tensor}}``.
+
+        The strategy has to declare each name in ``attachments_up``; whatever is contributed leaves the site.
+        """
+        return {}
+
+    def training_metrics(self) -> dict[str, float]:
+        """Numbers about the local training that go to the server as ``train_<name>``, and into its tables."""
+        return {}
+
+    def abandon(self, engine: Engine) -> None:
+        """Let go of all that belongs to a local training that failed; the state from before is loaded afterwards."""
+
+    def personal_weights(self, received: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The site's personal model: what it is evaluated with beside the global model; it never leaves the site.
+
+        Args:
+            received: the weights to be evaluated, for models that are mixed from them.
+
+        Returns:
+            tensors by name, over those of ``received``; ``None`` or nothing as long as there is no personal model.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a failed local training and a restart: tensors and plain Python values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state written by :meth:`state_dict`."""
 
 
 class Strategy(ABC):
-    """Base of all strategies.
+    """Base of all strategies, the server half of a method: who gets what in a round, what becomes of the updates.
 
     Args:
         shared_keys: regular expressions of the tensors that travel.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Raises:
+        TypeError: when a subclass is made that has a nearly misspelt hook or one that is no method.
     """
 
     #: names of the attachments that may travel from the sites / to the sites beside the weights
     attachments_up: tuple[str, ...] = ()
     attachments_down: tuple[str, ...] = ()
-    #: sites that are asked in every round for attachments even if they do not train (see :meth:`SiteAlgo.train`)
+    #: sites that are asked in every round for attachments even if they do not train (:meth:`SiteHandler.observe`)
     observers: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_misspelt(cls, Strategy)
 
     def __init__(self, shared_keys: str | Sequence[str] = (".*",), local_keys: str | Sequence[str] = ()) -> None:
         self.shared_keys = SharedKeys(shared_keys, local_keys)
@@ -72,7 +184,7 @@ class Strategy(ABC):
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
         """Turn checked updates into the new global weights, in place. Updates of observers hold no weights.
 
-        The weights of an update are lent: in process their memory is written over in the next round, so what is kept
+        The weights of an update are borrowed until the next round, when their memory is written over: what is kept
         longer has to be copied. Attachments are the strategy's own.
         """
 
@@ -88,30 +200,40 @@ class Strategy(ABC):
         self.global_weights = dict(state["global_weights"])
 
 
-@torch.no_grad()
-def weighted_mean_(target: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
-    """``target <- sum_i weights[i] * tensors[i] / sum_i weights[i]``, in place and chunk by chunk.
+def _hooks(base: type) -> set[str]:
+    return {name for name in vars(base) if not name.startswith("_")}
 
-    A running mean, ``m <- m + w_i / (w_1 + ... + w_i) * (x_i - m)``: a pass over memory fewer than a weighted sum, and
-    the mean of equal tensors is that tensor to the bit. Tensors of weight 0 are not read. None of ``tensors`` may share
-    memory with ``target``.
+
+def _refuse_misspelt(cls: type, base: type) -> None:
+    """Refuse public names of a class that are nearly a hook's, and hooks of it that cannot be called."""
+    hooks = _hooks(base)
+    for name, value in vars(cls).items():
+        if name in hooks:
+            if callable(getattr(base, name)) and not callable(value):
+                raise TypeError(f"{cls.__qualname__}.{name} is a {type(value).__name__}; make the hook a method.")
+        elif not name.startswith("_"):
+            near = difflib.get_close_matches(name, sorted(hooks), 1, _ALIKE)
+            if near:
+                raise TypeError(
+                    f"{cls.__qualname__}.{name} is no hook of {base.__name__} and would never be called; rename it to "
+                    f"'{near[0]}', or to '_{name}' if it is the class's own."
+                )
+
+
+#: hooks that mean something here only; the others are those of ignite's and MONAI's handlers too
+_OWN_HOOKS = ("abandon", "contribute", "needs_previous", "observe", "personal_weights", "training_metrics")
+
+
+def refuse_foreign_hooks(site: str, handlers: Iterable[Any]) -> None:
+    """Refuse handlers that have a hook of ours but are no :class:`SiteHandler`: it would never be called.
 
     Raises:
-        FederationError: when no weight is above 0.
+        ConfigError: for the first one.
     """
-    out = target.view(-1)
-    counted = [(t.to(target.device).reshape(-1), w) for t, w in zip(tensors, weights, strict=True) if w > 0]
-    if not counted:
-        raise FederationError(f"the weights of a mean are {list(weights)}; one of them must be above 0.")
-    (first, total), rest = counted[0], []
-    for tensor, weight in counted[1:]:
-        total += weight
-        rest.append((tensor, weight / total))
-    chunk = _CHUNK if target.device.type == "cpu" else max(out.numel(), 1)
-    for begin in range(0, out.numel(), chunk):
-        window = slice(begin, begin + chunk)
-        mean, previous = out[window], first[window]
-        for tensor, share in rest:
-            previous = torch.lerp(previous, tensor[window], share, out=mean)
-        if not rest:
-            mean.copy_(previous)
+    for handler in handlers:
+        found = [] if isinstance(handler, SiteHandler) else [name for name in _OWN_HOOKS if hasattr(handler, name)]
+        if found:
+            raise ConfigError(
+                f"site '{site}': handler {type(handler).__name__} has '{found[0]}' but is no SiteHandler, so it would "
+                "never be called; derive the class from fedmonai.federated.protocol.SiteHandler."
+            )

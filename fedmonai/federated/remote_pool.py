@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sites of a federation that live elsewhere, driven by the same engine over a transport."""
+"""Remote pool: the sites of a federation that live elsewhere, asked over a transport."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import Reply, Request, SharedKeys, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.run_log import SiteError, reason_of
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, dtype_named, validated_reply
@@ -31,30 +31,31 @@ class Transport(Protocol):
     """
 
     def send(self, request: Request) -> None:
-        """Send, without waiting; a request to the same site that was not answered is given up."""
+        """Send, without waiting; a request to the same site without a reply is given up."""
 
     def wait(self, site: str) -> Reply:
-        """The answer to what was sent last.
+        """The reply to what was sent last.
 
         Raises:
             SiteError: when there is none: the site is not connected, has died or took too long.
         """
 
 
-class RemotePool(LocalPool):
-    """The server's view of sites that are asked over a :class:`Transport`.
+class RemotePool:
+    """The server's view of sites elsewhere; a :class:`~fedmonai.federated.site_pool.SitePool`.
 
-    It takes the arguments of :class:`LocalPool`, so a federation's config serves both: a deployed
-    server changes the ``_target_`` of ``federation::sites`` and sets ``transport``. All sites of a round work at the
-    same time. Private weights, single cases and personal models are on the sites' own disks; the server's commit names
-    the round of every site's state, a site goes back to it where it is ahead.
+    All sites of a round work at the same time. Private weights, single cases and personal models are on the sites' own
+    disks; the server's commit names the round of every site's state, a site goes back to it where it is ahead.
+
+    Args:
+        plan: what the sites are built from; here only their names and what is shared count.
+        transport: what carries requests and replies.
     """
 
-    transport: Transport
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._keys = SharedKeys(self.common["shared_keys"], self.common["local_keys"])
+    def __init__(self, plan: SitePlan, transport: Transport) -> None:
+        self.plan, self.transport = plan, transport
+        self.state_rounds: dict[str, int] = {}
+        self.notes: list[str] = []
         self._joined: dict[str, Reply] | None = None
         self._requests: dict[str, Request] = {}
         self._kept: list[Mapping[str, int]] = []
@@ -67,13 +68,13 @@ class RemotePool(LocalPool):
         if self._kept:
             facts["kept"] = sorted({state_round, *(commit[name] for commit in self._kept if name in commit)})
         request = Request(kind, name, number, message, facts)
-        self._requests[name] = Request(kind, name, number, None, facts)  # what its answer is held against
+        self._requests[name] = Request(kind, name, number, None, facts)  # what its reply is held against
         self.transport.send(request)
-        told: list[str] = getattr(self.transport, "notes", [])
-        self._note(*told)
-        told.clear()
+        noted: list[str] = getattr(self.transport, "notes", [])
+        self._note(*noted)
+        noted.clear()
 
-    def _answer(self, name: str) -> Reply:
+    def _reply(self, name: str) -> Reply:
         try:
             reply = self.transport.wait(name)
         except SiteError:
@@ -94,18 +95,18 @@ class RemotePool(LocalPool):
 
     def _join(self) -> dict[str, Reply]:
         """Let every site build itself; a mistake at one of them ends the run before the first round."""
-        for name in self.names:
+        for name in self.plan.names:
             self._ask("join", name, 0)
         joined = {}
-        for name in self.names:
+        for name in self.plan.names:
             try:
-                joined[name] = self._answer(name)
+                joined[name] = self._reply(name)
             except SiteError as error:
                 if name not in self._silent:
                     raise ConfigError(f"site '{name}' cannot take part: {error}") from error
                 self._note(f"site '{name}' did not join: {error}")
         if not joined:
-            raise ConfigError(f"none of the sites {', '.join(self.names)} answers: {'; '.join(self.notes)}")
+            raise ConfigError(f"none of the sites {', '.join(self.plan.names)} answers: {'; '.join(self.notes)}")
         return joined
 
     def structure(self, name: str) -> Mapping[str, Tensor] | None:
@@ -129,7 +130,7 @@ class RemotePool(LocalPool):
         """
         self._ask("join", name, 0, with_weights=True)
         try:
-            reply = self._answer(name)
+            reply = self._reply(name)
         except SiteError as error:
             raise ConfigError(f"site '{name}' does not send the weights to start from: {error}") from error
         shared = dict((reply.message.weights if reply.message is not None else None) or {})
@@ -146,7 +147,6 @@ class RemotePool(LocalPool):
 
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
         """Send every participant its own message."""
-        super().begin_round(round_number, messages)
         self._silent = set()
         self._before = {name: self.state_rounds.get(name, 0) for name in messages}
         for name, message in messages.items():
@@ -154,9 +154,9 @@ class RemotePool(LocalPool):
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Wait for the site's update; the message was sent when the round began."""
-        update = self._answer(name).message
+        update = self._reply(name).message
         if update is None:
-            raise SiteError("the answer holds no update")
+            raise SiteError("the reply holds no update")
         return update
 
     def validate(
@@ -166,7 +166,7 @@ class RemotePool(LocalPool):
         for name in self._asked(messages):
             facts = {"key_metric": key_metric, "mode": best.mode, "best": _record(best, name)}
             self._ask("validate", name, number, messages[name], **facts)
-        yield from self._examinations(messages)
+        yield from self._evaluations(messages)
 
     def test(
         self,
@@ -179,52 +179,43 @@ class RemotePool(LocalPool):
         A request carries the best shared weights and, as an attachment, the ones before training.
         """
         self._silent = set()
-        first = {key: tensor for key, tensor in initial.items() if key in self._keys}
+        keys = SharedKeys(self.plan.shared_keys, self.plan.local_keys)
+        first = {key: tensor for key, tensor in initial.items() if key in keys}
         for name, (weights, number) in chosen.items():
             message = weights_message(weights)
             message["initial"] = first
             self._ask("test", name, number, message, mode=best.mode, best=_record(best, name))
-        yield from self._examinations(chosen)
+        yield from self._evaluations(chosen)
 
     def _asked(self, names: Mapping[str, Any]) -> list[str]:
         return [name for name in names if name not in self._silent]
 
-    def _examinations(self, names: Mapping[str, Any]) -> Iterator[SiteEvaluation]:
+    def _evaluations(self, names: Mapping[str, Any]) -> Iterator[SiteEvaluation]:
         asked = set(self._asked(names))
         for name in names:
             if name not in asked:
                 yield SiteEvaluation(name, [], "the site gave no answer in this round and was not asked")
                 continue
             try:
-                facts = self._answer(name).facts
+                facts = self._reply(name).facts
                 yield SiteEvaluation(name, [ModelEvaluation(**one) for one in facts["found"]], facts["ended"])
             except SiteError as error:
                 yield SiteEvaluation(name, [], reason_of(error))
 
-    def undo(self, name: str) -> None:
+    def rollback(self, name: str) -> None:
         """Have the site go back to its state before this round, with the next request."""
         self.state_rounds[name] = self._before[name]
 
-    def changed(self, name: str) -> None:
-        """Sites write their state themselves, before they answer."""
-
-    def save(self, round_number: int) -> None:
-        """Sites write their state themselves, before they answer."""
+    def save_states(self, round_number: int) -> dict[str, int]:
+        """The round of each site's newest state, which it has written before its reply left."""
+        return dict(self.state_rounds)
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
-        """A site checks its own files when it is asked to continue from one."""
+        """Nothing is within reach: a site checks its own files when it is asked to continue from one."""
 
-    def remove_states(self, keep: Sequence[Mapping[str, int]]) -> None:
-        """Tell the sites, with the next request, which of their states the commits refer to."""
-        self._kept = list(keep)
-
-    def open(self, name: str) -> Any:
-        """There is no site object here.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError(f"site '{name}' lives in another process; it can be asked, not opened")
+    def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
+        """Let the sites know, with the next request, which of their states the commits refer to."""
+        self._kept = list(commits)
 
 
 def _record(best: BestModelTracker, name: str) -> list[Any] | None:

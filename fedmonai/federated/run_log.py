@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import time
@@ -28,6 +29,7 @@ __all__ = [
     "describe_environment",
     "reason_of",
     "save_atomic",
+    "summary",
     "write_text_atomic",
 ]
 
@@ -95,10 +97,6 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-    def site(self, name: str) -> Path:
-        """Folder of a site: its private state and examples."""
-        return self.path / "sites" / name
 
     def model(self, name: str) -> Path:
         """File of a model."""
@@ -202,6 +200,25 @@ class RoundRecord:
         """Note why a site is left out."""
         self.failed[site] = reason_of(error)
 
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """Losses and training metrics as rows of ``metrics.csv``."""
+        where = {"round": self.number, "model": "global", "split": "train"}
+        return [
+            {**where, "site": site, "metric": name, "value": value}
+            for name, values in self._trained().items()
+            for site, value in sorted(values.items())
+        ]
+
+    def train_summary(self) -> dict[str, float]:
+        """Losses and training metrics as ``train_<name>`` and ``train_<name>_<site>``."""
+        found: dict[str, float] = {}
+        for name, values in self._trained().items():
+            found |= summary(f"train_{name}", values)
+        return found
+
+    def _trained(self) -> dict[str, dict[str, float]]:
+        return {"loss": self.loss, **self.train_metrics}
+
     def as_dict(self, **further: Any) -> dict[str, Any]:
         """One line of ``rounds.jsonl``."""
         return {
@@ -222,6 +239,12 @@ class RoundRecord:
             "notes": self.notes,
             **further,
         }
+
+
+def summary(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    """A metric's mean over sites as ``<name>`` and its value at each as ``<name>_<site>``; NaN without any site."""
+    mean = sum(values.values()) / len(values) if values else math.nan
+    return {name: mean, **{f"{name}_{site}": value for site, value in values.items()}}
 
 
 def reason_of(error: BaseException) -> str:

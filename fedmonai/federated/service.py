@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's end of a deployed federation: answers requests, keeps its private state and cases on its own disk."""
+"""A site's end of a deployed federation: replies to requests, keeps its private state and cases on its own disk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.formats import FormatError
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import KINDS, Reply, Request, attachments_of, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.run_log import RunFolder, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import (
@@ -31,26 +33,27 @@ logger = logging.getLogger(__name__)
 
 
 class SiteService:
-    """Answers the requests of :class:`~fedmonai.federated.remote_pool.RemotePool` with one site of ``sites``.
+    """Replies to the requests of :class:`~fedmonai.federated.remote_pool.RemotePool` with one site.
 
-    The state of a turn is on disk before its update leaves. A request names the round whose state the server has
-    committed for this site; if the site is ahead (its answer was lost, the server went back), it returns to that state,
-    so that a deployed run is the in-process one to the bit. A damaged or missing file costs the rounds since the one
-    before it, and the reply says so.
+    The state after a local training is on disk before its update leaves. A request names the round whose state the
+    server has committed for this site; if the site is ahead (its reply was lost, the server went back), it returns to
+    that state, so that a deployed run is the in-process one to the bit. A damaged or missing file costs the rounds
+    since the one before it, and the reply says so.
 
     Args:
-        sites: the sites as the federation's config describes them; only ``name`` is opened.
+        plan: what the sites of the federation are built from; only ``name`` is.
         name: the site that lives here.
 
     Raises:
         ConfigError: when ``name`` is no site of the federation, or its folder is in use by another process.
     """
 
-    def __init__(self, sites: LocalPool, name: str) -> None:
-        if name not in sites.specs:
-            raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sites.names)}.")
-        self.sites, self.name = sites, name
-        self.folder = RunFolder(sites.output_dir / "sites" / name)
+    def __init__(self, plan: SitePlan, name: str) -> None:
+        if name not in plan.sites:
+            raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(plan.names)}.")
+        self.plan, self.name = plan, name
+        self.sites = LocalPool(plan)
+        self.folder = RunFolder(plan.folder(name))
         self._held: int | None = None
         self._notes: list[str] = []
 
@@ -66,7 +69,6 @@ class SiteService:
             if request.kind not in KINDS or request.site != self.name:
                 raise ConfigError(f"a request '{request.kind}' for site '{request.site}' came to site '{self.name}'.")
             site = self._site(int(request.facts["state_round"]))
-            site.peer = None  # the data of other sites are out of reach here, whatever the config names
             if request.facts.get("kept") is not None:
                 self._remove_states({int(number) for number in request.facts["kept"]})
             getattr(self, f"_{request.kind}")(site, request, reply)
@@ -84,7 +86,7 @@ class SiteService:
         if self._held == wanted:
             return self.sites.open(self.name)
         if wanted == 0:
-            self.sites.forget(self.name)
+            self.sites.evict(self.name)
             site = self.sites.open(self.name)
             save_atomic(site.complete_model({}, "global"), self._initial)
         else:
@@ -97,17 +99,19 @@ class SiteService:
     def _rewind(self, wanted: int) -> int:
         there = {int(p.stem.rpartition("_")[2]) for p in self.folder.path.glob("round_*.pt")}
         for number in sorted((n for n in there | {wanted} if n <= wanted), reverse=True):
-            self.sites.forget(self.name)
+            self.sites.evict(self.name)
             self.sites.state_rounds[self.name] = number
             try:
                 self.sites.open(self.name)
+            except FormatError:  # nothing is damaged: an older or a fresh state would lose the site's own for nothing
+                raise
             except ConfigError as error:
                 self._notes.append(f"the state after round {number} cannot be used ({error})")
                 continue
             if number != wanted:
                 self._notes.append(f"continuing from the state after round {number}")
             return number
-        self.sites.forget(self.name)
+        self.sites.evict(self.name)
         self._notes.append("continuing with a fresh private state")
         return 0
 
@@ -116,7 +120,7 @@ class SiteService:
         return self.folder.path / "initial.pt"
 
     def _remove_states(self, kept: set[int]) -> None:
-        wanted = {self.sites.state_file(self.name, number) for number in kept}
+        wanted = {self.plan.state_file(self.name, number) for number in kept}
         for path in self.folder.path.glob("round_*.pt"):
             if path not in wanted:
                 path.unlink()
@@ -132,14 +136,14 @@ class SiteService:
         self.sites.begin_round(request.round, {})
         site.train(_message(request))
         self._held = None  # until it is on disk, the state in memory is nothing to continue from
-        self.sites.changed(self.name)
-        self.sites.save(request.round)
+        self.sites.mark_changed(self.name)
+        self.sites.save_states(request.round)
         self._held = request.round
         reply.message = site.get_weights()
 
     def _validate(self, site: SiteAlgo, request: Request, reply: Reply) -> None:
         best, key_metric = self._best(request), str(request.facts["key_metric"])
-        own_model = self.sites.own_model(self.name)
+        own_model = self.plan.own_model(self.name)
         steps = validation(site, _message(request), request.round, best, key_metric, own_model)
         self._report(evaluate_site(self.name, steps), reply)
 
@@ -150,7 +154,7 @@ class SiteService:
         site.guard.check_weights(initial, site.reference)
         first: dict[str, Tensor] = {**load_checked(self._initial), **initial}
         number = self._best(request).round(self.name)
-        own_model = None if number is None else (self.sites.own_model(self.name), number)
+        own_model = None if number is None else (self.plan.own_model(self.name), number)
         steps = final_test(site, first, (message.weights or {}, request.round), own_model)
         self._report(evaluate_site(self.name, steps), reply)
 

@@ -14,178 +14,43 @@ from monai.engines import Evaluator
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlPhase
 from monai.fl.utils.exchange_object import ExchangeObject
-from monai.transforms import Randomizable
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.local_training import LocalTrainingMonitor, load_stateful, make_whole, stateful_parts
+from fedmonai.federated.formats import STATE_FORMAT, check_format
+from fedmonai.federated.local_training import LocalTrainingMonitor, load_stateful, reset_engine, stateful_parts
 from fedmonai.federated.messages import SharedKeys, attachments_of, copy_weights, weights_message
+from fedmonai.federated.protocol import RoundContext, SiteHandler, refuse_foreign_hooks
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.seeding import derive_seed, seed_local_training
 
-__all__ = ["EvaluatingAlgo", "SiteAlgo"]
+__all__ = ["SiteAlgo"]
 
 
 #: config id of the loader of each split that is not the evaluator's own
 LOADERS = {"train": "train::dataloader", "test": "test::dataloader"}
 
 
-class EvaluatingAlgo:
-    """The half of :class:`~fedmonai.federated.site.SiteAlgo` that evaluates.
-
-    After every evaluation ``cases`` holds ``{metric: {case: value}}``. Case names may identify patients: they are never
-    part of a message and stay in the site's folder.
-    """
-
-    site: str
-    trainer: Any
-    evaluator: Any
-    train_workflow: Any
-    tensors: dict[str, Tensor]
-    shared: list[str]
-    private: list[str]
-    handlers: list[Any]
-    phase: FlPhase
-    cases: dict[str, dict[str, float]]
-
-    def models(self) -> list[str]:
-        """Which models this site is evaluated with: ``global``, ``personal`` (its own), or both."""
-        if self.private:
-            return ["personal"]
-        return ["global", "personal"] if self._personal_handlers() else ["global"]
-
-    def references(self) -> list[str]:
-        """Names of the methods without a network to compare with (config id ``references``), e.g. ``zero_filled``."""
-        return list(self._parsed("references", {}))
-
-    def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
-        """Evaluate the weights of ``data`` together with this site's private ones.
-
-        Args:
-            data: message with the shared keys.
-            extra: ``split`` (``val`` by default, ``test``, ``train``) and ``model`` (see :meth:`models`).
-
-        Returns:
-            a message with the mean metrics; nothing of single cases.
-        """
-        extra = extra or {}
-        data = self._received(data, extra)  # type: ignore[attr-defined]
-        weights = dict(data.weights or {})
-        if extra.get("model", "global") == "personal":
-            self._personalize(weights)
-        result = ExchangeObject(metrics=self.evaluate_weights(weights, extra.get("split", "val")))
-        for apply in getattr(self, "post_evaluate_filters", None) or []:
-            result = apply(result, extra)
-        return result
-
-    def evaluate_reference(self, name: str, split: str = "val") -> dict[str, float]:
-        """Evaluate a reference method: an inferer that does without the network's weights."""
-        return self.evaluate_weights({}, split, self._parsed("references", {})[name], name)
-
-    def evaluate_weights(
-        self,
-        weights: Mapping[str, Tensor],
-        split: str = "val",
-        inferer: Any | None = None,
-        reference: str | None = None,
-    ) -> dict[str, float]:
-        """Evaluate with ``weights`` in place of the held ones (missing keys: as held) and put everything back.
-
-        Handlers of the evaluator find the split in ``engine.state.split`` and the name of a reference method, or
-        ``None``, in ``engine.state.reference``.
-        """
-        evaluator = self.evaluator
-        if evaluator is None:
-            raise ConfigError(
-                f"site '{self.site}': the bundle has no validate::evaluator, so nothing can be evaluated."
-            )
-        self.phase = FlPhase.EVALUATE
-        with self._borrowed(weights), _running(evaluator, self._loader(split), inferer):
-            evaluator.state.split, evaluator.state.reference = split, reference
-            evaluator.run()
-            metrics = {name: float(value) for name, value in evaluator.state.metrics.items()}
-        self.cases = {
-            name: {case: float(value) for case, value in values.items()}
-            for name, values in evaluator.state.metric_details.items()
-        }
-        self.phase = FlPhase.IDLE
-        return metrics
-
-    def complete_model(self, weights: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
-        """A whole state dict as evaluated: ``weights`` over the held tensors, over them those of a personal model."""
-        whole = {**self.tensors, **weights}
-        if model == "personal":
-            self._personalize(whole)
-        return {key: tensor.detach().clone() for key, tensor in whole.items()}
-
-    def _personalize(self, weights: dict[str, Tensor]) -> None:
-        """Replace what handlers keep of their own: ``personal_weights``, a dict or a function of what was received."""
-        for handler in self._personal_handlers():
-            own = handler.personal_weights
-            weights.update((own(weights) if callable(own) else own) or {})
-
-    def _personal_handlers(self) -> list[Any]:
-        return [h for h in self.handlers if hasattr(h, "personal_weights")]
-
-    def _parsed(self, config_id: str, default: Any) -> Any:
-        parser = self.train_workflow.parser
-        return parser.get_parsed_content(config_id) if config_id in parser else default
-
-    def _loader(self, split: str) -> Any:
-        if split == "val":
-            return self.evaluator.data_loader
-        loader = self._parsed(LOADERS[split], None)
-        if loader is None:
-            raise ConfigError(
-                f"site '{self.site}': no id '{LOADERS[split]}' in the bundle, so split '{split}' is unknown."
-            )
-        return loader
-
-    @contextmanager
-    def _borrowed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        keys = list(weights)
-        held = {k: self.tensors[k].detach().clone() for k in keys}
-        copy_weights(weights, self.tensors, keys)
-        try:
-            yield
-        finally:
-            copy_weights(held, self.tensors, keys)
-
-
-@contextmanager
-def _running(evaluator: Evaluator, loader: Sequence[Any], inferer: Any | None) -> Iterator[None]:
-    """Give the evaluator another loader and inferer for one run, and make it whole afterwards."""
-    state = evaluator.state
-    kept = evaluator.data_loader, getattr(evaluator, "inferer", None), state.epoch_length
-    evaluator.data_loader, state.epoch_length = loader, len(loader)
-    state.metrics, state.metric_details = {}, {}
-    if inferer is not None:
-        evaluator.inferer = inferer  # type: ignore[attr-defined]
-    rng = torch.random.get_rng_state()
-    try:
-        yield
-    finally:
-        make_whole(evaluator, 0, 0)
-        torch.random.set_rng_state(rng)
-        evaluator.data_loader, evaluator.inferer, state.epoch_length = kept  # type: ignore[attr-defined]
-
-
-class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
-    """A :class:`monai.fl.client.MonaiAlgo` with one network, declared sharing, private state and repeatable turns.
+class SiteAlgo(MonaiAlgo):
+    """A :class:`monai.fl.client.MonaiAlgo` with one network, declared sharing, private state, repeatable training.
 
     It takes everything that ``MonaiAlgo`` takes, and differs from it where that class leaks or loses state: training
     and evaluation use the same network; only the shared keys leave, as full values in fresh tensors; received messages
-    are checked before use; a failed turn leaves no trace; :meth:`state_dict` holds all that must survive a restart.
+    are checked before use; a failed local training leaves no trace; :meth:`state_dict` holds all that must survive a
+    restart.
+
+    After every evaluation ``cases`` holds ``{metric: {case: value}}``. Case names may identify patients: they are never
+    part of a message and stay in the site's folder.
 
     Args:
         bundle_root: folder of the bundle.
         site: name of the site; seeds its randomness and names it in messages.
         shared_keys: regular expressions of the tensors that leave the site.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
-        seed: base seed; a turn is seeded from (seed, site, round).
+        seed: base seed; a local training is seeded from (seed, site, round).
         local_epochs: epochs per round. Ignored when ``local_steps`` is given.
         local_steps: iterations per round instead of epochs.
-        local_timeout: seconds a turn may take; checked after every iteration. ``None`` for no limit.
+        local_timeout: seconds a local training may take; checked after every iteration. ``None`` for no limit.
         exchange_filters: callables ``(message, extra) -> message`` applied to every update before it leaves.
         attachments: names of the attachments that the strategy may send to this site.
         guard: check of received messages; the default refuses non-finite values and wrong shapes.
@@ -194,6 +59,12 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
     Raises:
         ConfigError: when ``local_epochs``, ``local_steps`` or ``local_timeout`` is not positive.
     """
+
+    # what MonaiAlgo declares as optional is there from initialize() on
+    trainer: Any
+    evaluator: Any
+    train_workflow: Any
+    post_evaluate_filters: Any
 
     def __init__(
         self,
@@ -231,11 +102,16 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         self.observing = False
         #: shared weights as they came, for filters that work on the difference; nothing may be written to them
         self.received: Mapping[str, Tensor] | None = None
+        self.cases: dict[str, dict[str, float]] = {}
         #: trainers of other sites by name; only the in-process federation sets it
         self.peer: Callable[[str], Any] | None = None
 
     def initialize(self, extra: dict | None = None) -> None:
-        """Build the workflow. The network starts from the base seed, so that all sites start from the same weights."""
+        """Build the workflow. The network starts from the base seed, so that all sites start from the same weights.
+
+        Raises:
+            ConfigError: when a handler has a hook of :class:`SiteHandler` and is none.
+        """
         extra = {ExtraItems.CLIENT_NAME: self.site, **(extra or {})}
         with torch.random.fork_rng(), warnings.catch_warnings():
             # whoever starts a SiteAlgo has chosen this bundle; MONAI would repeat its note on trust for every site
@@ -248,6 +124,8 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         if self.evaluator is not None:
             self.evaluator.network = self.network
         self.handlers = list(self.train_workflow.train_handlers or [])
+        refuse_foreign_hooks(self.site, self.handlers)
+        self.site_handlers = [handler for handler in self.handlers if isinstance(handler, SiteHandler)]
         self.monitor.attach(self.trainer)
         self.tensors: dict[str, Tensor] = self.network.state_dict(keep_vars=False)
         self.shared, self.private = self.keys.split(self.tensors)
@@ -264,33 +142,42 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         return bool(self.private)
 
     def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
-        """One turn: load the shared keys of ``data``, train ``local_epochs`` or ``local_steps``.
+        """Load the shared keys of ``data``, then train ``local_epochs`` or ``local_steps``.
 
-        With ``observe`` among the statistics of ``data`` the site makes no optimizer step: handlers that have a method
-        ``observe(engine)`` are called instead, and the update holds attachments only.
+        With ``observe`` among the statistics of ``data`` the site makes no optimizer step: its handlers are called by
+        :meth:`SiteHandler.observe` instead, and the update holds attachments only.
 
         Raises:
             InvalidUpdate: when ``data`` is not fit for this network.
-            Exception: whatever local training raised; weights, optimizer and counters are as before the turn.
+            Exception: whatever local training raised; weights, optimizer and counters are as before.
         """
-        data = self._received(data, extra or {})
+        data = self._checked(data, extra or {})
         before = self.state_dict()
-        state = self.trainer.state
-        self.round = state.round = int((data.statistics or {}).get("round", self.round + 1))
-        self.observing = bool((data.statistics or {}).get("observe", 0))
-        state.received, state.shared, state.peer = attachments_of(data), self.shared, self.peer
-        state.previous = before.get("held")
+        statistics = data.statistics or {}
+        self.round = int(statistics.get("round", self.round + 1))
+        self.observing = bool(statistics.get("observe", 0))
+        self.trainer.state.round_context = RoundContext(
+            round=self.round,
+            site=self.site,
+            received=attachments_of(data),
+            shared_keys=self.shared,
+            previous=before.get("held"),
+            other_trainer=self.peer,
+        )
         try:
             copy_weights(data.weights or {}, self.tensors, self.shared)
             self.received = data.weights if self.exchange_filters else None
-            take_part = self._observe if self.observing else self._run_turn
+            seed = derive_seed(self.seed, self.site, self.round)
+            seed_local_training(seed, self.trainer.data_loader, self._randomizables())
+            take_part = self._observe if self.observing else self._train_locally
             take_part()
         except BaseException:
             self._abandon(before)
             raise
         self.phase = FlPhase.IDLE
 
-    def _received(self, data: ExchangeObject, extra: dict) -> ExchangeObject:
+    def _checked(self, data: ExchangeObject, extra: dict) -> ExchangeObject:
+        """What the filters make of a message, if it is fit for this network."""
         if self.trainer is None:
             raise ValueError("call initialize() before train() or evaluate()")
         if not isinstance(data, ExchangeObject):
@@ -302,7 +189,11 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         self.guard.check_attachments(data, self.attachments)
         return data
 
-    def _run_turn(self) -> None:
+    def _randomizables(self) -> list[Any]:
+        owned = [self.trainer.prepare_batch, *self.handlers]
+        return [one for one in owned if hasattr(one, "set_random_state")]
+
+    def _train_locally(self) -> None:
         self.phase = FlPhase.TRAIN
         state = self.trainer.state
         loader = self.trainer.data_loader
@@ -312,7 +203,6 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         # with changing lengths ignite would count itself done too early or too late
         state.iteration = state.epoch * state.epoch_length
         state.max_epochs = state.epoch + epochs
-        seed_local_training(derive_seed(self.seed, self.site, self.round), loader, self._randomizables())
         self.monitor.begin()
         self.trainer.run()
         planned = epochs * state.epoch_length
@@ -321,32 +211,22 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         self.loss = self.monitor.mean_loss()
 
     def _observe(self) -> None:
-        seed_local_training(
-            derive_seed(self.seed, self.site, self.round), self.trainer.data_loader, self._randomizables()
-        )
-        for handler in self.handlers:
-            if hasattr(handler, "observe"):
-                handler.observe(self.trainer)
-
-    def _randomizables(self) -> list[Any]:
-        owned = [self.trainer.prepare_batch, *self.handlers]
-        return [o for o in owned if isinstance(o, Randomizable) or hasattr(o, "set_random_state")]
+        for handler in self.site_handlers:
+            handler.observe(self.trainer)
 
     def _abandon(self, before: dict[str, Any]) -> None:
-        make_whole(self.trainer, before["epoch"], before["iteration"])
-        for handler in self.handlers:
-            if hasattr(handler, "abandon"):
-                handler.abandon(self.trainer)
+        reset_engine(self.trainer, before["epoch"], before["iteration"])
+        for handler in self.site_handlers:
+            handler.abandon(self.trainer)
         self.load_state_dict(before)
         self.phase = FlPhase.IDLE
 
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
-        """The shared keys as fresh tensors, counts and mean loss of the turn, and what handlers contribute.
+        """The shared keys as fresh tensors, counts, mean loss and metrics of local training, and attachments.
 
         With ``out`` in ``extra`` (tensors by shared key) the shared values are written there instead of to fresh ones.
-        A handler with a method ``contribute(engine) -> {name: {key: tensor}}`` adds attachments, one with a property
-        ``training_metrics`` (``{name: number}``) adds statistics ``train_<name>``. A request for a stored
-        model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the shared keys and filtered.
+        A request for a stored model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the
+        shared keys and filtered.
         """
         extra = dict(extra or {})
         out = extra.pop("out", None)
@@ -363,9 +243,8 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
             copy_weights(self.reference, weights, self.shared)
             message = weights_message(weights, **counts, loss=self.loss)
             message.statistics |= self._training_metrics()
-        for handler in self.handlers:
-            if hasattr(handler, "contribute"):
-                message.update(handler.contribute(self.trainer))
+        for handler in self.site_handlers:
+            message.update(handler.contribute(self.trainer))
         return self._filtered(message, [*(self.post_weight_filters or []), *self.exchange_filters], extra)
 
     def _filtered(self, message: ExchangeObject, filters: Sequence[Any], extra: dict) -> ExchangeObject:
@@ -374,17 +253,115 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         return message
 
     def _training_metrics(self) -> dict[str, float]:
-        found = [metric for h in self.handlers for metric in getattr(h, "training_metrics", {}).items()]
+        found = [metric for handler in self.site_handlers for metric in handler.training_metrics().items()]
         return {f"train_{name}": float(value) for name, value in found}
 
+    def models(self) -> list[str]:
+        """Which models this site is evaluated with: ``global``, ``personal`` (its own), or both."""
+        if self.private:
+            return ["personal"]
+        own = any(handler.has_personal_model for handler in self.site_handlers)
+        return ["global", "personal"] if own else ["global"]
+
+    def references(self) -> list[str]:
+        """Names of the methods without a network to compare with (config id ``references``), e.g. ``zero_filled``."""
+        return list(self._parsed("references", {}))
+
+    def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
+        """Evaluate the weights of ``data`` together with this site's private ones.
+
+        Args:
+            data: message with the shared keys.
+            extra: ``split`` (``val`` by default, ``test``, ``train``) and ``model`` (see :meth:`models`).
+
+        Returns:
+            a message with the mean metrics; nothing of single cases.
+        """
+        extra = extra or {}
+        weights = dict(self._checked(data, extra).weights or {})
+        if extra.get("model", "global") == "personal":
+            self._personalize(weights)
+        result = ExchangeObject(metrics=self.evaluate_weights(weights, extra.get("split", "val")))
+        for apply in self.post_evaluate_filters or []:
+            result = apply(result, extra)
+        return result
+
+    def evaluate_reference(self, name: str, split: str = "val") -> dict[str, float]:
+        """Evaluate a reference method: an inferer that does without the network's weights."""
+        return self.evaluate_weights({}, split, self._parsed("references", {})[name], name)
+
+    def evaluate_weights(
+        self,
+        weights: Mapping[str, Tensor],
+        split: str = "val",
+        inferer: Any | None = None,
+        reference: str | None = None,
+    ) -> dict[str, float]:
+        """Evaluate with ``weights`` in place of the held ones (missing keys: as held) and put everything back.
+
+        Handlers of the evaluator find the split in ``engine.state.split`` and the name of a reference method, or
+        ``None``, in ``engine.state.reference``.
+        """
+        evaluator = self.evaluator
+        if evaluator is None:
+            raise ConfigError(
+                f"site '{self.site}': the bundle has no validate::evaluator, so nothing can be evaluated."
+            )
+        self.phase = FlPhase.EVALUATE
+        with self._replaced(weights), _running(evaluator, self._loader(split), inferer):
+            evaluator.state.split, evaluator.state.reference = split, reference
+            evaluator.run()
+            metrics = {name: float(value) for name, value in evaluator.state.metrics.items()}
+        self.cases = {
+            name: {case: float(value) for case, value in values.items()}
+            for name, values in evaluator.state.metric_details.items()
+        }
+        self.phase = FlPhase.IDLE
+        return metrics
+
+    def complete_model(self, weights: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
+        """A whole state dict as evaluated: ``weights`` over the held tensors, over them those of a personal model."""
+        whole = {**self.tensors, **weights}
+        if model == "personal":
+            self._personalize(whole)
+        return {key: tensor.detach().clone() for key, tensor in whole.items()}
+
+    def _personalize(self, weights: dict[str, Tensor]) -> None:
+        for handler in self.site_handlers:
+            weights.update(handler.personal_weights(weights) or {})
+
+    def _parsed(self, config_id: str, default: Any) -> Any:
+        parser = self.train_workflow.parser
+        return parser.get_parsed_content(config_id) if config_id in parser else default
+
+    def _loader(self, split: str) -> Any:
+        if split == "val":
+            return self.evaluator.data_loader
+        loader = self._parsed(LOADERS[split], None)
+        if loader is None:
+            raise ConfigError(
+                f"site '{self.site}': no id '{LOADERS[split]}' in the bundle, so split '{split}' is unknown."
+            )
+        return loader
+
+    @contextmanager
+    def _replaced(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        keys = list(weights)
+        held = {k: self.tensors[k].detach().clone() for k in keys}
+        copy_weights(weights, self.tensors, keys)
+        try:
+            yield
+        finally:
+            copy_weights(held, self.tensors, keys)
+
     def state_dict(self) -> dict[str, Any]:
-        """Copies of all that must survive a failed turn or a restart and is not sent by the server.
+        """Copies of all that must survive a failed local training or a restart and is not sent by the server.
 
         Private weights, the weights held before the server's arrive (only if a handler declares ``needs_previous``),
         optimizer, gradient scaler, handlers with a state, counters. Tensors and plain Python values only.
         """
-        keep_held = any(getattr(h, "needs_previous", False) for h in self.handlers)
         state = {
+            "format": STATE_FORMAT,
             "round": self.round,
             "epoch": self.trainer.state.epoch,
             "iteration": self.trainer.state.iteration,
@@ -392,7 +369,7 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
             "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
             "handlers": {n: copy.deepcopy(p.state_dict()) for n, p in stateful_parts(self.handlers).items()},
         }
-        if keep_held:
+        if any(handler.needs_previous for handler in self.site_handlers):
             state["held"] = {k: t.detach().clone() for k, t in self.tensors.items()}
         if self.trainer.scaler is not None:
             state["scaler"] = self.trainer.scaler.state_dict()
@@ -402,8 +379,14 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
         """Take over a state written by :meth:`state_dict`.
 
         Raises:
-            ConfigError: when it belongs to another network or another list of handlers.
+            ConfigError: when it is of another format, or belongs to another network or another list of handlers.
         """
+        check_format(
+            f"site '{self.site}': the saved state",
+            state,
+            STATE_FORMAT,
+            "Continue with the version that wrote it, or choose another output_dir.",
+        )
         wrong = sorted(set(self.private) ^ set(state["private"]))
         if wrong:
             raise ConfigError(
@@ -424,3 +407,21 @@ class SiteAlgo(EvaluatingAlgo, MonaiAlgo):
             )
         if self.trainer.scaler is not None and "scaler" in state:
             self.trainer.scaler.load_state_dict(state["scaler"])
+
+
+@contextmanager
+def _running(evaluator: Evaluator, loader: Sequence[Any], inferer: Any | None) -> Iterator[None]:
+    """Give the evaluator another loader and inferer for one run, and put it back afterwards."""
+    state = evaluator.state
+    kept = evaluator.data_loader, getattr(evaluator, "inferer", None), state.epoch_length
+    evaluator.data_loader, state.epoch_length = loader, len(loader)
+    state.metrics, state.metric_details = {}, {}
+    if inferer is not None:
+        evaluator.inferer = inferer  # type: ignore[attr-defined]
+    rng = torch.random.get_rng_state()
+    try:
+        yield
+    finally:
+        reset_engine(evaluator, 0, 0)
+        torch.random.set_rng_state(rng)
+        evaluator.data_loader, evaluator.inferer, state.epoch_length = kept  # type: ignore[attr-defined]

@@ -49,12 +49,12 @@ class SiteEvaluation:
 
 def evaluate_site(site: str, steps: Iterable[ModelEvaluation]) -> SiteEvaluation:
     """Take the steps one by one; an exception ends them and becomes the reason."""
-    examination = SiteEvaluation(site, [])
+    result = SiteEvaluation(site, [])
     try:
-        examination.found.extend(steps)
+        result.found.extend(steps)
     except Exception as error:  # an evaluation that fails costs this site's numbers, not the round
-        examination.error = reason_of(error)
-    return examination
+        result.error = reason_of(error)
+    return result
 
 
 def validation(

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -58,6 +60,17 @@ class UpdateValidator:
                 raise ConfigError(f"guard: {name} is {bound}; give a positive number, or null for no bound.")
         self.max_abs = max_abs
         self.max_norm = max_norm
+        #: tensors whose values are known to be good, by identity, each with its version; None: nothing is remembered
+        self._passed: dict[int, tuple[weakref.ref[Tensor], int]] | None = None
+
+    def once(self) -> UpdateValidator:
+        """A validator of the same bounds for receivers in one process, who are sent the same tensors.
+
+        A tensor whose values it has found good is not read again until it is written to.
+        """
+        remembering = copy.copy(self)
+        remembering._passed = {}
+        return remembering
 
     def check_update(
         self,
@@ -111,24 +124,34 @@ class UpdateValidator:
         self, tensors: dict[str, Tensor], reference: Mapping[str, Tensor] | None, prefix: str = ""
     ) -> None:
         filled = {k: t for k, t in tensors.items() if t.numel()}
-        if not filled:
-            return
-        # one pass per tensor and one read-back: a NaN makes both ends of the range NaN, and they cost a twentieth of
-        # the maximum norm on a CPU
-        real = [torch.view_as_real(t) if t.is_complex() else t for t in filled.values()]
-        ends = [end.double() for tensor in real for end in torch.aminmax(tensor.detach())]
-        values = torch.stack(ends).abs().tolist()
-        peaks = [max(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
-        for key, peak in zip(filled, peaks, strict=True):
-            if not math.isfinite(peak):
-                raise InvalidUpdate(f"{prefix}'{key}' holds NaN or infinite values")
-            if self.max_abs is not None and peak > self.max_abs:
-                raise InvalidUpdate(f"{prefix}'{key}' reaches {peak:.3g}, more than max_abs = {self.max_abs:.3g}")
+        self._check_range({k: t for k, t in filled.items() if not self._is_known(t)}, prefix)
         if self.max_norm is not None and reference is not None:
             moved = (t - reference[k] for k, t in filled.items() if t.is_floating_point() or t.is_complex())
             norm = math.sqrt(sum(float(difference.abs().double().square().sum()) for difference in moved))
             if norm > self.max_norm:
                 raise InvalidUpdate(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
+
+    def _check_range(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+        if not tensors:
+            return
+        # one pass per tensor and one read-back: a NaN makes both ends of the range NaN, and they cost a twentieth of
+        # the maximum norm on a CPU
+        real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors.values()]
+        ends = [end.double() for tensor in real for end in torch.aminmax(tensor.detach())]
+        values = torch.stack(ends).abs().tolist()
+        peaks = [max(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
+        for key, peak in zip(tensors, peaks, strict=True):
+            if not math.isfinite(peak):
+                raise InvalidUpdate(f"{prefix}'{key}' holds NaN or infinite values")
+            if self.max_abs is not None and peak > self.max_abs:
+                raise InvalidUpdate(f"{prefix}'{key}' reaches {peak:.3g}, more than max_abs = {self.max_abs:.3g}")
+        if self._passed is not None:
+            self._passed = {key: known for key, known in self._passed.items() if known[0]() is not None}
+            self._passed |= {id(t): (weakref.ref(t), t._version) for t in tensors.values() if not t.is_inference()}
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        known = self._passed.get(id(tensor)) if self._passed is not None and not tensor.is_inference() else None
+        return known is not None and known[0]() is tensor and known[1] == tensor._version
 
     @staticmethod
     def _check_statistics(statistics: Mapping[str, object], round_number: int, counts: Collection[str]) -> None:

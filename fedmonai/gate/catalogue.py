@@ -36,6 +36,7 @@ ALLOWED = (
     *(f"fedmonai.{room}" for room in ("data", "federated", "handlers", "losses", "methods", "metrics", "networks")),
     *("fedmonai.transforms", "fedmonai.seeding.derive_seed"),
     *(
+        "fedmonai.bundle.federation.build_federation",
         "fedmonai.bundle.live_config.check_config",
         "fedmonai.bundle.live_config.save_run_config",
         "fedmonai.report.page.finish",
@@ -52,6 +53,7 @@ ALLOWED = (
 )
 #: where classes and functions of the allowed parts may really come from, besides the allowed parts themselves
 ORIGINS = (
+    "fedmonai.bundle.federation.build_federation",
     *("fedmonai.bundle.live_config.check_config", "fedmonai.bundle.live_config.save_run_config"),
     *("fedmonai.report.page.finish", "ignite.distributed.utils.sync"),
     *("torch._C._fft", "torch._C._linalg", "torch._C._nn", "torch._C._special", "torch._VariableFunctionsClass"),

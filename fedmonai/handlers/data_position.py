@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import Any
 
 from ignite.engine import Engine, Events
 from torch.utils.data import Sampler
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import SiteHandler
 from fedmonai.seeding import stream
 
 __all__ = ["ResumableBatchSampler", "ResumablePosition"]
@@ -66,20 +66,19 @@ class ResumableBatchSampler(Sampler[list[int]]):
             yield order[begin : begin + self.batch_size]
 
 
-class ResumablePosition:
+class ResumablePosition(SiteHandler):
     """Tells a sampler, when a round begins, how many iterations the site has made before.
 
-    ``SiteAlgo`` keeps that number over rounds, restarts and failed turns, so the sampler needs no state of its own.
+    A site keeps that number over rounds, restarts and failures, so the sampler needs no state of its own.
 
     Args:
-        sampler: anything with ``begin(iteration)``, for example :class:`ResumableBatchSampler`.
+        sampler: the trainer's.
     """
 
-    def __init__(self, sampler: Any) -> None:
+    def __init__(self, sampler: ResumableBatchSampler) -> None:
         self.sampler = sampler
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:

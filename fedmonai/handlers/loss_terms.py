@@ -9,18 +9,20 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from fedmonai.federated.protocol import RoundContext, SiteHandler
+
 __all__ = ["LossTerms"]
 
 
-class LossTerms:
-    """Averages the terms of a composite loss over an epoch, and tells them with their weights.
+class LossTerms(SiteHandler):
+    """Averages the terms of a composite loss over an epoch, and sends them with their weights.
 
     A source has ``terms`` (detached scalars of its last call, by name, without weights) and ``weights``; with
     ``once_per_epoch(prediction) -> {name: scalar}`` it also measures something on the first batch of an epoch. A term
     counts in the iterations in which it was computed. Every name gives the mean of the term, ``<name>_weight`` its
     weight, so that both a term and its share of the loss can be read off.
 
-    The values of the last epoch of a turn are sent with the update (:attr:`training_metrics`) and stand in
+    The values of the last epoch of a round are sent with the update (:meth:`training_metrics`) and stand in
     ``rounds.jsonl``, ``metrics.csv`` and on the TensorBoard of the federation; without a federation they are in
     ``engine.state.metrics`` when an epoch ends.
 
@@ -38,7 +40,6 @@ class LossTerms:
         self._read: dict[str, float] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer, the sources that are handlers first."""
         for source in self.sources:
             if hasattr(source, "attach"):
                 source.attach(engine)
@@ -60,10 +61,9 @@ class LossTerms:
         for source in self.sources:
             if hasattr(source, "warn_if_empty"):
                 source.warn_if_empty()
-        if getattr(engine.state, "round", None) is None:
-            engine.state.metrics.update(self.training_metrics)
+        if RoundContext.of(engine) is None:
+            engine.state.metrics.update(self.training_metrics())
 
-    @property
     def training_metrics(self) -> dict[str, float]:
         """Means of the last epoch, and the weights; the only read-back from the device."""
         if self._read is None:

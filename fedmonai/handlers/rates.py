@@ -9,11 +9,12 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext, SiteHandler
 
 __all__ = ["OptimizerReset", "PolyLR", "RoundLR"]
 
 
-class RoundLR:
+class RoundLR(SiteHandler):
     """Multiplies the learning rate by ``gamma`` after each milestone of rounds.
 
     In round r (from 1) the rate is ``lr * gamma ** (number of milestones < r)``: with ``milestones=[40]`` rounds 1 to
@@ -49,19 +50,23 @@ class RoundLR:
         self._runs = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         self._runs += 1
-        number = getattr(engine.state, "round", None) or self._runs
+        number = _round(engine, self._runs)
         falls = sum(milestone < number for milestone in self.milestones)
         falls += (number - 1) // self.step if self.step else 0
         for group, rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             group["lr"] = rate * self.gamma**falls
 
 
-class PolyLR:
+def _round(engine: Engine, runs: int) -> int:
+    context = RoundContext.of(engine)
+    return runs if context is None else context.round
+
+
+class PolyLR(SiteHandler):
     r"""Polynomial decay over the iterations of all rounds: :math:`\eta_t = \eta (1 - t / T)^{power}`.
 
     Iteration t of a site, from 0, is ``(round - 1) E + k`` with k the iteration within the round and E the iterations
@@ -92,14 +97,13 @@ class PolyLR:
         self._runs = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def _begin(self, engine: Engine) -> None:
         state = engine.state
         self._runs += 1
-        self._round = getattr(state, "round", None) or self._runs
+        self._round = _round(engine, self._runs)
         self._first = state.iteration
         self._length = (state.max_epochs - state.epoch) * state.epoch_length  # type: ignore[operator]
 
@@ -110,7 +114,7 @@ class PolyLR:
             group["lr"] = rate * left**self.power
 
 
-class OptimizerReset:
+class OptimizerReset(SiteHandler):
     """Drops the optimizer's moments when a round begins and when it ends.
 
     FL-MR (Guo et al., CVPR 2021, released program) builds a new RMSprop every round. Emptying the state of the one at
@@ -127,7 +131,6 @@ class OptimizerReset:
         self.enabled = enabled
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         if self.enabled:
             engine.add_event_handler(Events.STARTED, self)
             engine.add_event_handler(Events.COMPLETED, self)

@@ -19,6 +19,7 @@ from monai.bundle import ConfigWorkflow
 from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
+from fedmonai.federated.formats import JOB_FORMAT, check_format
 from fedmonai.gate.names import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
 from fedmonai.io import parse_strictly, read_strictly
 from fedmonai.names import as_list
@@ -45,8 +46,8 @@ __all__ = [
 SEP = "::"
 #: ids that every machine decides for itself
 MACHINE_IDS = ("bundle_root", "output_dir", "standalone")
-#: sections through which a job could undo what a machine decides: how its sites are built, the check of ids
-_MACHINE_SECTIONS = ("federation::sites", "check")
+#: sections through which a job could undo what a machine decides: how the federation is built, the check of ids
+_MACHINE_SECTIONS = ("federation", "check")
 #: ids that name config files
 _FILES = ("base", "overlay")
 #: arguments of MONAI's workflow; as an id of a site they would reach it and name files, or entries to run
@@ -98,7 +99,7 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return "no id; give the names of its sections with '::' between them."
     if any(part.startswith("_") for part in parts):
         return f"a component{_PLAIN}"
-    if last in MACHINE_IDS or key == "federation" or _within(key, _MACHINE_SECTIONS):
+    if last in MACHINE_IDS or _within(key, _MACHINE_SECTIONS):
         return f"a setting{_MACHINE}"
     if _site_id(parts) in WORKFLOW_ARGUMENTS:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
@@ -193,6 +194,9 @@ class Deployment:
             content = read_strictly(path)
         except ValueError as error:
             raise ConfigError(f"the job's {DESCRIPTION} {error}.") from error
+        if isinstance(content, dict):
+            check_format(f"the job's {DESCRIPTION}", content, JOB_FORMAT, "Make the job again with the sites' version.")
+            del content["format"]
         known = set(cls.__dataclass_fields__)
         if not isinstance(content, dict) or not {"run", "files"} <= set(content) <= known:
             raise ConfigError(f"the job's {DESCRIPTION} does not describe a job: it sets {', '.join(sorted(known))}.")
@@ -249,7 +253,8 @@ def bundle_digest(bundle: str | Path) -> str:
 def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> None:
     """Write the description and a copy of the bundle's configs into a folder that travels with the job."""
     _copy_parts(Path(bundle), Path(folder, BUNDLE))
-    Path(folder, DESCRIPTION).write_text(json.dumps(asdict(deployment), indent=2) + "\n", encoding="utf-8")
+    content = {"format": JOB_FORMAT, **asdict(deployment)}
+    Path(folder, DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def packed(folder: str | Path) -> str:

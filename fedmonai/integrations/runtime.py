@@ -10,10 +10,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from fedmonai.bundle.federation import federation_from, job_plan
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.errors import ConfigError, root_user_error
-from fedmonai.federated.federation import Federation
-from fedmonai.federated.remote_pool import RemotePool, Transport
+from fedmonai.federated.remote_pool import Transport
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, named_files, refuse_other_files, unpacked_bundle
 from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings, apply_site_policy
@@ -55,13 +55,12 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     if name not in sites:
         raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sorted(sites))}.")
     parser["sites"] = {name: sites[name]}  # nothing of other sites is built here
-    parser["train_sites"] = parser["test_sites"] = None
     try:
         parser.get_parsed_content("check")
-        built: Any = parser.get_parsed_content("federation::sites")
+        plan = job_plan(parser.ref_resolver)
     except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
         raise (root_user_error(error) or error) from error
-    return SiteService(apply_site_policy(built, name, settings, bundle, state), name)
+    return SiteService(apply_site_policy(plan, name, settings, bundle, state), name)
 
 
 def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, transport: Transport) -> Path:
@@ -78,12 +77,11 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     output = settings.state(root, deployment.run, "server")
     bundle = unpacked_bundle(folder, deployment, settings.bundle, output / "bundle")
     parser = federation_config(deployment, bundle, output)
-    parser["federation::sites::_target_"] = f"{RemotePool.__module__}.{RemotePool.__name__}"
     try:
         parser.get_parsed_content("check")
-        federation: Federation = parser.get_parsed_content("federation")
-        federation.sites.transport = transport  # type: ignore[attr-defined]
-        parser.get_parsed_content("run")  # the bundle's own steps
+        # what '@federation' stands for in the bundle's own steps
+        parser.ref_resolver.resolved_content["federation"] = federation_from(parser.ref_resolver, transport=transport)
+        parser.get_parsed_content("run")
     except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
         raise (root_user_error(error) or error) from error
     return output

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
 
 from fedmonai.errors import ConfigError, first_line, root_user_error
-from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.plan import SitePlan
 from fedmonai.integrations.job import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized, refuse_other_files
 from fedmonai.io import read_strictly
 from fedmonai.names import as_list, shown
@@ -121,12 +121,12 @@ def _wrong(name: str, value: Any, wanted: str) -> str:
     return f"{name} is {shown(value) if value else 'empty'}; give {wanted}, or leave it out."
 
 
-def apply_site_policy(sites: Any, name: str, settings: SiteSettings, bundle: Path, state: Path) -> LocalPool:
-    """Set what a site decides for itself, after the job's config has built the sites: nothing comes later.
+def apply_site_policy(plan: SitePlan, name: str, settings: SiteSettings, bundle: Path, state: Path) -> SitePlan:
+    """The plan of a job as narrowed by what a site decides for itself: nothing comes later.
 
     Args:
-        sites: what the job's config made; it must be :class:`~fedmonai.federated.local_pool.LocalPool`.
-        name: the site.
+        plan: what the job's config says.
+        name: the site, the only one of the new plan.
         settings: its decisions.
         bundle: the bundle that is used here.
         state: the folder in which alone the site writes.
@@ -135,19 +135,21 @@ def apply_site_policy(sites: Any, name: str, settings: SiteSettings, bundle: Pat
         ConfigError: when the job sets what follows from a decision of the site, names a file that is no config of the
             bundle, or the site's own filters cannot be built.
     """
-    if type(sites) is not LocalPool:
-        raise ConfigError(f"federation::sites of the job is a {type(sites).__name__}; it must be {LocalPool.__name__}.")
-    sites.bundle_root, sites.output_dir = str(bundle), state
-    local, spec = dict(sites.local), dict(sites.specs[name])
+    local, spec = dict(plan.local), dict(plan.sites[name] or {})
     overlays = [*as_list(spec.pop("overlay", None)), *as_list(settings.overlay)]
-    files = [*sites.base, *as_list(local.get("overlay")), *overlays]
+    files = [*plan.base, *as_list(local.get("overlay")), *overlays]
     refuse_other_files(bundle, ((f"site '{name}'", file) for file in files))
     references = _References(bundle, files)
-    sites.local = _without_decided(local, settings.ids, references)
-    sites.specs = {name: {"overlay": overlays, **_without_decided(spec, settings.ids, references), **settings.ids}}
-    filters = [*(sites.common["exchange_filters"] or ()), *_own_filters(settings, bundle, state)]
-    sites.common["exchange_filters"] = filters
-    return sites
+    own = {"overlay": overlays, **_without_decided(spec, settings.ids, references), **settings.ids}
+    return replace(
+        plan,
+        bundle_root=str(bundle),
+        output_dir=state,
+        local=_without_decided(local, settings.ids, references),
+        sites={name: own},
+        exchange_filters=[*plan.exchange_filters, *_own_filters(settings, bundle, state)],
+        device=None,  # the machine's own: what its config, its overlay or its settings say
+    )
 
 
 def _without_decided(ids: Mapping[str, Any], own: Mapping[str, Any], references: _References) -> dict[str, Any]:

@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Federated averaging, and a mean in which each tensor is the mean over its owners only."""
+r"""Federated averaging: the mean of the sites' tensors, and a mean in which single tensors have an owner.
+
+McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data (AISTATS 2017), algorithm 1:
+after a round the global weights are
+
+.. math:: w \leftarrow \sum_k \frac{n_k}{\sum_j n_j} w_k,
+
+:math:`w_k` what site k sends after its local training and :math:`n_k` what it counts by (:class:`WeightedMean`). Most
+methods here aggregate so and differ elsewhere: their strategies are subclasses.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +23,7 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.protocol import Strategy
 from fedmonai.names import as_list, matching_names
 
-__all__ = ["PerSiteMean", "WeightedMean"]
-
-
-# Elements averaged at a time: the running mean of a chunk stays in the cache, so N updates cost N reads and one write;
-# shorter chunks lose more to calls than a nearer cache gives.
-_CHUNK = 1 << 20
+__all__ = ["PerSiteMean", "WeightedMean", "weighted_mean_"]
 
 
 class WeightedMean(Strategy):
@@ -31,6 +35,10 @@ class WeightedMean(Strategy):
             the training data (the released FedICRA).
         shared_keys: regular expressions of the tensors that travel.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Example:
+        >>> WeightedMean("samples").shares({"A": {"num_samples": 3}, "B": {"num_samples": 1}})
+        {'A': 0.75, 'B': 0.25}
 
     Sites are added in sorted order, so the sum is the same to the bit whatever the order of arrival. Integer buffers
     (batch counters) keep their type and are taken from the first site in that order. With one site the result is that
@@ -75,6 +83,75 @@ class WeightedMean(Strategy):
         return {name: count / total for name, count in counts.items()}
 
 
+class PerSiteMean(WeightedMean):
+    """:class:`WeightedMean`, but a tensor with an owner is taken from its owner alone.
+
+    For parts of a shared network that only one site trains by its own data, such as the site embeddings of FedICRA:
+    averaged, a row would be diluted by the copies of all others. In a round without its owner such a tensor keeps its
+    value. ``tensor_owners={}`` is :class:`WeightedMean`.
+
+    Args:
+        tensor_owners: ``{site: regular expression(s) of whole tensor names}``.
+        weighting: see :class:`WeightedMean`.
+        shared_keys: regular expressions of the tensors that travel.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Example:
+        >>> strategy = PerSiteMean({"A": "encoder.weight"}, weighting="samples")
+
+    Raises:
+        ConfigError: when a pattern is not a regular expression or, once the network is known, matches no shared tensor
+            or one that has another owner.
+    """
+
+    def __init__(
+        self,
+        tensor_owners: Mapping[str, str | Sequence[str]] | None = None,
+        weighting: str = "uniform",
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+    ) -> None:
+        super().__init__(weighting, shared_keys, local_keys)
+        self.tensor_owners = {site: as_list(patterns) for site, patterns in (tensor_owners or {}).items()}
+        self._owner: dict[str, str] | None = None
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        owner = self._owner_of_tensors()
+        kept = {key: self.global_weights[key].clone() for key in owner}
+        super().aggregate(round_number, updates)
+        for key, site in owner.items():
+            own = (updates[site].weights or {})[key] if site in updates else kept[key]
+            self.global_weights[key].copy_(own)
+
+    def initialize(self, weights: Mapping[str, Any]) -> None:
+        super().initialize(weights)
+        self._owner = None
+        self._owner_of_tensors()
+
+    def _owner_of_tensors(self) -> dict[str, str]:
+        if self._owner is None:
+            found: dict[str, str] = {}
+            for site, patterns in self.tensor_owners.items():
+                for pattern in patterns:
+                    for key in self._owned(site, pattern):
+                        if found.setdefault(key, site) != site:
+                            raise ConfigError(
+                                f"tensor_owners: '{key}' belongs to sites '{found[key]}' and '{site}'; give it to one "
+                                "of them."
+                            )
+            self._owner = found
+        return self._owner
+
+    def _owned(self, site: str, pattern: str) -> list[str]:
+        names = list(self.global_weights)
+        return matching_names([pattern], names, f"tensor_owners of site '{site}'", whole=True) if names else []
+
+
+# Elements averaged at a time: the running mean of a chunk stays in the cache, so N updates cost N reads and one write;
+# shorter chunks lose more to calls than a nearer cache gives.
+_CHUNK = 1 << 20
+
+
 @torch.no_grad()
 def weighted_mean_(target: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
     """``target <- sum_i weights[i] * tensors[i] / sum_i weights[i]``, in place and chunk by chunk.
@@ -102,63 +179,3 @@ def weighted_mean_(target: Tensor, tensors: Sequence[Tensor], weights: Sequence[
             previous = torch.lerp(previous, tensor[window], share, out=mean)
         if not rest:
             mean.copy_(previous)
-
-
-class PerSiteMean(WeightedMean):
-    """:class:`WeightedMean`, but a tensor with an owner is taken from its owner alone.
-
-    For parts of a shared network that only one site trains by its own data, such as the site embeddings of FedICRA:
-    averaged, a row would be diluted by the copies of all others. In a round without its owner such a tensor keeps its
-    value. ``owners={}`` is :class:`WeightedMean`.
-
-    Args:
-        owners: ``{site: regular expression(s) of whole tensor names}``.
-        weighting: see :class:`WeightedMean`.
-        shared_keys: regular expressions of the tensors that travel.
-        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
-
-    Raises:
-        ConfigError: when a pattern is not a regular expression or, once the network is known, matches no shared tensor
-            or one that has another owner.
-    """
-
-    def __init__(
-        self,
-        owners: Mapping[str, str | Sequence[str]] | None = None,
-        weighting: str = "uniform",
-        shared_keys: str | Sequence[str] = (".*",),
-        local_keys: str | Sequence[str] = (),
-    ) -> None:
-        super().__init__(weighting, shared_keys, local_keys)
-        self.owners = {site: as_list(p) for site, p in (owners or {}).items()}
-        self._owner: dict[str, str] | None = None
-
-    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
-        owner = self._owner_of_tensors()
-        kept = {key: self.global_weights[key].clone() for key in owner}
-        super().aggregate(round_number, updates)
-        for key, site in owner.items():
-            own = (updates[site].weights or {})[key] if site in updates else kept[key]
-            self.global_weights[key].copy_(own)
-
-    def initialize(self, weights: Mapping[str, Any]) -> None:
-        super().initialize(weights)
-        self._owner = None
-        self._owner_of_tensors()
-
-    def _owner_of_tensors(self) -> dict[str, str]:
-        if self._owner is None:
-            found: dict[str, str] = {}
-            for site, patterns in self.owners.items():
-                for pattern in patterns:
-                    for key in self._owned(site, pattern):
-                        if found.setdefault(key, site) != site:
-                            raise ConfigError(
-                                f"owners: '{key}' belongs to sites '{found[key]}' and '{site}'; give it to one of them."
-                            )
-            self._owner = found
-        return self._owner
-
-    def _owned(self, site: str, pattern: str) -> list[str]:
-        names = list(self.global_weights)
-        return matching_names([pattern], names, f"owners of site '{site}'", whole=True) if names else []

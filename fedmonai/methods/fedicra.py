@@ -1,5 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedICRA: alternating parameters, site contrast, adaptive aggregation (Lin et al., 2023)."""
+r"""FedICRA: weak labels of different kinds, alternating parameters, site contrast, adaptive aggregation.
+
+Lin et al., Unifying and Personalizing Weakly-supervised Federated Medical Image Segmentation via Adaptive
+Representation and Aggregation (arXiv 2304.05635). Site k trains on
+
+.. math:: L_{pce} + \lambda_{tree} L_{tree} + \lambda_{crf} L_{crf} + \alpha L_{LC},
+
+the first three in :mod:`fedmonai.losses.weak_supervision`, the contrast of its channel gates with those of the other
+sites added by :class:`SiteContrast`. In a round the head is trained first, everything else last
+(:class:`AlternatingParameters`). A round begins from a mixture m of the site's own parameters :math:`\theta_k` and the
+received ones :math:`\theta`, with weights W in [0, 1] that are learned by gradient descent (:class:`FedALA`; Zhang et
+al., AAAI 2023, arXiv 2212.01197),
+
+.. math:: m = \theta_k + (\theta - \theta_k) W.
+
+The server half is a weighted mean; the site embeddings are taken from their own sites
+(:class:`~fedmonai.methods.averaging.PerSiteMean`).
+
+Deviations from the authors' program, which each have their switch: in its aggregation the roles of own and received are
+swapped (``order``), W is forgotten (``persist``), every mixing reads all data, which can cost more than the round
+(``share``), running statistics of the decoder stay the server's while its scales are mixed (``mix_statistics``), and a
+round after an evaluation mixes nothing, because the evaluation had overwritten what the site held
+(``evaluation_interval``). Without a switch: what is not trained has no gradient here, while there it goes on moving by
+momentum and weight decay; the contrast is not computed where nothing learns from it; mixing has its own random numbers
+and leaves statistics, optimizer and the draws of the training alone, so that ``eta`` 0 is FedAvg to the bit.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +42,19 @@ from monai.engines import IterationEvents
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext, SiteHandler
 from fedmonai.losses.site_contrast import SiteContrastLoss, gate_saturation
 from fedmonai.names import matching_names
 
 __all__ = ["ALABatches", "AlternatingParameters", "ElementwiseInterpolation", "FedALA", "SiteContrast", "isolated_mode"]
 
 
-class AlternatingParameters:
+class AlternatingParameters(SiteHandler):
     """Trains only the head in a round until ``rep_iters`` iterations are left, and in these everything but the head.
 
-    FedICRA (arXiv 2304.05635, after FedLC and FedRep): of 10 iterations 7 train the last convolution, then 3 the rest.
-    What is not trained has no gradient at all, so the optimizer leaves it as it is to the bit if it drops gradients
-    (``optim_set_to_none`` of the trainer). With zero gradients instead, as in the authors' program, momentum and weight
-    decay go on moving it. Batch-normalization statistics follow the data in both phases.
+    After FedLC and FedRep: of 10 iterations 7 train the last convolution, then 3 the rest. What is not trained has no
+    gradient at all, so the optimizer leaves it as it is to the bit if it drops gradients (``optim_set_to_none`` of the
+    trainer). Batch-normalization statistics follow the data in both phases.
 
     Args:
         network: the network.
@@ -53,7 +78,6 @@ class AlternatingParameters:
         self._body = [p for name, p in trained.items() if name not in names]
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_STARTED, self)
         engine.add_event_handler(Events.COMPLETED, self.abandon)
@@ -73,7 +97,7 @@ class AlternatingParameters:
         self._allow(head=not body, body=body)
 
     def abandon(self, engine: Engine) -> None:
-        """Let everything be trained again; also called after a failed turn."""
+        """Let everything be trained again."""
         self._allow(head=True, body=True)
 
     def _allow(self, head: bool, body: bool) -> None:
@@ -82,13 +106,13 @@ class AlternatingParameters:
                 parameter.requires_grad_(trained)
 
 
-class SiteContrast:
-    """Adds ``weight * contrast(gates, site)`` to the loss before the backward pass (arXiv 2304.05635, "LC").
+class SiteContrast(SiteHandler):
+    """Adds ``weight * contrast(gates, site)`` to the loss before the backward pass.
 
     The gates of all sites come with the prediction of
-    :class:`ChannelSelectionUNet`, from the same pass of the encoder: nothing is computed twice and no
-    statistics move. Iterations in which the gates receive no gradient (only the last layer is trained) are skipped; the
-    authors' program computes the term there in vain.
+    :class:`~fedmonai.networks.channel_selection_unet.ChannelSelectionUNet`, from the same pass of the encoder: nothing
+    is computed twice and no statistics move. Iterations in which the gates receive no gradient (only the last layer is
+    trained) are skipped.
 
     Args:
         loss: the contrast and its mode.
@@ -109,7 +133,6 @@ class SiteContrast:
         self.terms: dict[str, Tensor] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         if self.weights:
             engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
@@ -167,7 +190,7 @@ class ALABatches:
         ConfigError: when ``share`` is out of range.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, share: float) -> None:
+    def __init__(self, dataset: Sequence[Any], batch_size: int, share: float) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"mixing_share is {share}; give the share of the training data, above 0 and at most 1.")
         self.dataset = dataset
@@ -185,7 +208,7 @@ ORDERS = ("fedala", "released")
 
 
 class ElementwiseInterpolation:
-    r"""``m = b + (o - b) W`` for every parameter, W in [0, 1] (FedALA, Zhang et al., AAAI 2023, arXiv 2212.01197).
+    r"""``m = b + (o - b) W`` for every parameter, W in [0, 1].
 
     ``fedala``: the base b is the site's own parameter, the other o the one received; W starts at 1, which is the
     received one to the bit. ``released``: as FedICRA's program has it, the other way round; W starts at 1, which is the
@@ -247,8 +270,8 @@ class ElementwiseInterpolation:
         torch._foreach_clamp_max_(weights, 1.0)
 
 
-class FedALA:
-    """Mixes received and own parameters by learned weights when a round begins (FedALA; FedICRA, arXiv 2304.05635).
+class FedALA(SiteHandler):
+    """Mixes received and own parameters by learned weights when a round begins (Zhang et al., AAAI 2023).
 
     Parameters that ``keys`` match become ``m`` of :class:`ElementwiseInterpolation`; all others stay
     as received. The weights W are learned on batches of the site's training data, in the first mixing pass after pass
@@ -259,17 +282,10 @@ class FedALA:
     The site is evaluated with the received weights and with the same mixture of these and its own
     (:meth:`personal_weights`); evaluation learns nothing and changes nothing.
 
-    Deviations from FedICRA's program, each with its switch: there the roles are swapped (``order``), W is forgotten
-    (``persist``), every mixing reads all data, which can cost more than the round (``share``), running statistics of
-    the decoder stay the server's while its scales are mixed (``mix_statistics``), and a round after an evaluation mixes
-    nothing, because the evaluation had overwritten what the site held (``evaluation_interval``). Here mixing has its
-    own random numbers and leaves statistics, optimizer and the draws of the training alone: ``eta`` 0 is FedAvg to
-    the bit.
-
     Args:
         network: the network.
         loss: of (logits, label), the partial cross entropy.
-        dataset: training samples, see :class:`~fedmonai.methods.fedicra.ALABatches`.
+        dataset: training samples, see :class:`ALABatches`.
         keys: regular expressions (from the start) of the mixed parameters.
         batch_size: samples per step of W.
         share: share of the data in a pass; FedALA 0.8, FedICRA 1.
@@ -294,7 +310,7 @@ class FedALA:
         self,
         network: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        dataset: Any,
+        dataset: Sequence[Any],
         keys: str | Sequence[str] = (r"decoder\.up[1-4]\.", r"decoder\.out_conv\."),
         batch_size: int = 12,
         share: float = 0.2,
@@ -320,32 +336,31 @@ class FedALA:
         self.tolerance, self.window, self.max_passes = tolerance, window, max_passes
         self.weight_of = {name: name for name in self.names}
         self.weight_of |= _statistics_of(self.names, network.state_dict()) if mix_statistics else {}
-        self._turns, self._settled, self._warned = 0, False, False
+        self._rounds, self._settled, self._warned = 0, False, False
         self._generator = np.random.RandomState(0)
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         engine.add_event_handler(Events.STARTED, self)
         engine.add_event_handler(Events.COMPLETED, self._count)
 
-    def set_random_state(self, seed: int) -> None:
+    def set_random_state(self, seed: int | None = None) -> None:
         """Seed the choice of data and the dropout of the next mixing."""
         self._generator = np.random.RandomState(seed)
 
-    def __call__(self, engine: Engine) -> None:
-        state: Any = engine.state
-        previous = getattr(state, "previous", None)
-        if previous is None:
+    def __call__(self, engine: Any) -> None:
+        context = RoundContext.of(engine)
+        if context is None or context.previous is None:
             self._warn()
             return
-        spoiled = bool(self.evaluation_interval) and (state.round - 1) % self.evaluation_interval == 0
-        if self._turns == 0 or state.round <= self.warm_up or spoiled:
+        interval, previous = self.evaluation_interval, context.previous
+        spoiled = interval is not None and interval > 0 and (context.round - 1) % interval == 0
+        if self._rounds == 0 or context.round <= self.warm_up or spoiled:
             return
         received = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
         if all(torch.equal(received[name], previous[name]) for name in self.names):
             return
         self.mix.begin({name: received[name] for name in self.names}, forget=not self.persist)
-        with isolated_mode(self.network, state.device, int(self._generator.randint(2**31))):
+        with isolated_mode(self.network, engine.state.device, int(self._generator.randint(2**31))):
             self._learn(engine, previous, received)
         self._load(self.mix.blend(self.weight_of, previous, received))
 
@@ -374,7 +389,7 @@ class FedALA:
         torch._foreach_copy_([held[name] for name in tensors], list(tensors.values()))
 
     def _count(self) -> None:
-        self._turns += 1
+        self._rounds += 1
 
     def personal_weights(self, received: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The mixture of ``received`` and what the site holds; None before the first mixing."""
@@ -386,12 +401,12 @@ class FedALA:
 
     def state_dict(self) -> dict[str, Any]:
         """W and what decides about the next mixing."""
-        return {"weights": dict(self.mix.weights), "turns": self._turns, "settled": self._settled}
+        return {"weights": dict(self.mix.weights), "turns": self._rounds, "settled": self._settled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state written by :meth:`state_dict`."""
         self.mix.weights = {name: weight.clone() for name, weight in state["weights"].items()}
-        self._turns, self._settled = state["turns"], state["settled"]
+        self._rounds, self._settled = state["turns"], state["settled"]
 
 
 def _statistics_of(names: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -1,5 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedMRI: shared encoder, local decoder, contrast of encoder weights (Feng et al., TMI 2023)."""
+r"""FedMRI: shared encoder, local decoder, contrast of encoder weights.
+
+Feng et al., Specificity-Preserving Federated Learning for MR Image Reconstruction (IEEE TMI 2023). The decoder never
+leaves a site (``shared_keys``). In round t site k trains its encoder :math:`\theta` on
+
+.. math:: \lambda L_{rec} + \beta R(\theta; \theta_g, \{\theta_i^{t-1}\}),
+
+R of :class:`~fedmonai.losses.weight_contrast.WeightContrastLoss`: near the global encoder :math:`\theta_g` that the
+round starts with, away from the encoders :math:`\theta_i^{t-1}` of all sites after the round before. The server
+averages the encoders, and sends every site all of them beside the mean.
+
+Deviations: with ``negatives: self`` a site is pushed away from its own previous encoder only, so that no encoder leaves
+it but through the mean; that variant is ours. Of a site that missed rounds the last encoder is used.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +28,7 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import SharedKeys
+from fedmonai.federated.protocol import RoundContext, SiteHandler
 from fedmonai.losses.weight_contrast import WeightContrastLoss
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.names import as_list, matching_names
@@ -23,13 +37,20 @@ __all__ = ["FedMRIAggregator", "WeightContrast"]
 
 
 NEGATIVES = ("all", "self", "none")
+#: ``{"<site>/<tensor>": values}`` of all sites' encoders; site names are folder names and hold no slash
 ATTACHMENT = "previous_encoders"
+ENCODER_KEYS = (r"(.*\.)?encoder\.",)
 
 
-class WeightContrast:
+def _check_negatives(negatives: str) -> None:
+    if negatives not in NEGATIVES:
+        raise ConfigError(f"negatives is '{negatives}'; choose one of {', '.join(NEGATIVES)}.")
+
+
+class WeightContrast(SiteHandler):
     """Trains with lam * L_rec + beta * R, R of :class:`WeightContrastLoss` over encoder parameters.
 
-    Feng et al., TMI 2023. R is on from the second iteration of every local epoch on (in the first one the encoder may
+    R is on from the second iteration of every local epoch on (in the first one the encoder may
     equal the global one), and in rounds for which previous encoders exist: not in the first round of a federation.
     Elsewhere the loss is plain L_rec. After the backward pass the iteration's ``loss`` is L_rec again, so that training
     losses of rounds and methods compare; R stands beside it as ``weight_contrast``.
@@ -54,10 +75,9 @@ class WeightContrast:
         beta: float = 100.0,
         lam: float = 1.0,
         negatives: str = "all",
-        encoder_keys: str | Sequence[str] = (r"(.*\.)?encoder\.",),
+        encoder_keys: str | Sequence[str] = ENCODER_KEYS,
     ) -> None:
-        if negatives not in NEGATIVES:
-            raise ConfigError(f"negatives is '{negatives}'; choose one of {', '.join(NEGATIVES)}.")
+        _check_negatives(negatives)
         if not (beta >= 0 and lam >= 0):
             raise ConfigError(f"beta is {beta} and lam is {lam}; give weights of 0 or more.")
         self.beta, self.lam, self.negatives = beta, lam, negatives
@@ -72,7 +92,6 @@ class WeightContrast:
         self._plain: Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         if self.beta > 0 and self.negatives != "none":
             engine.add_event_handler(Events.STARTED, self._begin)
             engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
@@ -80,7 +99,6 @@ class WeightContrast:
             engine.add_event_handler(Events.COMPLETED, self._keep)
 
     def abandon(self, engine: Engine) -> None:
-        """Forget a turn that failed."""
         self._end()
 
     def _begin(self, engine: Engine) -> None:
@@ -100,17 +118,18 @@ class WeightContrast:
         return {name: parameters[name] for name in matching_names(self.patterns, parameters, "encoder_keys")}
 
     def _received(self, engine: Engine, encoder: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        state: Any = engine.state
-        received = getattr(state, "received", None)
-        if received is None and not self._warned:
-            warnings.warn("negatives is 'all', but this client hands on no previous encoders: the term is off.")
-            self._warned = True
-        sets = _by_site((received or {}).get(ATTACHMENT, {}))
-        if received is not None and ATTACHMENT not in received:
+        context = RoundContext.of(engine)
+        if context is None:
+            if not self._warned:
+                warnings.warn("negatives is 'all', but this client hands on no previous encoders: the term is off.")
+                self._warned = True
+            return []
+        if ATTACHMENT not in context.received:
             raise ConfigError(
-                f"negatives is 'all', but round {state.round} came without '{ATTACHMENT}'; use the strategy "
+                f"negatives is 'all', but round {context.round} came without '{ATTACHMENT}'; use the strategy "
                 "fedmonai.methods.fedmri.FedMRIAggregator with the same negatives, or set negatives to self or none."
             )
+        sets = _by_site(context.received[ATTACHMENT])
         for site, tensors in sets.items():
             wrong = [n for n, p in encoder.items() if n not in tensors or tensors[n].shape != p.shape]
             if wrong:
@@ -149,7 +168,7 @@ class WeightContrast:
 
 
 def _by_site(attachment: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Sort ``{"<site>/<name>": tensor}`` by site; site names are folder names and hold no slash."""
+    """Sort the tensors of an attachment by site."""
     sets: dict[str, dict[str, Tensor]] = {}
     for key in sorted(attachment):
         site, _, name = key.partition("/")
@@ -160,10 +179,9 @@ def _by_site(attachment: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 class FedMRIAggregator(WeightedMean):
     """:class:`WeightedMean` that also sends down all sites' encoders as received in the round before (FedMRI).
 
-    Feng et al., TMI 2023: the references that :class:`WeightContrast` pushes away from. From the
-    second round on every message carries the attachment ``previous_encoders``, ``{"<site>/<tensor>": values}``, K times
-    the encoder (before that it is empty). Of a site that missed rounds the last encoder is kept; ``rounds.jsonl``
-    states the age of each in rounds (1 = the round before).
+    These are what :class:`WeightContrast` pushes away from. From the second round on every message carries the
+    attachment ``previous_encoders``, K times the encoder (before that it is empty). Of a site that missed rounds the
+    last encoder is kept; ``rounds.jsonl`` states the age of each in rounds (1 = the round before).
 
     With ``negatives: all`` every site receives the other sites' own encoders, not only their mean: what protects a
     site's update by averaging does not protect these. ``self`` and ``none`` send nothing beside the mean.
@@ -182,14 +200,13 @@ class FedMRIAggregator(WeightedMean):
     def __init__(
         self,
         weighting: str = "uniform",
-        shared_keys: str | Sequence[str] = (r"(.*\.)?encoder\.",),
+        shared_keys: str | Sequence[str] = ENCODER_KEYS,
         local_keys: str | Sequence[str] = (),
-        encoder_keys: str | Sequence[str] = (r"(.*\.)?encoder\.",),
+        encoder_keys: str | Sequence[str] = ENCODER_KEYS,
         negatives: str = "all",
     ) -> None:
         super().__init__(weighting, shared_keys, local_keys)
-        if negatives not in NEGATIVES:
-            raise ConfigError(f"negatives is '{negatives}'; choose one of {', '.join(NEGATIVES)}.")
+        _check_negatives(negatives)
         self.encoder_keys = SharedKeys(encoder_keys)
         self.attachments_down = (ATTACHMENT,) if negatives == "all" else ()
         #: encoder of every site as last received, and the round it is from
@@ -198,7 +215,6 @@ class FedMRIAggregator(WeightedMean):
         self._ages: dict[str, int] = {}
 
     def initialize(self, weights: Mapping[str, Tensor]) -> None:
-        """See :meth:`Strategy.initialize`."""
         super().initialize(weights)
         if self.attachments_down and not self._encoder():
             raise ConfigError(
@@ -220,10 +236,10 @@ class FedMRIAggregator(WeightedMean):
         return messages
 
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
-        """See :class:`WeightedMean`; the updates' encoders are kept for the next round."""
         super().aggregate(round_number, updates)
         if self.attachments_down:
             for name, update in updates.items():
+                # copied: the memory of an update is borrowed until the next round
                 self.previous[name] = {key: (update.weights or {})[key].clone() for key in self._encoder()}
                 self.previous_round[name] = round_number
 
@@ -238,7 +254,6 @@ class FedMRIAggregator(WeightedMean):
             self.previous_round.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """See :meth:`Strategy.state_dict`."""
         return {**super().state_dict(), "previous": self.previous, "previous_round": self.previous_round}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedProx: a site's weights are held near the global ones while they train."""
+r"""FedProx: a site's weights are held near the global ones while they train.
+
+Li et al., Federated Optimization in Heterogeneous Networks (MLSys 2020), equation 2: site k trains on
+
+.. math:: h_k(w; w_g) = L_k(w) + \frac{\mu}{2} \lVert w - w_g \rVert^2,
+
+:math:`w_g` the weights that its local training starts with. The server aggregates as in federated averaging. The
+paper's inexact local solutions (epochs that vary from site to site) are not part of this.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +19,18 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext, SiteHandler
 
 __all__ = ["ProximalTerm"]
 
 
-class ProximalTerm:
-    r"""Trains on :math:`L(w) + \frac{\mu}{2} \lVert w - w_g \rVert^2` (FedProx; Li et al., MLSys 2020, equation 2).
+class ProximalTerm(SiteHandler):
+    r"""Adds the proximal term of FedProx to what a site trains on.
 
-    w_g are the weights that the turn starts with. The term is added as its gradient :math:`\mu (w - w_g)` after the
-    backward pass, in two fused passes over the weights, so the reported training loss is L alone and compares with that
-    of other methods. Only what is shared is held: private parameters have no global counterpart, and buffers no
-    gradient. Works under automatic mixed precision and gradient accumulation, and under a stock ``MonaiAlgo``, where
-    every parameter counts as shared.
+    The term is added as its gradient :math:`\mu (w - w_g)` after the backward pass, in two fused passes over the
+    weights, so the reported training loss is L alone and compares with that of other methods. Only what is shared is
+    held: private parameters have no global counterpart, and buffers no gradient. Works under automatic mixed precision
+    and gradient accumulation, and under a stock ``MonaiAlgo``, where every parameter counts as shared.
 
     Args:
         mu: weight of the term, 0 or more. 0 is FedAvg, to the bit.
@@ -38,21 +46,19 @@ class ProximalTerm:
         self._held: list[tuple[Tensor, Tensor]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         if self.mu > 0:
             engine.add_event_handler(Events.STARTED, self._begin)
             engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
             engine.add_event_handler(Events.COMPLETED, self._end)
 
     def abandon(self, engine: Engine) -> None:
-        """Forget a turn that failed."""
         self._end()
 
     def _begin(self, engine: Any) -> None:
         parameters = {name: p for name, p in engine.network.named_parameters() if p.requires_grad}
-        shared = getattr(engine.state, "shared", None)
-        chosen = parameters if shared is None else {name: parameters[name] for name in shared if name in parameters}
-        self._held = [(p, p.detach().clone()) for p in chosen.values()]
+        context = RoundContext.of(engine)
+        names = list(parameters) if context is None else [name for name in context.shared_keys if name in parameters]
+        self._held = [(parameters[name], parameters[name].detach().clone()) for name in names]
 
     def _end(self) -> None:
         self._held = []

@@ -1,5 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FL-MRCM: cross-site alignment of latent features (Guo et al., CVPR 2021)."""
+r"""FL-MRCM: cross-site alignment of latent features for MR reconstruction.
+
+Guo et al., Multi-institutional Collaborations for Improving Deep Learning-based Magnetic Resonance Image Reconstruction
+Using Federated Learning (CVPR 2021). One site t is the target. z is the 2 x 2 adaptive average of the bottleneck,
+flattened. In every iteration of a source site k its discriminator :math:`C_k` makes one step on
+
+.. math:: L_C = \tfrac12 [\ell(C_k(z_k), (0, 1)) + \ell(C_k(z_t), (1, 0))],
+
+then the network one on :math:`L_{rec} + \lambda_{adv} \tfrac12 [\ell(C_k(z_k), (1, 0)) + \ell(C_k(z_t), (0, 1))]` with
+:math:`C_k` fixed, :math:`\ell` the binary cross-entropy (:mod:`fedmonai.losses.site_confusion`). The server averages
+the networks; the discriminators stay.
+
+Deviations: the authors' program hands the target's raw inputs to every source site (``alignment: inputs``, simulation
+only), and stops with an error where the target is among the training sites. With ``alignment: features`` the target
+sends a bank of vectors :math:`z_t` instead, and only if its institution agrees (``share_features``).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.protocol import RoundContext, SiteHandler
 from fedmonai.federated.validation import InvalidUpdate
 from fedmonai.losses.domain_confusion import domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.averaging import WeightedMean
@@ -26,30 +42,37 @@ from fedmonai.networks.site_discriminator import SiteDiscriminator
 __all__ = ["FLMRCMAggregator", "FeatureAlignment", "IndependentLoader"]
 
 
-MODES = ("features", "inputs", "none")
+ALIGNMENTS = ("features", "inputs", "none")
+#: the bank on its way: ``{ATTACHMENT: {KEY: (vectors, latent_size)}}``
+ATTACHMENT, KEY = "target_latents", "latents"
 
 
-class FeatureAlignment:
-    """Adversarial alignment of the bottleneck with that of a target site (FL-MRCM; Guo et al., CVPR 2021).
+def _check_consent(alignment: str, share_features: bool, target_site: str) -> None:
+    if alignment not in ALIGNMENTS:
+        raise ConfigError(f"alignment is '{alignment}'; choose one of {', '.join(ALIGNMENTS)}.")
+    if alignment == "features" and not share_features:
+        raise ConfigError(
+            f"alignment 'features' sends latent vectors of site '{target_site}'s training images to the other sites; "
+            "if its institution agrees say so with share_features: true, else choose alignment: none."
+        )
 
-    z = 2 x 2 adaptive average of the bottleneck, flattened. In every iteration of a source site k the discriminator C_k
-    makes one step on ``site_discrimination_loss(C_k(z_k), C_k(z_t))``, then lambda_adv times ``domain_confusion_loss``
-    of the same vectors, C_k fixed, is added to the training loss. C_k and its RMSprop live here, persist over rounds
-    and restarts, and never leave the site. At the target site itself training is plain.
+
+class FeatureAlignment(SiteHandler):
+    """Adversarial alignment of the bottleneck with that of a target site.
+
+    The discriminator and its RMSprop live here, persist over rounds and restarts, and never leave the site. At the
+    target site itself training is plain.
 
     ``alignment``:
 
     - ``features``: z_t are rows, drawn at random, of the bank that arrives as attachment ``target_latents``; they are
-      constants. At the start of its turn in round r, before any local step, the target encodes up to ``bank_size`` of
+      constants. At the start of round r, before any local step, the target encodes up to ``bank_size`` of
       its undersampled training inputs with the global weights that round r starts from, and sends the bank with its
       update. The sources use it from round r + 1 on, so in normal running their bank is one global model old. In round
       1 there is no bank, and no term.
-    - ``inputs``: simulation only, the released behavior. The source site's encoder, and it alone, runs on the target's
-      undersampled training inputs, and gradient flows through both z_k and z_t.
+    - ``inputs``: the released behavior, for simulated federations only. The source site's encoder, and it alone, runs
+      on the target's undersampled training inputs, and gradient flows through both z_k and z_t.
     - ``none``: nothing is done.
-
-    Deviation from the authors' program: it hands the target's raw inputs to every source site, and stops with an error
-    where the target is among the training sites.
 
     Args:
         site: name of this site.
@@ -65,6 +88,10 @@ class FeatureAlignment:
         encoder: name of the module that is run on further inputs; it holds ``layer``.
         device: where the discriminator lives.
         seed: of its first weights.
+
+    Example:
+        >>> FeatureAlignment("B", target_site="A", share_features=True).is_target
+        False
 
     Raises:
         ConfigError: on values outside their ranges, and on ``features`` without ``share_features``.
@@ -85,7 +112,11 @@ class FeatureAlignment:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        _check(alignment, share_features, lambda_adv, bank_size, target_site)
+        _check_consent(alignment, share_features, target_site)
+        if not lambda_adv >= 0:
+            raise ConfigError(f"lambda_adv is {lambda_adv}; give 0 or more.")
+        if bank_size < 1:
+            raise ConfigError(f"bank_size is {bank_size}; give 1 vector or more.")
         self.is_target = site == target_site
         self.target_site, self.alignment, self.lambda_adv = target_site, alignment, lambda_adv
         self.bank_size, self.layer, self.encoder = bank_size, layer, encoder
@@ -102,11 +133,10 @@ class FeatureAlignment:
         self.set_random_state(seed)
 
     def set_random_state(self, seed: int | None = None) -> None:
-        """Seed the draws of the next turn: rows of the bank, or order and masks of the inputs that are encoded."""
+        """Seed the next draws: rows of the bank, or order and masks of the inputs that are encoded."""
         self._seed = 0 if seed is None else seed
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         if self.alignment == "none":
             return
         engine.add_event_handler(Events.STARTED, self._begin)
@@ -114,15 +144,14 @@ class FeatureAlignment:
         engine.add_event_handler(Events.COMPLETED, self._end)
 
     def observe(self, engine: Engine) -> None:
-        """Encode the bank in a turn without training: the target site is not among the training sites."""
+        """Encode the bank although nothing is trained: the target site is not among the training sites."""
         self._bank = self._encode(engine) if self.alignment == "features" and self.is_target else None
 
     def contribute(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
-        """The bank of this turn, at the target site in mode ``features``; else nothing."""
-        return {} if self._bank is None else {"target_latents": {"latents": self._bank}}
+        """The bank, at the target site with alignment ``features``; else nothing."""
+        return {} if self._bank is None else {ATTACHMENT: {KEY: self._bank}}
 
     def abandon(self, engine: Engine) -> None:
-        """Let go of the network after a failed turn."""
         self._end()
         self._bank = None
 
@@ -185,26 +214,28 @@ class FeatureAlignment:
 
     def _from_bank(self, engine: Any) -> Callable[[int], Tensor] | None:
         """Draws rows of the bank that arrived; ``None`` if there is none yet."""
-        received = getattr(engine.state, "received", None)
-        if received is None and not self._warned:
+        context = RoundContext.of(engine)
+        if context is None and not self._warned:
             self._warned = True
             warnings.warn("feature alignment is off: whatever runs this site passes no attachments on", stacklevel=2)
-        if not received or "target_latents" not in received:
+        if context is None or ATTACHMENT not in context.received:
             return None
-        bank = received["target_latents"]["latents"].to(self.device, torch.float32)
+        bank = context.received[ATTACHMENT][KEY].to(self.device, torch.float32)
         generator = torch.Generator().manual_seed(self._seed)
         return lambda count: bank[torch.randint(len(bank), (count,), generator=generator).to(self.device)]
 
     def _from_inputs(self, engine: Any) -> Callable[[int], Tensor]:
         """Encodes batches of the target site's inputs with this site's encoder."""
-        peer = getattr(engine.state, "peer", None)
-        if peer is None:
+        context = RoundContext.of(engine)
+        if context is None or context.other_trainer is None:
             raise ConfigError(
-                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only the "
-                "in-process federation can do; between institutions choose alignment: features."
+                f"alignment 'inputs' reads the images of site '{self.target_site}' at every other site, which only a "
+                "simulated federation in one process can do (simulated: true); between institutions choose alignment: "
+                "features."
             )
         loader = engine.data_loader
-        batches: Iterator[Tensor] = IndependentLoader(peer(self.target_site), self._seed, loader.batch_size).endless()
+        target = context.other_trainer(self.target_site)
+        batches = IndependentLoader(target, self._seed, loader.batch_size).endless()
         encoder = _submodule(engine.network, self.encoder)
 
         def encode(count: int) -> Tensor:
@@ -239,114 +270,6 @@ def _submodule(network: nn.Module, name: str) -> nn.Module:
         return network.get_submodule(name)
     except AttributeError as error:
         raise ConfigError(f"alignment: the network {type(network).__name__} has no part '{name}'.") from error
-
-
-def _check(alignment: str, share_features: bool, lambda_adv: float, bank_size: int, target_site: str) -> None:
-    if alignment not in MODES:
-        raise ConfigError(f"alignment is '{alignment}'; choose one of {', '.join(MODES)}.")
-    if alignment == "features" and not share_features:
-        raise ConfigError(
-            f"alignment 'features' sends latent vectors of site '{target_site}'s training images to the other sites; "
-            "if its institution agrees say so with share_features: true, else choose alignment: none."
-        )
-    if not lambda_adv >= 0:
-        raise ConfigError(f"lambda_adv is {lambda_adv}; give 0 or more.")
-    if bank_size < 1:
-        raise ConfigError(f"bank_size is {bank_size}; give 1 vector or more.")
-
-
-NAME, KEY = "target_latents", "latents"
-
-
-class FLMRCMAggregator(WeightedMean):
-    """Federated averaging that hands the target site's newest latent bank to the source sites (Guo et al., CVPR 2021).
-
-    The bank that the target contributes in round r (encoded with the global weights that round r starts from, see
-    :class:`FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
-    Its age, the rounds since it was encoded, is 1 in normal running and grows while the target misses rounds. A target
-    that is not among the training sites is an observer: it is asked for its bank in every round and trains nothing.
-
-    Args:
-        target_site: name of the target site.
-        alignment: ``features``; with ``inputs`` or ``none`` nothing travels but weights.
-        share_features: must be true for ``features``; the opt-in of this federation to share latent vectors.
-        bank_size: most vectors that are accepted.
-        weighting: see :class:`~fedmonai.methods.averaging.WeightedMean`.
-        shared_keys: regular expressions of the tensors that travel.
-        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
-
-    Raises:
-        ConfigError: on ``features`` without ``share_features``.
-    """
-
-    def __init__(
-        self,
-        target_site: str,
-        alignment: str = "features",
-        share_features: bool = False,
-        bank_size: int = 256,
-        weighting: str = "uniform",
-        shared_keys: str | Sequence[str] = (".*",),
-        local_keys: str | Sequence[str] = (),
-    ) -> None:
-        super().__init__(weighting, shared_keys, local_keys)
-        self.target_site, self.bank_size = str(target_site), bank_size
-        if alignment == "features":
-            if not share_features:
-                raise ConfigError(
-                    f"alignment 'features' sends latent vectors of site '{target_site}'s training images through the "
-                    "server to the other sites; if its institution agrees say so with share_features: true, else "
-                    "choose alignment: none."
-                )
-            self.attachments_up = self.attachments_down = (NAME,)
-            self.observers = (self.target_site,)
-        self.bank: Tensor | None = None
-        self.bank_round = 0
-        self._round: dict[str, int] = {}
-
-    def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
-        messages = super().configure_round(round_number, sites)
-        self._round = {}
-        if self.bank is not None:
-            self._round = {"vectors_down": len(self.bank), "age": round_number - self.bank_round}
-            for site, message in messages.items():
-                if site != self.target_site:
-                    message[NAME] = {KEY: self.bank}
-        return messages
-
-    def check_update(self, site: str, update: ExchangeObject) -> None:
-        """Accept a bank from the target site alone, and only as a matrix of at most ``bank_size`` vectors."""
-        if NAME not in update:
-            return
-        tensors = attachments_of(update)[NAME]
-        if site != self.target_site:
-            raise InvalidUpdate(f"'{NAME}' may come from the target site '{self.target_site}' only")
-        if set(tensors) != {KEY} or tensors[KEY].ndim != 2 or not 1 <= len(tensors[KEY]) <= self.bank_size:
-            shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-            raise InvalidUpdate(f"'{NAME}' is no matrix of 1 to {self.bank_size} vectors but {shapes}")
-        if self.bank is not None and tensors[KEY].shape[1] != self.bank.shape[1]:
-            raise InvalidUpdate(f"'{NAME}' has {tensors[KEY].shape[1]} values per vector, not {self.bank.shape[1]}")
-
-    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
-        fresh = attachments_of(updates[self.target_site]) if self.target_site in updates else {}
-        if NAME in fresh:
-            self.bank, self.bank_round = fresh[NAME][KEY], round_number
-            self._round["vectors_up"] = len(self.bank)
-        super().aggregate(round_number, {name: update for name, update in updates.items() if update.weights})
-
-    def describe_round(self) -> dict[str, Any]:
-        return {NAME: self._round} if self._round else {}
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"bank": self.bank, "bank_round": self.bank_round, "target_site": self.target_site}
-        return {**super().state_dict(), **({} if self.bank is None else own)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; its bank counts only if vectors still travel, and only of the same target site."""
-        super().load_state_dict(state)
-        self.bank, self.bank_round = None, 0
-        if self.attachments_down and state.get("target_site") == self.target_site:
-            self.bank, self.bank_round = state["bank"], int(state["bank_round"])
 
 
 class IndependentLoader:
@@ -387,3 +310,95 @@ class IndependentLoader:
         """All inputs again and again, in a new order each time."""
         while True:
             yield from self.once()
+
+
+class FLMRCMAggregator(WeightedMean):
+    """Federated averaging that hands the target site's newest latent bank to the source sites.
+
+    The bank that the target contributes in round r (encoded with the global weights that round r starts from, see
+    :class:`FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
+    Its age, the rounds since it was encoded, is 1 in normal running and grows while the target misses rounds. A target
+    that is not among the training sites is an observer: it is asked for its bank in every round and trains nothing.
+
+    Args:
+        target_site: name of the target site.
+        alignment: ``features``; with ``inputs`` or ``none`` nothing travels but weights.
+        share_features: must be true for ``features``; the opt-in of this federation to share latent vectors.
+        bank_size: most vectors that are accepted.
+        weighting: see :class:`~fedmonai.methods.averaging.WeightedMean`.
+        shared_keys: regular expressions of the tensors that travel.
+        local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Example:
+        >>> FLMRCMAggregator("A", share_features=True).attachments_down
+        ('target_latents',)
+
+    Raises:
+        ConfigError: on another ``alignment``, and on ``features`` without ``share_features``.
+    """
+
+    def __init__(
+        self,
+        target_site: str,
+        alignment: str = "features",
+        share_features: bool = False,
+        bank_size: int = 256,
+        weighting: str = "uniform",
+        shared_keys: str | Sequence[str] = (".*",),
+        local_keys: str | Sequence[str] = (),
+    ) -> None:
+        super().__init__(weighting, shared_keys, local_keys)
+        _check_consent(alignment, share_features, target_site)
+        self.target_site, self.bank_size = str(target_site), bank_size
+        if alignment == "features":
+            self.attachments_up = self.attachments_down = (ATTACHMENT,)
+            self.observers = (self.target_site,)
+        self.bank: Tensor | None = None
+        self.bank_round = 0
+        self._round: dict[str, int] = {}
+
+    def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
+        messages = super().configure_round(round_number, sites)
+        self._round = {}
+        if self.bank is not None:
+            self._round = {"vectors_down": len(self.bank), "age": round_number - self.bank_round}
+            for site, message in messages.items():
+                if site != self.target_site:
+                    message[ATTACHMENT] = {KEY: self.bank}
+        return messages
+
+    def check_update(self, site: str, update: ExchangeObject) -> None:
+        """Accept a bank from the target site alone, and only as a matrix of at most ``bank_size`` vectors."""
+        if ATTACHMENT not in update:
+            return
+        tensors = attachments_of(update)[ATTACHMENT]
+        if site != self.target_site:
+            raise InvalidUpdate(f"'{ATTACHMENT}' may come from the target site '{self.target_site}' only")
+        if set(tensors) != {KEY} or tensors[KEY].ndim != 2 or not 1 <= len(tensors[KEY]) <= self.bank_size:
+            shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+            raise InvalidUpdate(f"'{ATTACHMENT}' is no matrix of 1 to {self.bank_size} vectors but {shapes}")
+        if self.bank is not None and tensors[KEY].shape[1] != self.bank.shape[1]:
+            raise InvalidUpdate(
+                f"'{ATTACHMENT}' has {tensors[KEY].shape[1]} values per vector, not {self.bank.shape[1]}"
+            )
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        fresh = attachments_of(updates[self.target_site]) if self.target_site in updates else {}
+        if ATTACHMENT in fresh:
+            self.bank, self.bank_round = fresh[ATTACHMENT][KEY], round_number
+            self._round["vectors_up"] = len(self.bank)
+        super().aggregate(round_number, {name: update for name, update in updates.items() if update.weights})
+
+    def describe_round(self) -> dict[str, Any]:
+        return {ATTACHMENT: self._round} if self._round else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"bank": self.bank, "bank_round": self.bank_round, "target_site": self.target_site}
+        return {**super().state_dict(), **({} if self.bank is None else own)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; its bank counts only if vectors still travel, and only of the same target site."""
+        super().load_state_dict(state)
+        self.bank, self.bank_round = None, 0
+        if self.attachments_down and state.get("target_site") == self.target_site:
+            self.bank, self.bank_round = state["bank"], int(state["bank_round"])

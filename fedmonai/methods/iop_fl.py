@@ -1,5 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IOP-FL: personal models inside, adaptation outside of the federation (Jiang et al., TMI 2023)."""
+r"""IOP-FL: personal models inside the federation, adaptation without labels outside of it.
+
+Jiang et al., IOP-FL: Inside-Outside Personalization for Federated Medical Image Segmentation (IEEE TMI 2023). Inside,
+site k keeps a moving average of its own models beside the global one, which it never trains on or sends:
+
+.. math:: P_k \leftarrow \alpha P_k + (1 - \alpha) W_k,
+
+:math:`W_k` what it has trained in the round, before the server averages (:class:`PersonalModel`). The server half is
+the mean by samples of :class:`~fedmonai.methods.averaging.WeightedMean`. Outside, a network that is routed over the
+global and all personal models (:mod:`fedmonai.networks.routed`) learns its routing on a new site's images by the losses
+of :mod:`fedmonai.losses.adaptation`; :class:`AdaptationEvaluator` scores it after every pass.
+
+Deviations: in the authors' program the first :math:`P_k` shares memory with the live model, so that it changes while
+other sites train, and here it is a copy; there the best pass of an adaptation is picked by the labels it does without,
+and here the last one counts.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +30,18 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError, FederationError
+from fedmonai.federated.protocol import SiteHandler
 from fedmonai.io import write_text
 
 __all__ = ["AdaptationEvaluator", "PersonalModel"]
 
 
-class PersonalModel:
+class PersonalModel(SiteHandler):
     r"""Averages what a site trained: :math:`P_k \leftarrow \alpha P_k + (1 - \alpha) W_k` after local training.
 
-    Jiang et al., IOP-FL (IEEE TMI 2023): W_k is the site's model at the end of its turn, before the server averages;
-    P_k = W_k in the site's first round. Float tensors are averaged, BatchNorm statistics included; integer counters
-    are not part of P_k. P_k never trains, and never leaves the site: this handler contributes nothing to a message.
-    ``SiteAlgo`` evaluates it beside the global model (:attr:`personal_weights`), keeps it with the site's state, and
-    puts the old one back after a failed turn.
-
-    The authors' program lets the first P_k share memory with the live model, so that it changes while other sites
-    train; here it is a copy.
+    P_k = W_k in the site's first round. Float tensors are averaged, BatchNorm statistics included; integer counters are
+    not part of P_k. The site evaluates P_k beside the global model, keeps it with its state, and puts the old one back
+    after a local training that failed.
 
     Args:
         alpha: share of the past, in [0, 1). The paper's 0.1; 0 makes P_k the last local model.
@@ -45,13 +56,11 @@ class PersonalModel:
         self.alpha = alpha
         self._averaged: dict[str, Tensor] = {}
 
-    @property
-    def personal_weights(self) -> dict[str, Tensor] | None:
+    def personal_weights(self, received: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """P_k as a state dict of float tensors; ``None`` before the site's first round."""
         return self._averaged or None
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         engine.add_event_handler(Events.COMPLETED, self)
 
     @torch.no_grad()
@@ -76,6 +85,7 @@ class PersonalModel:
         self._averaged = {key: tensor.detach().clone() for key, tensor in state["averaged"].items()}
 
 
+#: tables of an adaptation
 COLUMNS = {
     "passes.csv": ("site", "model", "pass", "metric", "value"),
     "cases.csv": ("site", "model", "pass", "case", "metric", "value"),
@@ -139,7 +149,7 @@ class AdaptationEvaluator:
         for name, network in self.references.items():
             self._score(name, network, 0)
         self._score("routed", engine.network, 0)  # type: ignore[attr-defined]
-        self._say(engine, "before adaptation")
+        self._print(engine, "before adaptation")
 
     def _iteration(self, engine: Engine) -> None:
         self._losses.append(engine.state.output["loss"].detach())  # type: ignore[index]
@@ -151,7 +161,7 @@ class AdaptationEvaluator:
             raise FederationError(f"site '{self.site}': the loss of pass {number} is {loss}; lower adapt_lr.")
         self._write("passes.csv", [(self.site, "routed", number, "loss", loss)])
         self._score("routed", engine.network, number)  # type: ignore[attr-defined]
-        self._say(engine, f"pass {number} of {engine.state.max_epochs}: loss {loss:.4f}")
+        self._print(engine, f"pass {number} of {engine.state.max_epochs}: loss {loss:.4f}")
 
     def _score(self, model: str, network: nn.Module, number: int) -> None:
         if self.evaluator is None:
@@ -175,7 +185,7 @@ class AdaptationEvaluator:
             ],
         )
 
-    def _say(self, engine: Engine, what: str) -> None:
+    def _print(self, engine: Engine, what: str) -> None:
         scores = ", ".join(f"{name} {values[-1]:.4f}" for name, values in self.results.items())
         if engine.state.epoch > 0 and scores:
             scores = f"routed {self.results['routed'][-1]:.4f}"

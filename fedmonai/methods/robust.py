@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Means that a few wrong or hostile sites cannot move far: coordinate-wise median and trimmed mean."""
+r"""Robust aggregation: means that a few wrong or hostile sites cannot move far.
+
+Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates (ICML 2018), algorithm 1. For every
+coordinate the values of the n sites are sorted and b of them dropped at either end,
+
+.. math:: w \leftarrow \frac{1}{n - 2b} \sum_{i=b+1}^{n-b} w_{(i)},
+
+:math:`b = \lfloor \beta n \rfloor` in :class:`TrimmedMean`, all but the middle in :class:`Median`. The paper combines
+gradients, here what sites send after local training.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +76,7 @@ class _SortedCoordinates(Strategy):
 
 
 class Median(_SortedCoordinates):
-    """The coordinate-wise median of the sites' tensors (Yin et al., ICML 2018, algorithm 1, option I).
+    """The coordinate-wise median of the sites' tensors (option I).
 
     For an even number of sites it is the mean of the two middle values. Any minority of sites leaves every coordinate
     within the range of the others. With one or two sites it is the uniform mean.
@@ -83,10 +92,10 @@ class Median(_SortedCoordinates):
 
 
 class TrimmedMean(_SortedCoordinates):
-    """The coordinate-wise mean without the largest and the smallest values (Yin et al., ICML 2018, option II).
+    """The coordinate-wise mean without the largest and the smallest values (option II).
 
     ``trim = 0`` is FedAvg with uniform weights, to the bit. Of n sites ``floor(trim * n)`` values are left out at
-    either end, so with few sites a small share leaves out nothing: a notice is not given, ``dropped(n)`` tells.
+    either end, so with few sites a small share leaves out nothing; :meth:`dropped` gives the number.
 
     Args:
         trim: share of the sites left out at either end, in [0, 0.5); no less than the share of sites that may be wrong.

@@ -70,7 +70,7 @@ def overlay_elsewhere(root: Path) -> None:
 def base_elsewhere(root: Path) -> None:
     (root / "runs").mkdir()
     (root / "runs" / "evil.json").write_text("{}")
-    (root / "configs" / "demo.yaml").write_text("federation::sites::base: runs/evil.json\n")
+    (root / "configs" / "demo.yaml").write_text("federation::base: runs/evil.json\n")
 
 
 def root_elsewhere(root: Path) -> None:
@@ -149,7 +149,7 @@ BREAKS: list[tuple[Callable[[Path], None], str]] = [
     (unknown_overlay_id, "configs/demo.yaml: num_ruonds: is unknown"),
     (unknown_site_id, "configs/demo.yaml: sites::B::sampel_rate: is unknown at a site"),
     (overlay_elsewhere, "configs/demo.yaml: sites::B::overlay: 'configs/nowhere.yaml' is no config file"),
-    (base_elsewhere, "configs/demo.yaml: federation::sites::base: 'runs/evil.json' is no config file"),
+    (base_elsewhere, "configs/demo.yaml: federation::base: 'runs/evil.json' is no config file"),
     (root_elsewhere, "configs/demo.yaml: bundle_root: is 'runs/evil'"),
     (target_in_overlay, "configs/demo.yaml: strategy::_target_: 'subprocess.Popen'"),
     (target_at_a_site, "configs/demo.yaml: sites::B::network_def::_target_: 'monai.bundle.load'"),

@@ -123,7 +123,7 @@ def test_evaluation_between_turns_changes_nothing(data: Path, tmp_path: Path) ->
                 for model in ("global", "personal"):
                     site.evaluate(engine.strategy.evaluation_message("A"), {"model": model})
         results.append(site.get_weights().weights)
-        engine.run_state.folder.close()
+        engine.close()
     assert same(*results)
 
 

@@ -128,7 +128,7 @@ def test_share_modes(site: Path, tmp_path: Path, overlay: tuple, kept: str | Non
     assert sent == (() if "private" in str(overlay) else ("previous_encoders",))
     handler = next(h for h in own.handlers if type(h).__name__ == "WeightContrast")
     assert handler.negatives == ("self" if "private" in str(overlay) else "all") and handler.beta == 1.0
-    engine.run_state.folder.close()
+    engine.close()
 
 
 @pytest.mark.parametrize("form", ["npy", "mat"])

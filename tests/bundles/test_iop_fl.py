@@ -18,6 +18,7 @@ from tiny_sites import PROSTATE, ROOT, tiny_metrics, write_prostate_site
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import SharedKeys, attachments_of, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.segmentation_unet import SegmentationUNet
 
@@ -36,9 +37,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def federation(data: Path, out: Path, ids: dict | None = None, **options: Any) -> Federation:
     local = {**PROSTATE.ids, "batch_size": 2, **(ids or {})}
     keys = {k: options.pop(k) for k in ("shared_keys", "local_keys") if k in options}
-    sites = LocalPool(str(BUNDLE), {n: {"dataset_dir": str(data / n)} for n in "AB"}, str(out), local=local, **keys)
+    sites = LocalPool(SitePlan(str(BUNDLE), {n: {"dataset_dir": str(data / n)} for n in "AB"}, out, local=local))
     strategy = WeightedMean("samples", **keys)
-    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), key_metric="dice", **options)
+    return Federation(sites, strategy, options.pop("num_rounds", 3), key_metric="dice", **options)
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +76,12 @@ def test_personal_model_is_the_average_of_what_the_site_sent(data: Path, tmp_pat
         assert set(message.statistics) == {"num_samples", "num_batches", "num_steps", "round", "loss"}
         sent.append(message.weights)
         engine.strategy.aggregate(number, {"A": message})
-    personal = next(h for h in site.handlers if hasattr(h, "personal_weights")).personal_weights
+    personal = next(h for h in site.site_handlers if h.has_personal_model).personal_weights({})
     for key, value in personal.items():
         torch.testing.assert_close(value, 0.25 * sent[0][key] + 0.75 * sent[1][key])
     changed = [k for k in personal if not torch.equal(personal[k], sent[1][k])]
     assert len(changed) > 20  # what was sent is the trained model, not the average
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_no_message_of_a_whole_run_holds_a_personal_model(data: Path, tmp_path: Path) -> None:
@@ -89,8 +90,8 @@ def test_no_message_of_a_whole_run_holds_a_personal_model(data: Path, tmp_path: 
     train, seen, checked = engine.sites.train, [], 0
 
     def personal() -> list[dict[str, torch.Tensor]]:
-        found = [next(h for h in engine.sites.open(n).handlers if hasattr(h, "personal_weights")) for n in "AB"]
-        models = [dict(handler.personal_weights or {}) for handler in found]
+        found = [next(h for h in engine.sites.open(n).site_handlers if h.has_personal_model) for n in "AB"]
+        models = [dict(handler.personal_weights({}) or {}) for handler in found]
         mean = {k: (models[0][k] + models[1][k]) / 2 for k in models[0]} if all(models) else {}
         return [*models, mean]
 
@@ -159,8 +160,8 @@ def test_failed_turn_puts_the_old_personal_model_back(data: Path, tmp_path: Path
     engine.prepare()
     site = engine.sites.open("A")
     site.train(weights_message(engine.strategy.global_weights, round=1))
-    handler = next(h for h in site.handlers if hasattr(h, "personal_weights"))
-    before = {k: t.clone() for k, t in handler.personal_weights.items()}
+    handler = next(h for h in site.site_handlers if h.has_personal_model)
+    before = {k: t.clone() for k, t in handler.personal_weights({}).items()}
 
     def fail(trainer: Any) -> None:
         raise RuntimeError("after the average was taken")
@@ -168,8 +169,8 @@ def test_failed_turn_puts_the_old_personal_model_back(data: Path, tmp_path: Path
     site.trainer.add_event_handler(Events.COMPLETED, fail)
     with pytest.raises(RuntimeError, match="after the average"):
         site.train(weights_message(engine.strategy.global_weights, round=2))
-    assert same(before, handler.personal_weights)
-    engine.run_state.folder.close()
+    assert same(before, handler.personal_weights({}))
+    engine.close()
 
 
 def test_fedbn_keeps_all_of_batch_normalization_and_nothing_else() -> None:

@@ -86,10 +86,10 @@ def test_killed_around_a_rename(
 def test_killed_while_a_line_is_written(whole: Path, tmp_path: Path, tiny_federation: Callable) -> None:
     def work() -> None:
         engine = tiny_federation(tmp_path)
-        engine.run_state.folder.add_round = lambda record: (
+        engine.checkpoint.folder.add_round = lambda record: (
             (tmp_path / "rounds.jsonl").open("a").write('{"round": 2, "compl') and os.kill(os.getpid(), signal.SIGKILL)
             if record["round"] == 2
-            else type(engine.run_state.folder).add_round(engine.run_state.folder, record)
+            else type(engine.checkpoint.folder).add_round(engine.checkpoint.folder, record)
         )
         engine.run()
 
@@ -209,7 +209,7 @@ def at_round(engine: Federation, site: str, number: int, action: Callable[[], An
     trainer = engine.sites.open(site).trainer
 
     def act(trainer: Any) -> None:
-        if trainer.state.round == number:
+        if trainer.state.round_context.round == number:
             action()
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, act)

@@ -180,7 +180,7 @@ def test_a_refused_turn_is_undone_at_its_site(in_memory: int | None, tmp_path: P
                 raise RuntimeError("no turn")
             return super().train(name, message)
 
-    options = {"site_options": {"local_keys": PRIVATE, "resident_sites": in_memory}}
+    options = {"pool_options": {"resident_sites": in_memory}}
     for folder, kind in (("failed", Failing), ("refused", hostile_sites(SPOILT["NaN"][0], {2}))):
         tiny_federation(tmp_path / folder, kind=kind, strategy=WeightedMean(local_keys=PRIVATE), **options).run()
     one, two = (

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from method_parts import STRATEGIES, examples
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.federated.messages import (
@@ -25,7 +26,6 @@ from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
 from fedmonai.methods.averaging import PerSiteMean, WeightedMean
-from fedmonai.methods.fedmri import FedMRIAggregator
 from fedmonai.methods.fl_mrcm import FLMRCMAggregator
 from fedmonai.methods.robust import Median, TrimmedMean
 
@@ -47,43 +47,70 @@ def rounds(draw: st.DrawFn) -> dict[str, ExchangeObject]:
     for site in sites:
         values = torch.tensor(draw(st.lists(FINITE, min_size=4, max_size=4)))
         counts = {f"num_{name}": draw(st.integers(1, 10**6)) for name in ("samples", "steps", "batches")}
-        found[site] = weights_message({"w": values, "n": torch.tensor(draw(st.integers(0, 99)))}, **counts, round=1)
+        weights = {"encoder.weight": values, "encoder.count": torch.tensor(draw(st.integers(0, 99)))}
+        found[site] = weights_message(weights, **counts, round=1)
     return found
 
 
-def strategies() -> list[Strategy]:
-    others = [
-        PerSiteMean(),
-        FLMRCMAggregator("a", alignment="none"),
-        FedMRIAggregator("uniform", ".*", encoder_keys="w"),
-    ]
-    return [
-        *(WeightedMean(w) for w in WeightedMean.WEIGHTINGS),
-        *others,
-        Median(),
-        TrimmedMean(0.2),
-        TrimmedMean(0.49),
-    ]
+#: strategies whose result is a mean of some kind
+MEANS = [
+    *(WeightedMean(weighting) for weighting in WeightedMean.WEIGHTINGS),
+    PerSiteMean(),
+    Median(),
+    TrimmedMean(0.2),
+    TrimmedMean(0.49),
+]
+START = {"encoder.weight": torch.zeros(4), "encoder.count": torch.tensor(0)}
 
 
-@pytest.mark.parametrize("index", range(len(strategies())))
+def aggregated(strategy: Strategy, updates: dict[str, ExchangeObject]) -> dict[str, torch.Tensor]:
+    """Global weights after a first round in which the sites whose turn it is send their updates."""
+    strategy.initialize(START)
+    sites = strategy.participants(1, sorted(updates), 0) or list(updates)
+    strategy.configure_round(1, sorted(sites))
+    strategy.aggregate(1, {name: updates[name] for name in updates if name in sites})
+    return strategy.global_weights
+
+
+def test_strategies_are_found() -> None:
+    assert {WeightedMean, FLMRCMAggregator} <= set(STRATEGIES)
+
+
+@pytest.mark.parametrize("kind", STRATEGIES, ids=lambda kind: kind.__name__)
 @quick
 @given(updates=rounds(), data=st.data())
-def test_aggregates(index: int, updates: dict[str, ExchangeObject], data: st.DataObject) -> None:
-    """Within the range of the sites in every coordinate, the same to the bit in any order, types kept."""
-    results = []
-    for order in (list(updates), data.draw(st.permutations(list(updates)))):
-        strategy = strategies()[index]
-        strategy.initialize({"w": torch.zeros(4), "n": torch.tensor(0)})
-        strategy.aggregate(1, {name: updates[name] for name in order})
-        results.append(strategy.global_weights)
-    values = torch.stack([update.weights["w"] for update in updates.values()])
+def test_result_is_whole_and_the_same_to_the_bit_in_any_order(
+    kind: type[Strategy], updates: dict[str, ExchangeObject], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(list(updates)))
+    for first, second in zip(examples(kind), examples(kind), strict=True):
+        result = aggregated(first, updates)
+        other = aggregated(second, {name: updates[name] for name in order})
+        assert result.keys() == START.keys()
+        for key, tensor in result.items():
+            assert torch.equal(tensor, other[key]) and bool(tensor.isfinite().all())
+            assert (tensor.shape, tensor.dtype) == (START[key].shape, START[key].dtype)
+
+
+@pytest.mark.parametrize("kind", STRATEGIES, ids=lambda kind: kind.__name__)
+def test_where_nobody_has_learned_anything_nothing_moves(kind: type[Strategy]) -> None:
+    counts = {"num_samples": 3, "num_steps": 2, "num_batches": 2}
+    updates = {name: weights_message(START, **counts, round=1) for name in "ABCDE"}
+    for strategy in examples(kind):
+        for key, tensor in aggregated(strategy, updates).items():
+            torch.testing.assert_close(tensor, START[key])
+
+
+@pytest.mark.parametrize("strategy", MEANS, ids=lambda one: type(one).__name__)
+@quick
+@given(updates=rounds())
+def test_a_mean_stays_within_the_range_of_the_sites(strategy: Strategy, updates: dict[str, ExchangeObject]) -> None:
+    result = aggregated(strategy, updates)
+    values = torch.stack([update.weights["encoder.weight"] for update in updates.values()])
     slack = 1e-5 * values.abs().max()
-    assert bool((results[0]["w"] >= values.min(0).values - slack).all())
-    assert bool((results[0]["w"] <= values.max(0).values + slack).all())
-    assert torch.equal(results[0]["w"], results[1]["w"])
-    assert torch.equal(results[0]["n"], updates[min(updates)].weights["n"])
-    assert (results[0]["w"].dtype, results[0]["n"].dtype) == (torch.float32, torch.int64)
+    assert bool((result["encoder.weight"] >= values.min(0).values - slack).all())
+    assert bool((result["encoder.weight"] <= values.max(0).values + slack).all())
+    assert torch.equal(result["encoder.count"], updates[min(updates)].weights["encoder.count"])
 
 
 @pytest.mark.parametrize("robust", [Median(), TrimmedMean(0.4)], ids=["median", "trimmed mean"])

@@ -18,6 +18,7 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import Reply, Request, pack, unpack, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.service import SiteService
 from fedmonai.methods.averaging import WeightedMean
@@ -39,10 +40,8 @@ def specs(data: Path) -> dict[str, dict]:
 
 
 def services(data: Path, out: Path, local_keys: tuple, ids: dict) -> dict[str, SiteService]:
-    return {
-        name: SiteService(LocalPool(BUNDLE, specs(data), str(out / name), local=ids, local_keys=local_keys), name)
-        for name in "AB"
-    }
+    plans = {name: SitePlan(BUNDLE, specs(data), out / name, local=ids, local_keys=local_keys) for name in "AB"}
+    return {name: SiteService(plan, name) for name, plan in plans.items()}
 
 
 def remote(
@@ -50,15 +49,14 @@ def remote(
 ) -> tuple[Federation, Wire]:
     ids = {**IDS, **(ids or {})}
     wire = Wire(services(data, out, local_keys, ids))
-    sites = RemotePool(BUNDLE, specs(data), str(out / "server"), local=ids, local_keys=local_keys)
-    sites.transport = wire
+    sites = RemotePool(SitePlan(BUNDLE, specs(data), out / "server", local=ids), wire)
     rounds = options.pop("num_rounds", 3)
-    return Federation(sites, WeightedMean(local_keys=local_keys), rounds, str(out / "server"), **options), wire
+    return Federation(sites, WeightedMean(local_keys=local_keys), rounds, **options), wire
 
 
 def in_process(data: Path, out: Path, local_keys: tuple = (), ids: dict | None = None) -> Path:
-    sites = LocalPool(BUNDLE, specs(data), str(out), local={**IDS, **(ids or {})}, local_keys=local_keys)
-    Federation(sites, WeightedMean(local_keys=local_keys), 3, str(out)).run()
+    sites = LocalPool(SitePlan(BUNDLE, specs(data), out, local={**IDS, **(ids or {})}))
+    Federation(sites, WeightedMean(local_keys=local_keys), 3).run()
     return out
 
 
@@ -123,7 +121,7 @@ def test_error_at_a_site_is_named_with_its_reason(data: Path, tmp_path: Path) ->
     engine.prepare()
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round == 1:
+        if trainer.state.round_context.round == 1:
             raise RuntimeError("scanner on fire")
 
     wire.services["B"].sites.open("B").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
@@ -157,7 +155,7 @@ def test_site_that_does_not_join_is_noted_and_a_mistake_ends_the_run(data: Path,
     assert line["failed"] == {"A": "no answer"}
     assert "site 'A' did not join: no answer" in line["notes"]
     engine, wire = remote(data, tmp_path / "other", ids={"dataset_dir": "/nowhere"})
-    wire.services["B"].sites.specs["B"]["dataset_dir"] = "/nowhere/at/all"
+    wire.services["B"].plan.sites["B"]["dataset_dir"] = "/nowhere/at/all"
     with pytest.raises(ConfigError, match=r"site 'B' cannot take part: ConfigError: .*nowhere"):
         engine.run()
     close(wire)

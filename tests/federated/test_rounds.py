@@ -24,6 +24,7 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.methods.averaging import WeightedMean
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "fl_mr")
@@ -38,12 +39,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def federation(data: Path, out: Path, names: str = "ABC", ids: dict | None = None, **options: Any) -> Federation:
-    own = ("local_keys", "shared_keys", "resident_sites", "local_timeout", "local_steps")
-    site_options = {k: options.pop(k) for k in own if k in options}
-    keys = {k: site_options[k] for k in ("local_keys", "shared_keys") if k in site_options}
+    of_plan = {k: options.pop(k) for k in ("local_timeout", "local_steps", "seed") if k in options}
+    keys = {k: options.pop(k) for k in ("local_keys", "shared_keys") if k in options}
+    resident_sites = options.pop("resident_sites", None)
     specs = {name: {"dataset_dir": str(data / name)} for name in names}
-    sites = LocalPool(BUNDLE, specs, str(out), local={**IDS, **(ids or {})}, **site_options)
-    return Federation(sites, WeightedMean(**keys), options.pop("num_rounds", 3), str(out), **options)
+    plan = SitePlan(BUNDLE, specs, out, local={**IDS, **(ids or {})}, **of_plan)
+    return Federation(LocalPool(plan, resident_sites), WeightedMean(**keys), options.pop("num_rounds", 3), **options)
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +119,14 @@ def test_two_processes_in_one_folder_are_refused(data: Path, tmp_path: Path) -> 
     first = federation(data, tmp_path)
     with pytest.raises(ConfigError, match="in use by another"):
         federation(data, tmp_path)
-    first.run_state.folder.close()
+    first.close()
 
 
 def break_site(engine: Federation, name: str, number: int, error: Exception) -> None:
     site = engine.sites.open(name)
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round == number:
+        if trainer.state.round_context.round == number:
             raise error
 
     site.trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
@@ -158,7 +159,7 @@ def test_failed_turn_leaves_no_trace(data: Path, tmp_path: Path) -> None:
     assert (before["epoch"], before["iteration"]) == (after["epoch"], after["iteration"])
     old, new = before["optimizer"]["state"], after["optimizer"]["state"]
     assert all(torch.equal(old[k]["square_avg"], new[k]["square_avg"]) for k in old)
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_too_few_sites_stop_the_run_and_the_last_round_stays(data: Path, tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_private_keys_never_travel_and_survive_what_arrives(data: Path, tmp_path
     whole = weights_message({k: t.clone() for k, t in site.tensors.items()}, round=2)
     with pytest.raises(ValueError, match="not shared"):
         site.train(whole)
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_evaluation_between_turns_changes_nothing(data: Path, tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_evaluation_between_turns_changes_nothing(data: Path, tmp_path: Path) ->
                 metrics = site.evaluate(engine.strategy.evaluation_message("A")).metrics
                 assert set(metrics) == {"psnr", "ssim", "nmse"}
         results.append(site.get_weights().weights)
-        engine.run_state.folder.close()
+        engine.close()
     assert same(*results)
 
 
@@ -223,8 +224,8 @@ def test_start_from_given_weights(data: Path, reference: Path, tmp_path: Path) -
     engine = federation(data, tmp_path, init_ckpt=str(start))
     engine.prepare()
     assert same(engine.strategy.global_weights, final(reference))
-    assert "full match" in engine.run_state.notes[0]
-    engine.run_state.folder.close()
+    assert "full match" in engine.checkpoint.notes[0]
+    engine.close()
 
 
 def test_changed_sites_are_stated(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

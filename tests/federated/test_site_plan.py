@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.plan import SitePlan
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 
@@ -29,19 +30,19 @@ def test_files_outside_of_the_bundle_are_refused(how: str, absolute: bool, tmp_p
         "local": {"local": {"overlay": [inside, file]}},
         "site": {"sites": {"A": {"overlay": file}}},
     }[how]
-    sites = LocalPool(**{"bundle_root": str(bundle), "sites": {"A": {"overlay": inside}}, "output_dir": "x", **options})
+    plan = SitePlan(**{"bundle_root": str(bundle), "sites": {"A": {"overlay": inside}}, "output_dir": "x", **options})
     with pytest.raises(ConfigError, match=r"site 'A': config file '.*other.yaml' lies outside of the bundle folder"):
-        sites.arguments("A")
-    good = LocalPool(str(bundle), {"A": {"overlay": inside}}, "x").arguments("A")
+        plan.arguments("A")
+    good = SitePlan(str(bundle), {"A": {"overlay": inside}}, "x").arguments("A")
     assert good["config_train_filename"] == ["configs/train.json", inside]
 
 
 @pytest.mark.parametrize("value", ["$exit()", "@seed", "%seed", [["$exit()"]], {"a": "$exit()"}, {"_target_": "x"}])
 def test_what_a_site_would_evaluate_is_refused(value: Any) -> None:
     """The federation's parser evaluates what is written as an expression; what comes out is a value and stays one."""
-    sites = LocalPool(str(BUNDLE), {"A": {"lr": value}}, "x")
+    plan = SitePlan(str(BUNDLE), {"A": {"lr": value}}, "x")
     with pytest.raises(ConfigError, match=r"site 'A': id 'lr' (is .* would evaluate|holds a component)"):
-        sites.arguments("A")
+        plan.arguments("A")
 
 
 def test_text_that_becomes_an_expression_runs_at_no_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,14 +52,14 @@ def test_text_that_becomes_an_expression_runs_at_no_site(tmp_path: Path, monkeyp
         "text": f"x{code}",
         "sites": {"A": {"lr": "$@text[1:]"}},
         "all": {
-            "_target_": "fedmonai.federated.local_pool.LocalPool",
+            "_target_": "fedmonai.federated.plan.SitePlan",
             "bundle_root": str(BUNDLE),
             "sites": "@sites",
             "output_dir": "x",
         },
     }
-    sites = ConfigParser(config).get_parsed_content("all")
-    assert sites.specs["A"]["lr"] == code
+    plan = ConfigParser(config).get_parsed_content("all")
+    assert plan.sites["A"]["lr"] == code
     with pytest.raises(ConfigError, match="would evaluate"):
-        sites.open("A")
+        LocalPool(plan).open("A")
     assert not Path("witness").exists()

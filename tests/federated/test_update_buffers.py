@@ -1,39 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of updates is lent for a round: what a strategy keeps survives, and rounds use it again."""
+"""The memory of updates is borrowed for a round: what a strategy keeps survives, and rounds use it again."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from method_parts import STRATEGIES, examples
 from monai.fl.utils.exchange_object import ExchangeObject
 
-import fedmonai.methods
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import weights_message
 from fedmonai.federated.protocol import Strategy
-
-#: arguments of the strategies that need some, or that keep more with them
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "FLMRCMAggregator": {"target_site": "A", "share_features": True},
-    "PerSiteMean": {"owners": {"A": "n"}},
-    "FedMRIAggregator": {"shared_keys": ".*", "encoder_keys": "w"},
-}
-
-
-def strategies() -> list[type[Strategy]]:
-    files = [
-        importlib.import_module(f"fedmonai.methods.{m.name}") for m in pkgutil.iter_modules(fedmonai.methods.__path__)
-    ]
-    found = {c for module in files for _, c in inspect.getmembers(module, inspect.isclass)}
-    return sorted((c for c in found if issubclass(c, Strategy) and not inspect.isabstract(c)), key=lambda c: c.__name__)
+from fedmonai.federated.validation import InvalidUpdate
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -44,30 +27,61 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(part)
 
 
-def test_strategies_are_found() -> None:
-    assert len(strategies()) >= 7
+START = {"encoder.weight": torch.zeros(4), "encoder.scale": torch.zeros(2)}
+SITES = ["A", "B", "C", "D", "E"]
 
 
-@pytest.mark.parametrize("kind", strategies(), ids=lambda kind: kind.__name__)
-def test_nothing_that_a_strategy_keeps_is_lent_memory(kind: type[Strategy]) -> None:
-    strategy = kind(**ARGUMENTS.get(kind.__name__, {}))
-    strategy.initialize({"w": torch.zeros(4), "n": torch.zeros(2)})
-    names = strategy.participants(1, ["A", "B", "C", "D", "E"], 0) or ["A", "B", "C", "D", "E"]
-    strategy.configure_round(1, names)
-    counts = {"num_samples": 1, "num_steps": 1, "num_batches": 1, "round": 1}
-    updates = {n: weights_message({"w": torch.rand(4), "n": torch.rand(2)}, **counts) for n in names}
-    if "A" in updates and strategy.attachments_up:
-        updates["A"][strategy.attachments_up[0]] = {"latents": torch.rand(3, 2)}
-    strategy.aggregate(1, updates)
+def round_of(strategy: Strategy, number: int) -> dict[str, ExchangeObject]:
+    """A round of random updates with everything attached that the strategy accepts; return what it has sent."""
+    names = strategy.participants(number, SITES, 0) or SITES
+    messages = strategy.configure_round(number, names)
+    generator = torch.Generator().manual_seed(number)
+    updates = {}
+    for name in names:
+        weights = {key: torch.rand(tensor.shape, generator=generator) for key, tensor in START.items()}
+        update = weights_message(weights, num_samples=1, num_steps=1, num_batches=1, round=number)
+        for attachment in strategy.attachments_up:
+            for content in ({key: t.clone() for key, t in weights.items()}, {"latents": torch.rand(3, 2)}):
+                update[attachment] = content
+                try:
+                    strategy.check_update(name, update)
+                    break
+                except InvalidUpdate:
+                    del update[attachment]
+        updates[name] = update
+    strategy.aggregate(number, updates)
     for update in updates.values():
         for tensor in update.weights.values():
             tensor.fill_(torch.nan)
-    messages: dict[str, ExchangeObject] = strategy.configure_round(2, names)
-    kept = list(tensors_in(strategy.state_dict()))
-    for message in messages.values():
-        kept += [*tensors_in(message.weights), *tensors_in(dict(message.items()))]
-    assert len(kept) >= 2
-    assert all(bool(tensor.isfinite().all()) for tensor in kept)
+    return messages
+
+
+@pytest.mark.parametrize("kind", STRATEGIES, ids=lambda kind: kind.__name__)
+def test_nothing_that_a_strategy_keeps_is_borrowed_memory(kind: type[Strategy]) -> None:
+    for strategy in examples(kind):
+        strategy.initialize(START)
+        round_of(strategy, 1)
+        messages = strategy.configure_round(2, strategy.participants(2, SITES, 0) or SITES)
+        kept = list(tensors_in(strategy.state_dict()))
+        for message in messages.values():
+            kept += [*tensors_in(message.weights), *tensors_in(dict(message.items()))]
+        assert len(kept) >= 2
+        assert all(bool(tensor.isfinite().all()) for tensor in kept)
+
+
+@pytest.mark.parametrize("kind", STRATEGIES, ids=lambda kind: kind.__name__)
+def test_a_strategy_continues_from_its_file_to_the_bit(kind: type[Strategy], tmp_path: Path) -> None:
+    """Its state holds tensors and plain values only, as torch.load with weights_only wants them."""
+    for first, second in zip(examples(kind), examples(kind), strict=True):
+        for strategy in (first, second):
+            strategy.initialize(START)
+        round_of(first, 1)
+        torch.save(first.state_dict(), tmp_path / "state.pt")
+        second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        sent = [round_of(strategy, 2) for strategy in (first, second)]
+        for one, other in zip(tensors_in(sent[0]), tensors_in(sent[1]), strict=True):
+            assert torch.equal(one, other)
+        assert all(torch.equal(first.global_weights[key], second.global_weights[key]) for key in START)
 
 
 class Watched(LocalPool):

@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.handlers.rates import PolyLR
 
 
@@ -21,7 +22,7 @@ def rates(rounds: list[int | None], num_rounds: int, steps: int = 10, power: flo
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: found.append(optimizer.param_groups[0]["lr"]))
     for number in rounds:
         if number is not None:
-            engine.state.round = number
+            engine.state.round_context = RoundContext(number, "A", {}, [])
         engine.run(range(steps), max_epochs=engine.state.epoch + 1)
     return found
 

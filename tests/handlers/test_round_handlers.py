@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Engine
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.handlers.rates import OptimizerReset, RoundLR
 
 
@@ -48,7 +49,7 @@ def test_rate_by_round(number: int, rate: float) -> None:
     optimizer = torch.optim.SGD([weight], lr=0.1)
     engine = engine_for(optimizer, weight)
     RoundLR(optimizer, milestones=[60, 40], gamma=0.1).attach(engine)
-    engine.state.round = number
+    engine.state.round_context = RoundContext(number, "A", {}, [])
     engine.run([0], max_epochs=1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
@@ -68,7 +69,7 @@ def test_rate_falls_after_every_step_of_rounds(number: int, rate: float) -> None
     optimizer = torch.optim.SGD([weight], lr=0.1)
     engine = engine_for(optimizer, weight)
     RoundLR(optimizer, step=40).attach(engine)
-    engine.state.round = number
+    engine.state.round_context = RoundContext(number, "A", {}, [])
     engine.run([0], max_epochs=1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
     with pytest.raises(ConfigError, match="lr_step is 0"):

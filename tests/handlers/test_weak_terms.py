@@ -11,6 +11,7 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.handlers.loss_terms import LossTerms
 from fedmonai.losses.site_contrast import SiteContrastLoss
 from fedmonai.losses.weak_supervision import WeakSupervisionLoss
@@ -62,7 +63,7 @@ def train(
 
 def test_loss_is_the_weighted_sum_of_the_logged_terms() -> None:
     trainer, terms = train(network(), count=1)
-    read = terms.training_metrics
+    read = terms.training_metrics()
     assert TERMS | {f"{t}_weight" for t in TERMS} | {"median_support", "gate_saturation"} == set(read)
     expected = sum(read[t] * read[f"{t}_weight"] for t in TERMS)
     assert float(trainer.state.output["loss"]) == pytest.approx(expected, rel=1e-5)
@@ -79,7 +80,7 @@ def test_loss_is_the_weighted_sum_of_the_logged_terms() -> None:
     ids=["contrast", "tree", "crf"],
 )
 def test_every_switch_takes_away_its_own_term_and_no_other(off: dict, gone: set[str]) -> None:
-    whole, less = train(network())[1].training_metrics, train(network(), **off)[1].training_metrics
+    whole, less = train(network())[1].training_metrics(), train(network(), **off)[1].training_metrics()
     names = {name.removesuffix("_weight") for name in set(whole) - set(less)}
     assert names == gone
     assert all(less[name] == whole[name] for name in less)
@@ -96,7 +97,7 @@ def test_contrast_is_skipped_while_only_the_head_is_trained() -> None:
     """Of three iterations the last one trains the gates; the mean of the term is its value there."""
     net = network()
     trainer, terms = train(net, count=3, rep_iters=1)
-    last = terms.training_metrics["contrast"]
+    last = terms.training_metrics()["contrast"]
     gates = trainer.state.output["pred"].gates
     assert last == pytest.approx(float(SiteContrastLoss()(gates, 0)), rel=1e-6)
 
@@ -139,8 +140,8 @@ def test_means_count_the_iterations_that_had_the_term() -> None:
 
     terms = LossTerms([Source([{"a": 1.0}, {"a": 3.0, "b": 5.0}])])
     engine = Engine(lambda engine, batch: {"pred": None})
-    engine.state.round = 4  # in a federation
+    engine.state.round_context = RoundContext(4, "A", {}, [])  # in a federation
     terms.attach(engine)
     engine.run([0, 1], max_epochs=1)
-    assert terms.training_metrics == {"a": 2.0, "b": 5.0, "a_weight": 2.0, "b_weight": 0.5}
+    assert terms.training_metrics() == {"a": 2.0, "b": 5.0, "a_weight": 2.0, "b_weight": 0.5}
     assert "a" not in engine.state.metrics

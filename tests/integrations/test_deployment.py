@@ -123,7 +123,7 @@ def test_settings_of_a_site_win_over_the_job(job: Path, tmp_path: Path) -> None:
     assert site.trainer.optimizer.param_groups[0]["lr"] == 0.25
     (own,) = site.exchange_filters
     assert isinstance(own, KeepSharedKeys) and own.keys.patterns == ("decoder",)
-    assert service.sites.names == ["a"]  # nothing of other sites is built here
+    assert service.plan.names == ["a"]  # nothing of other sites is built here
     assert service.folder.path == tmp_path / "state" / "try" / "sites" / "a"
     service.close()
 

@@ -53,8 +53,8 @@ def ways_to_name(file: str) -> list[dict[str, Any]]:
         {"local": {"overlay": [file]}},
         {"sites::a::overlay": file},
         {"sites": {**SITES, "a": {"site": "B", "overlay": [file]}}},
-        {"federation::sites::base": ["configs/train.json", file]},
-        {"federation": {"sites": {"base": file}}},
+        {"federation::base": ["configs/train.json", file]},
+        {"federation": {"base": file}},
     ]
 
 
@@ -112,9 +112,9 @@ def test_a_bundle_whose_own_config_names_a_file_elsewhere(
         ({"sites": {"a": {"init_id": "x"}}}, "sites::a::init_id"),
         ({"": {}}, "::"),
         ({"federation": {}}, "federation"),
-        ({"federation::sites::exchange_filters": []}, "federation::sites::exchange_filters"),
-        ({"federation#sites#sites": SITES}, "federation::sites::sites"),
-        ({"federation::sites::output_dir": "/elsewhere"}, "federation::sites::output_dir"),
+        ({"federation::exchange_filters": []}, "federation::exchange_filters"),
+        ({"federation#sites": SITES}, "federation::sites"),
+        ({"federation::num_rounds": 5}, "federation::num_rounds"),
         ({"federation::output_dir": "/elsewhere"}, "federation::output_dir"),
         ({"output_dir": "/elsewhere"}, "output_dir"),
         ({"bundle_root": "/elsewhere"}, "bundle_root"),
@@ -185,8 +185,8 @@ def test_what_a_site_decides_holds(altered: Callable[..., Path], tmp_path: Path)
     assert site.trainer.data_loader.num_workers == 0
     assert [type(one) for one in site.exchange_filters] == [KeepSharedKeys]
     assert site.config_train_filename == ["configs/train.json", "configs/data/ixi.yaml"]
-    assert service.sites.output_dir == tmp_path / "state" / "try"
-    assert service.sites.names == ["a"]
+    assert service.plan.output_dir == tmp_path / "state" / "try"
+    assert service.plan.names == ["a"]
     assert not (tmp_path / "root").exists()
 
 
@@ -195,7 +195,7 @@ def test_filters_of_the_job_come_before_those_of_the_site(altered: Callable[...,
     job = altered({"exchange_filters::0::seed": 5}, files=private)
     own = {"_target_": "fedmonai.federated.privacy.GaussianPrivacy", "output_dir": "@output_dir"}
     settings = SiteSettings(exchange_filters=[own], state_dir=str(tmp_path / "state"))
-    theirs, ours = served(job, tmp_path, settings).sites.common["exchange_filters"]
+    theirs, ours = served(job, tmp_path, settings).plan.exchange_filters
     assert (theirs.seed, ours.seed) == (5, None)
     assert ours.output_dir == tmp_path / "state" / "try"
 
@@ -218,16 +218,16 @@ def test_filters_that_cannot_be_built(filters: list[dict], message: str, job: Pa
     [
         ("{", "cannot be read"),
         ("[1]", "does not describe a job"),
-        ('{"run": "a"}', "does not describe a job"),
-        ('{"run": "a", "files": [], "more": 1}', "does not describe a job"),
-        ('{"run": "a", "files": [], "run": "b"}', "stands twice"),
-        ('{"run": "a", "files": "configs/federated.yaml"}', "files is 'configs/federated.yaml'; give a list"),
-        ('{"run": "a", "files": [5]}', "files of a job is"),
-        ('{"run": "a", "files": [], "ids": [1]}', r"ids of a job is '\[1\]'"),
-        ('{"run": "a", "files": [], "isolate": "no"}', "isolate of a job is 'no'"),
-        ('{"run": "a", "files": [], "reply_timeout": "x"}', "reply_timeout of a job is 'x'"),
-        ('{"run": "a", "files": [], "reply_timeout": NaN}', "reply_timeout of a job is 'nan'"),
-        ('{"run": 5, "files": []}', "run of a job is '5'"),
+        ('{"format": 1, "run": "a"}', "does not describe a job"),
+        ('{"format": 1, "run": "a", "files": [], "more": 1}', "does not describe a job"),
+        ('{"format": 1, "run": "a", "files": [], "run": "b"}', "stands twice"),
+        ('{"format": 1, "run": "a", "files": "configs/a.yaml"}', "files is 'configs/a.yaml'; give a list"),
+        ('{"format": 1, "run": "a", "files": [5]}', "files of a job is"),
+        ('{"format": 1, "run": "a", "files": [], "ids": [1]}', r"ids of a job is '\[1\]'"),
+        ('{"format": 1, "run": "a", "files": [], "isolate": "no"}', "isolate of a job is 'no'"),
+        ('{"format": 1, "run": "a", "files": [], "reply_timeout": "x"}', "reply_timeout of a job is 'x'"),
+        ('{"format": 1, "run": "a", "files": [], "reply_timeout": NaN}', "reply_timeout of a job is 'nan'"),
+        ('{"format": 1, "run": 5, "files": []}', "run of a job is '5'"),
         ("[" * 100000, "cannot be read"),
     ],
 )

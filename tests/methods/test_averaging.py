@@ -9,8 +9,7 @@ from numerics import assert_within
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.messages import SharedKeys, message_bytes, weights_message
-from fedmonai.federated.protocol import weighted_mean_
-from fedmonai.methods.averaging import WeightedMean
+from fedmonai.methods.averaging import WeightedMean, weighted_mean_
 
 
 def update(value: float, counter: int, samples: int = 1, steps: int = 1) -> object:

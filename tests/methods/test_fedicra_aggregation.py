@@ -12,6 +12,7 @@ from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.methods.fedicra import FedALA
 
 
@@ -58,14 +59,15 @@ class Site:
         self.network = Net()
         options = {"keys": r"decoder\.", "batch_size": 2, "warm_up": 0, "share": 1.0, **settings}
         self.handler = FedALA(self.network, nn.CrossEntropyLoss(), SAMPLES, **options)
-        self.handler._turns = 1  # the site has trained before
+        self.handler._rounds = 1  # the site has trained before
         self.round = 0
 
     def begin(self, number: int, previous: State | None = OWN, received: State = RECEIVED) -> State:
         """Weights with which the training of a round begins."""
         self.network.load_state_dict(received)
         self.handler.set_random_state(number)
-        state = SimpleNamespace(round=number, previous=previous, device=torch.device("cpu"))
+        context = RoundContext(number, "A", {}, list(received), previous)
+        state = SimpleNamespace(round_context=context, device=torch.device("cpu"))
         self.handler(SimpleNamespace(state=state, prepare_batch=default_prepare_batch))
         return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
@@ -127,7 +129,7 @@ def test_weights_persist_over_rounds_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "number", "turns", "mixes"),
+    ("settings", "number", "rounds", "mixes"),
     [
         ({"warm_up": 5}, 5, 1, False),
         ({"warm_up": 5}, 6, 1, True),
@@ -136,11 +138,11 @@ def test_weights_persist_over_rounds_unless_told_otherwise() -> None:
         ({"evaluation_interval": 2}, 7, 1, False),
         ({"evaluation_interval": 2}, 8, 1, True),
     ],
-    ids=["warm-up", "after it", "first turn", "after an evaluation", "no evaluation"],
+    ids=["warm-up", "after it", "first round of the site", "after an evaluation", "no evaluation"],
 )
-def test_rounds_that_mix(settings: dict, number: int, turns: int, mixes: bool) -> None:
+def test_rounds_that_mix(settings: dict, number: int, rounds: int, mixes: bool) -> None:
     site = Site(**settings)
-    site.handler._turns = turns
+    site.handler._rounds = rounds
     assert bool(differing(site.begin(number), RECEIVED)) is mixes
 
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +15,7 @@ from run_results import final, rounds, same, site_state
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import pack
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.service import SiteService
 from fedmonai.methods.fedmri import FedMRIAggregator
@@ -48,14 +49,12 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 @pytest.mark.parametrize("negatives", ["all", "self"])
 def test_over_a_wire_equals_in_process_to_the_bit(specs: dict, tmp_path: Path, negatives: str) -> None:
     strategy = FedMRIAggregator(negatives=negatives, shared_keys=SHARED, encoder_keys=SHARED)
-    options: dict[str, Any] = {"local": {**IDS, "negatives": negatives}, "shared_keys": SHARED}
-    options["attachments"] = strategy.attachments_down
-    Federation(LocalPool(BUNDLE, specs, str(tmp_path / "here"), **options), strategy, 3, str(tmp_path / "here")).run()
-    wire = Wire({n: SiteService(LocalPool(BUNDLE, specs, str(tmp_path / n), **options), n) for n in "AB"})
-    sites = RemotePool(BUNDLE, specs, str(tmp_path / "server"), **options)
-    sites.transport = wire
+    plan = SitePlan(BUNDLE, specs, tmp_path / "here", local={**IDS, "negatives": negatives})
+    Federation(LocalPool(plan), strategy, 3).run()
+    wire = Wire({n: SiteService(replace(plan.serving(strategy), output_dir=tmp_path / n), n) for n in "AB"})
+    sites = RemotePool(replace(plan, output_dir=tmp_path / "server"), wire)
     strategy = FedMRIAggregator(negatives=negatives, shared_keys=SHARED, encoder_keys=SHARED)
-    Federation(sites, strategy, 3, str(tmp_path / "server")).run()
+    Federation(sites, strategy, 3).run()
     close(wire)
     assert same(final(tmp_path / "here"), final(tmp_path / "server"))
     assert (tmp_path / "here" / "metrics.csv").read_text() == (tmp_path / "server" / "metrics.csv").read_text()

@@ -19,6 +19,7 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.methods.averaging import WeightedMean
@@ -44,16 +45,9 @@ def federation(
     negatives, shared = options.pop("negatives", "all"), options.pop("shared_keys", SHARED)
     strategy = strategy or FedMRIAggregator(negatives=negatives, shared_keys=shared)
     specs = {name: {"dataset_dir": str(data / name), "mask_kind": MASKS[name], "mask_seed": 0} for name in names}
-    sites = LocalPool(
-        BUNDLE,
-        specs,
-        str(out),
-        local={**IDS, "beta": 1.0, "negatives": negatives, **options.pop("ids", {})},
-        shared_keys=shared,
-        attachments=strategy.attachments_down,
-        resident_sites=options.pop("resident_sites", None),
-    )
-    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), **options)
+    local = {**IDS, "beta": 1.0, "negatives": negatives, **options.pop("ids", {})}
+    sites = LocalPool(SitePlan(BUNDLE, specs, out, local=local), options.pop("resident_sites", None))
+    return Federation(sites, strategy, options.pop("num_rounds", 3), **options)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +127,7 @@ def test_bytes_and_ages_are_written_down(reference: Path, data: Path, tmp_path: 
     engine.prepare()
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round in (2, 3):
+        if trainer.state.round_context.round in (2, 3):
             raise RuntimeError("gone")
 
     engine.sites.open("B").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
@@ -227,7 +221,7 @@ def test_every_site_is_tested_with_its_own_model_of_its_own_best_round(reference
 
 def test_rates_and_masks_are_each_sites_own(data: Path, tmp_path: Path) -> None:
     engine = federation(data, tmp_path, num_rounds=1)
-    engine.sites.specs["B"]["lr"] = 0.25
+    engine.sites.plan.sites["B"]["lr"] = 0.25
     engine.prepare()
     sites = {name: engine.sites.open(name) for name in "ABC"}
     assert [s.trainer.optimizer.param_groups[0]["lr"] for s in sites.values()] == [0.001, 0.25, 0.001]
@@ -235,7 +229,7 @@ def test_rates_and_masks_are_each_sites_own(data: Path, tmp_path: Path) -> None:
     assert [mask.is_column for mask in kinds] == [True, False, False]
     shapes = [tuple(s.trainer.prepare_batch(next(iter(s.trainer.data_loader)))[0].shape[2:]) for s in sites.values()]
     assert shapes == [(32, 32), (40, 32), (33, 48)]
-    engine.run_state.folder.close()
+    engine.close()
 
 
 def test_mistakes_are_named(data: Path, tmp_path: Path) -> None:
@@ -251,4 +245,4 @@ def test_mistakes_are_named(data: Path, tmp_path: Path) -> None:
     message["previous_encoders"] = {"B/encoder.down.0.0.weight": torch.full((2, 1, 3, 3), float("nan"))}
     with pytest.raises(ValueError, match="NaN"):
         engine.sites.open("A").train(message)
-    engine.run_state.folder.close()
+    engine.close()

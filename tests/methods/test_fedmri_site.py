@@ -13,6 +13,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.methods.fedmri import WeightContrast
 
 RATE = 0.125
@@ -60,11 +61,11 @@ def site(handler: WeightContrast, iterations: int = 3) -> Any:
 def run(own: Any, number: int, previous: dict[str, float] | None, epochs: int = 1) -> None:
     """One round, received as SiteAlgo hands it on; ``previous`` is each site's encoder after the round before."""
     state = own.engine.state
-    state.round = number
-    state.received = {}
+    received = {}
     if previous is not None:
         tensors = {f"{site}/encoder.weight": torch.full((1, 1), value) for site, value in previous.items()}
-        state.received = {"previous_encoders": tensors}
+        received = {"previous_encoders": tensors}
+    state.round_context = RoundContext(number, "A", received, ["encoder.weight"])
     state.max_epochs = state.epoch + epochs
     own.engine.run()
 
@@ -166,6 +167,7 @@ def test_a_strategy_without_previous_encoders_and_another_network_are_named() ->
     with pytest.raises(ConfigError, match=r"encoder_keys: the pattern .* matches none"):
         run(site(WeightContrast(encoder_keys="unet")), 2, {})
     own = site(WeightContrast())
-    own.engine.state.round, own.engine.state.received = 2, {"previous_encoders": {"B/encoder.weight": torch.ones(2)}}
+    received = {"previous_encoders": {"B/encoder.weight": torch.ones(2)}}
+    own.engine.state.round_context = RoundContext(2, "A", received, ["encoder.weight"])
     with pytest.raises(ConfigError, match=r"'encoder\.weight' of site 'B' .*another shape"):
         own.engine.run()

@@ -11,6 +11,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.methods.fedprox import ProximalTerm
 
 
@@ -56,7 +57,7 @@ def test_three_steps_by_hand(shared: tuple[str, ...] | None) -> None:
     network, handler = linear(), ProximalTerm(mu=2.0)
     engine = trainer(network, [handler])
     if shared is not None:
-        engine.state.shared = [*shared, "some.buffer"]
+        engine.state.round_context = RoundContext(1, "A", {}, [*shared, "some.buffer"])
     engine.run()
     expected = stepped_by_hand(2.0, shared or ("weight", "bias"))
     for key, value in network.state_dict().items():

@@ -15,6 +15,7 @@ from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.service import SiteService
 from fedmonai.methods.fl_mrcm import FLMRCMAggregator
@@ -34,13 +35,13 @@ def parts(chosen: dict[str, Any]) -> tuple[FLMRCMAggregator, dict[str, Any]]:
     """The strategy, and what its sites need."""
     chosen = {**chosen, "bank_size": 5}
     strategy = FLMRCMAggregator(**chosen)
-    return strategy, {"local": {**MR.ids, "lr": 0.001, **chosen}, "attachments": strategy.attachments_down}
+    return strategy, {"local": {**MR.ids, "lr": 0.001, **chosen}}
 
 
 def in_process(root: Path, out: Path, chosen: dict[str, Any], **options: Any) -> None:
     strategy, common = parts(chosen)
     specs = {name: {"dataset_dir": str(root / name)} for name in "ABC"}
-    Federation(LocalPool(BUNDLE, specs, str(out), **common), strategy, 2, str(out), **options).run()
+    Federation(LocalPool(SitePlan(BUNDLE, specs, out, **common)), strategy, 2, **options).run()
 
 
 def remote(root: Path, out: Path, chosen: dict[str, Any], **options: Any) -> tuple[Federation, Wire]:
@@ -50,10 +51,11 @@ def remote(root: Path, out: Path, chosen: dict[str, Any], **options: Any) -> tup
     services = {}
     for name in "ABC":
         specs = {**nowhere, name: {"dataset_dir": str(root / name)}}
-        services[name] = SiteService(LocalPool(BUNDLE, specs, str(out / name), **common), name)
-    sites = RemotePool(BUNDLE, nowhere, str(out / "server"), **common)
-    sites.transport = wire = Wire(services)
-    return Federation(sites, strategy, 2, str(out / "server"), **options), wire
+        plan = SitePlan(BUNDLE, specs, out / name, **common)
+        services[name] = SiteService(plan.serving(strategy), name)
+    wire = Wire(services)
+    sites = RemotePool(SitePlan(BUNDLE, nowhere, out / "server", **common), wire)
+    return Federation(sites, strategy, 2, **options), wire
 
 
 @pytest.mark.parametrize("train_sites", [["A", "B", "C"], ["A", "B"]], ids=["target trains", "target observes"])
@@ -84,6 +86,6 @@ def test_remote_equals_in_process_and_only_the_bank_travels(
 
 def test_inputs_are_refused_where_the_target_is_elsewhere(data: Path, tmp_path: Path) -> None:
     engine, wire = remote(data, tmp_path, {**CHOSEN, "alignment": "inputs"}, min_sites=3)
-    with pytest.raises(FederationError, match=r"reads the images of site 'C'.*only the in-process federation"):
+    with pytest.raises(FederationError, match=r"reads the images of site 'C'.*only a simulated federation"):
         engine.run()
     close(wire)

@@ -18,6 +18,7 @@ from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import attachments_of
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.validation import InvalidUpdate
 from fedmonai.methods.averaging import WeightedMean
@@ -43,15 +44,9 @@ def federation(data: Path, out: Path, **options: Any) -> Federation:
     strategy = FLMRCMAggregator(**{k: v for k, v in chosen.items() if k != "lambda_adv"})
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
     resident = options.pop("resident_sites", None)
-    sites = LocalPool(
-        str(BUNDLES / "fl_mrcm"),
-        specs,
-        str(out),
-        local={**IDS, **chosen},
-        attachments=strategy.attachments_down,
-        resident_sites=resident,
-    )
-    return Federation(sites, strategy, options.pop("num_rounds", 3), str(out), **options)
+    plan = SitePlan(str(BUNDLES / "fl_mrcm"), specs, out, local={**IDS, **chosen})
+    sites = LocalPool(plan, resident, simulated=options.pop("simulated", chosen["alignment"] == "inputs"))
+    return Federation(sites, strategy, options.pop("num_rounds", 3), **options)
 
 
 @pytest.fixture
@@ -120,8 +115,9 @@ def test_alignment_trains_and_its_bank_is_that_of_the_round_before(data: Path, t
 @pytest.mark.parametrize("mode", ["features", "inputs"])
 def test_without_weight_it_is_fl_mr_with_persistent_optimizers(data: Path, tmp_path: Path, mode: str) -> None:
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
-    sites = LocalPool(str(BUNDLES / "fl_mr"), specs, str(tmp_path / "fl_mr"), local={**IDS, "reset_optimizer": False})
-    Federation(sites, WeightedMean(), 3, str(tmp_path / "fl_mr")).run()
+    ids = {**IDS, "reset_optimizer": False}
+    sites = LocalPool(SitePlan(str(BUNDLES / "fl_mr"), specs, tmp_path / "fl_mr", local=ids))
+    Federation(sites, WeightedMean(), 3).run()
     engine = federation(data, tmp_path / "ours", alignment=mode, lambda_adv=0)
     engine.run()
     assert same(final(tmp_path / "fl_mr"), final(tmp_path / "ours"))
@@ -169,6 +165,11 @@ def test_few_sites_in_memory_change_nothing(data: Path, tmp_path: Path, mode: st
     assert same(final(tmp_path / "all"), final(tmp_path / "few"))
 
 
+def test_inputs_need_a_simulated_pool(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="simulated: true"):
+        federation(data, tmp_path, alignment="inputs", simulated=False, min_sites=3).run()
+
+
 def test_inputs_with_one_site_in_memory_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="resident_sites is 1"):
         federation(data, tmp_path, alignment="inputs", resident_sites=1, min_sites=3).run()
@@ -194,7 +195,7 @@ def test_a_target_that_misses_a_round_leaves_its_last_bank(data: Path, tmp_path:
     engine.prepare()
 
     def fail(trainer: Any) -> None:
-        if trainer.state.round == 2:
+        if trainer.state.round_context.round == 2:
             raise RuntimeError("no power")
 
     engine.sites.open("C").trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.protocol import RoundContext
 from fedmonai.losses.domain_confusion import domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.fl_mrcm import FeatureAlignment
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent
@@ -58,6 +59,12 @@ def network() -> ReconstructionUNet:
     return ReconstructionUNet(base_channels=2)
 
 
+def context(bank: Tensor | None = None, target: Any = None) -> RoundContext:
+    """A round in which a bank has arrived, or in which the trainer of the target site can be reached."""
+    received = {} if bank is None else {"target_latents": {"latents": bank}}
+    return RoundContext(2, "B", received, [], other_trainer=target and {"I": target}.__getitem__)
+
+
 def alignment(**arguments: Any) -> FeatureAlignment:
     return FeatureAlignment(
         **{"site": "B", "target_site": "I", "latent_size": 128, "share_features": True, **arguments}
@@ -91,7 +98,7 @@ def test_one_step_equals_the_released_program() -> None:
     handler.discriminator.load_state_dict({key: golden[f"disc_before_{key}"] for key in keys})
     source = trainer(golden["source_input"][:, None], golden["source_target"][:, None], net, [handler])
     target = trainer(golden["target_site_input"][:, None], golden["source_target"][:, None], network(), [])
-    source.state.peer = {"I": target}.__getitem__
+    source.state.round_context = context(target=target)
     source.run()
     assert_within(source.state.output["loss"], golden["total_loss"].float(), roundings_of(net))
     # through the network and back, and for a weight over all pixels of the batch
@@ -118,7 +125,7 @@ def test_features_mode_by_hand() -> None:
     handler, ours, plain = alignment(lambda_adv=0.5), network(), network()
     other = alignment(lambda_adv=0.5).discriminator
     engine = trainer(data, labels, ours, [handler])
-    engine.state.received = {"target_latents": {"latents": bank}}
+    engine.state.round_context = context(bank=bank)
     engine.run()
     latents: list[Tensor] = []
     plain.encoder.bottleneck.register_forward_hook(lambda module, inputs, output: latents.append(output))
@@ -149,8 +156,8 @@ def test_the_target_repeats_whatever_its_length(mode: str, count: int) -> None:
     """Five source images in batches of two, against one, three and seven of the target: three iterations each time."""
     handler = alignment(alignment=mode)
     engine = trainer(images(5, 1), images(5, 2), network(), [handler])
-    engine.state.received = {"target_latents": {"latents": torch.randn(count, 128)}}
-    engine.state.peer = {"I": trainer(images(count, 3), images(count, 4), network(), [])}.__getitem__
+    target = trainer(images(count, 3), images(count, 4), network(), [])
+    engine.state.round_context = context(torch.randn(count, 128), target)
     engine.run()
     assert engine.state.iteration == 3
     steps = [int(state["step"]) for state in handler.optimizer.state.values()]
@@ -162,7 +169,7 @@ def test_without_weight_the_discriminator_learns_and_the_network_does_not_notice
     for handlers in ([], [alignment(alignment="inputs", lambda_adv=0)]):
         net = network()
         engine = trainer(images(5, 1), images(5, 2), net, list(handlers))
-        engine.state.peer = {"I": trainer(images(3, 3), images(3, 4), network(), [])}.__getitem__
+        engine.state.round_context = context(target=trainer(images(3, 3), images(3, 4), network(), []))
         engine.run()
         results.append(net.state_dict())
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
@@ -174,7 +181,7 @@ def test_only_the_encoder_runs_on_target_inputs() -> None:
     net.decoder.register_forward_hook(lambda module, inputs, output: calls.append("decoder"))
     net.encoder.register_forward_hook(lambda module, inputs, output: calls.append("encoder"))
     engine = trainer(images(2, 1), images(2, 2), net, [alignment(alignment="inputs")])
-    engine.state.peer = {"I": trainer(images(2, 3), images(2, 4), network(), [])}.__getitem__
+    engine.state.round_context = context(target=trainer(images(2, 3), images(2, 4), network(), []))
     engine.run()
     assert calls == ["encoder", "decoder", "encoder"]
 
@@ -208,7 +215,7 @@ def test_reading_the_bank_changes_nothing_in_training() -> None:
 def test_hooks_are_gone_after_a_turn_and_after_a_failure() -> None:
     net, handler = network(), alignment()
     engine = trainer(images(2, 1), images(2, 2), net, [handler])
-    engine.state.received = {"target_latents": {"latents": torch.randn(4, 128)}}
+    engine.state.round_context = context(bank=torch.randn(4, 128))
     engine.run()
     assert not net.encoder.bottleneck._forward_hooks
     handler._begin(engine)
@@ -219,7 +226,7 @@ def test_hooks_are_gone_after_a_turn_and_after_a_failure() -> None:
 
 def test_inputs_outside_the_in_process_federation_is_refused() -> None:
     engine = trainer(images(2, 1), images(2, 2), network(), [alignment(alignment="inputs", share_features=False)])
-    with pytest.raises(ConfigError, match=r"reads the images of site 'I'.*in-process federation.*alignment: features"):
+    with pytest.raises(ConfigError, match=r"reads the images of site 'I'.*simulated: true.*alignment: features"):
         engine.run()
 
 
@@ -234,12 +241,10 @@ def test_a_client_without_attachments_trains_plainly_and_says_so_once() -> None:
 
 def test_wrong_latent_size_and_hidden_layer_are_named() -> None:
     engine = trainer(images(2, 1), images(2, 2), network(), [alignment(latent_size=64)])
-    engine.state.received = {"target_latents": {"latents": torch.randn(4, 64)}}
+    engine.state.round_context = context(bank=torch.randn(4, 64))
     with pytest.raises(ConfigError, match=r"latent_size is 64.*128"):
         engine.run()
-    engine = SimpleNamespace(
-        network=network(), state=SimpleNamespace(received={"target_latents": {"latents": torch.ones(1, 1)}})
-    )
+    engine = SimpleNamespace(network=network(), state=SimpleNamespace(round_context=context(torch.ones(1, 1))))
     with pytest.raises(ConfigError, match="no part 'middle'"):
         alignment(layer="middle")._begin(engine)
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Site pool: where the sites of a federation live, and all that its engine asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.site_evaluation import SiteEvaluation
+
+__all__ = ["SitePool"]
+
+
+class SitePool(Protocol):
+    """The sites of a federation, wherever they live.
+
+    :class:`~fedmonai.federated.local_pool.LocalPool` keeps them in this process,
+    :class:`~fedmonai.federated.remote_pool.RemotePool` asks them over a transport.
+    """
+
+    #: what the sites are built from
+    plan: SitePlan
+    #: the round of every site's newest durable state; set before the first question to continue from these
+    state_rounds: dict[str, int]
+    #: what there is to say about sites and stands in no reply; whoever writes it down empties the list
+    notes: list[str]
+
+    def structure(self, name: str) -> Mapping[str, Tensor] | None:
+        """Tensors of the keys, shapes and types that a site shares; ``None`` for a site that cannot be asked.
+
+        Raises:
+            ConfigError: when the site cannot be built.
+        """
+
+    def initial_weights(self, name: str) -> dict[str, Tensor]:
+        """The weights that a site starts from; of private ones at least the names."""
+
+    def shares_all(self) -> bool:
+        """Whether the shared weights are a whole network."""
+
+    def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
+        """Begin a round: states written from now on belong to it, updates of the round before are given up.
+
+        Args:
+            round_number: the round.
+            messages: what each participant is going to be sent.
+        """
+
+    def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
+        """The update of a site's local training. Its tensors are borrowed until the next round begins.
+
+        Raises:
+            Exception: whatever stopped the training.
+        """
+
+    def rollback(self, name: str) -> None:
+        """Take back a local training whose update is not used: what the site learned from it is gone at both ends."""
+
+    def validate(
+        self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
+    ) -> Iterator[SiteEvaluation]:
+        """Evaluate the sites in ``messages`` on their validation splits."""
+
+    def test(
+        self,
+        chosen: Mapping[str, tuple[Mapping[str, Tensor], int]],
+        initial: Mapping[str, Tensor],
+        best: BestModelTracker,
+    ) -> Iterator[SiteEvaluation]:
+        """Test the sites in ``chosen``: the best weights and their round for each.
+
+        Args:
+            chosen: best weights and their round by site.
+            initial: weights before training.
+            best: the best rounds, also of the sites' own models.
+        """
+
+    def save_states(self, round_number: int) -> dict[str, int]:
+        """See that every site's state after a round is on disk; return the round of each site's newest one."""
+
+    def check_states(self, state_rounds: Mapping[str, int]) -> None:
+        """Raise ConfigError when a state of a commit is within reach and cannot be used."""
+
+    def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
+        """Delete the states that none of ``commits`` (the round of each site's state) refers to."""
