@@ -18,7 +18,8 @@ from tqdm import tqdm
 from fedmonai.data.cases.read import read_case_file
 from fedmonai.data.kspace.list import SECTIONS, read_data_list, resolve_inside
 from fedmonai.data.kspace.read import BLOCK, damage_named, open_volume, read_slice, subject_of
-from fedmonai.data.weak.read import IMAGE_KEY, read_dataset, read_picture
+from fedmonai.data.pictures import read_picture
+from fedmonai.data.weak.read import IMAGE_KEY, read_dataset
 from fedmonai.errors import ConfigError
 from fedmonai.io import write_json
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedmonai.data.cache import available_memory, refuse_if_larger
 from fedmonai.data.cases.read import CaseVolume, read_case_file, volume_shape
-from fedmonai.data.memory_limits import available_memory, refuse_if_larger
 from fedmonai.data.provenance import VolumeFingerprint, case_origin
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import NORMALIZATIONS, labeled_slices, merge_labels, neighbor_indices, normalize_volume

@@ -22,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
 
-from fedmonai.data import memory_limits
+from fedmonai.data.cache import fits_in_memory
 from fedmonai.data.cases.read import missing_voxels
 from fedmonai.data.convert.volume import InputError, Volume, arrange, check_size
 from fedmonai.data.kspace.read import damage_named, open_volume, read_header, subject_of
@@ -109,7 +109,7 @@ def _read_mat73(path: Path, key: str | None) -> np.ndarray:
 
 def _refuse_huge(name: str, shape: tuple[int, ...]) -> None:
     """Both formats compress: a small file can declare any size."""
-    if math.prod(shape) * 16 > memory_limits.HEADROOM * memory_limits.available_memory():
+    if not fits_in_memory(math.prod(shape) * 16):
         raise InputError(f"variable '{name}' declares shape {shape}, more than the memory that is free")
 
 
