@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights from a file into a network, or one clear error; and back into a file, whole or not at all."""
+"""Loading of trained weights from a file into a network, and atomic saving."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def read_weights(path: PathLike, config_id: str = "ckpt_path") -> dict[str, Tens
 
 
 def _compare_checksums(path: PathLike) -> None:
-    """What torch leaves out: a flipped bit would become a wrong weight without a word."""
+    """Compare the archive's checksums, which torch.load skips: a flipped bit would be a wrong weight."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

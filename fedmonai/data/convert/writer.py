@@ -48,7 +48,7 @@ def write_volume(path: Path, volume: Volume, pad: int, max_size: int, attributes
             if volume.mask is not None:
                 file["mask"] = volume.mask
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"output: {path} cannot be written ({error}); nothing of it is left behind.") from error
+        raise ConfigError(f"output: {path} cannot be written ({error}); no part of it is left behind.") from error
     return volume
 
 
