@@ -34,7 +34,7 @@ _CGROUP_LIMITS = (
 
 
 def available_memory() -> int:
-    """Bytes of main memory that can be had now: the machine's, or the container's where that is less."""
+    """Bytes of main memory that are free now, on the machine or within the container's limit if that is less."""
     return min([_machine_memory(), *_container_memory()])
 
 
@@ -58,7 +58,7 @@ def available_disk(folder: Path) -> int:
 
 
 def refuse_if_larger(cache: str, needed: int, available: int, where: str) -> None:
-    """Stop before a cache is filled that does not fit.
+    """Refuse a cache that does not fit, before it is filled.
 
     Raises:
         ConfigError: with the numbers and what to do instead.
@@ -97,14 +97,14 @@ def _gib(size: int) -> str:
 
 
 class OpenFiles(Generic[Handle]):
-    """The ``capacity`` most recently used handles, opened on demand.
+    """Pool of the ``capacity`` most recently used file handles, opened on demand.
 
-    A loader worker is a copy of the process that made the dataset. Handles never cross that border: a new process
-    (by fork or by pickling) starts with none and opens its own, so that no HDF5 state is shared between processes.
+    A loader worker is a copy of the process that made the dataset. Handles are never shared between processes: a new
+    one (by fork or by pickling) starts with none and opens its own.
 
     Args:
         opener: makes a handle from a path.
-        close: ends a handle; called for the least recently used one when ``capacity`` is exceeded.
+        close: closes a handle; called for the least recently used one when ``capacity`` is exceeded.
         capacity: at least 1; one volume's slices are read in a row by an unshuffled loader, hence few suffice there.
     """
 
@@ -149,7 +149,7 @@ _BLOCK = 8  # slices transformed at a time while a cache is filled
 
 @dataclass(frozen=True)
 class VolumeSlices:
-    """The slices ``first`` to ``last - 1`` of one volume are used."""
+    """The slices in use of one volume, ``first`` to ``last - 1``."""
 
     header: KspaceHeader
     first: int
@@ -160,7 +160,7 @@ class VolumeSlices:
 
 
 class SliceCache(ABC):
-    """Give slice ``index`` (counted within the file) of a volume as (k-space, target or None)."""
+    """Cache that returns slice ``index`` (counted within the file) of a volume as (k-space, target or None)."""
 
     def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec) -> None:
         self.volumes = list(volumes)
@@ -170,12 +170,12 @@ class SliceCache(ABC):
     def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]: ...
 
     def nbytes(self) -> int:
-        """Bytes all slices take in this form."""
+        """Bytes that all slices take."""
         return sum(len(volume) * self.spec.slice_bytes(volume.header) for volume in self.volumes)
 
 
 class NoCache(SliceCache):
-    """Every access reads the file; a few files stay open per process."""
+    """Cache that holds nothing: every access reads the file; a few files stay open per process."""
 
     def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec, open_files: int) -> None:
         super().__init__(volumes, spec)
@@ -190,7 +190,7 @@ class NoCache(SliceCache):
 
 
 class MemoryCache(SliceCache):
-    """All slices as tensors on one device, filled at construction.
+    """Cache of all slices as tensors on one device, filled at construction.
 
     Filled by the parent process, main memory is shared by forked loader workers instead of being read once by each.
     The tensors handed out are views: clone before writing to them.
@@ -226,7 +226,7 @@ class MemoryCache(SliceCache):
 
 
 class DiskCache(SliceCache):
-    """All slices as memory-mapped ``.npy`` files in ``cache_dir``, written once and found again by later runs.
+    """Cache of all slices as memory-mapped ``.npy`` files in ``cache_dir``, which later runs reuse.
 
     A file's name is a hash of the volume's path, size, time of change, slice range and form, so that a changed volume
     or setting makes a new file; old ones can be deleted at any time between runs.

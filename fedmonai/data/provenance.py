@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class VolumeFingerprint:
-    """One volume of a dataset; every dataset of ours lists its own with ``volume_fingerprints()``.
+    """Fingerprint of one volume; datasets list those of their volumes with ``volume_fingerprints()``.
 
     Attributes:
         volume: its name in the dataset.
@@ -56,7 +56,7 @@ class VolumeFingerprint:
 def kspace_fingerprint(volume: Mapping[str, Any]) -> VolumeFingerprint:
     """Fingerprint of an entry of :func:`kspace_volumes`; the subject is the attribute ``patient_id``.
 
-    Pooled folders number their subjects by themselves, so the folder's part of the name is part of the subject.
+    Pooled folders number their subjects independently, so the folder's part of the name is part of the subject.
 
     Raises:
         ConfigError: a file that cannot be read.
@@ -78,7 +78,7 @@ def case_fingerprint(case: Mapping[str, str]) -> VolumeFingerprint:
 
 
 def weak_fingerprint(entry: Mapping[str, str]) -> VolumeFingerprint:
-    """Fingerprint of an entry of :func:`weak_files`: the pixels of the image, whatever labels it has.
+    """Fingerprint of an entry of :func:`weak_files`: the pixels of the image, for any labels.
 
     Raises:
         ConfigError: a file that cannot be read.
@@ -92,7 +92,7 @@ def weak_fingerprint(entry: Mapping[str, str]) -> VolumeFingerprint:
 
 
 def _digest(values: np.ndarray) -> str:
-    """SHA-256 of shape and values, whatever type they are stored in."""
+    """SHA-256 of shape and values, for any stored type."""
     digest = hashlib.sha256(repr(values.shape).encode())
     digest.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
     return digest.hexdigest()
@@ -234,7 +234,7 @@ def file_digest(*paths: PathLike) -> str:
 
 
 def kspace_digest(path: PathLike) -> str:
-    """SHA-256 of the k-space values and shape of a volume file, whatever else the file holds."""
+    """SHA-256 of the k-space values and shape of a volume file, of nothing else in it."""
     with damage_named(path), open_volume(path) as file:
         shape = file["kspace"].shape
         digest = hashlib.sha256(repr(shape).encode())
@@ -340,7 +340,7 @@ def compare_splits(datasets: Mapping[str, Any]) -> str:
 
 
 def changed_files(parser: ConfigParser) -> str:
-    """Hash the files of the manifest that lies beside a site's data, or is its ``data_list``, again.
+    """Hash again the files of a site's manifest (in its folder, or its ``data_list``).
 
     Args:
         parser: the site's config.

@@ -36,7 +36,7 @@ class CaseSliceDataset(Dataset):
     Args:
         cases: dicts with ``image``, ``label`` and ``volume``, from :func:`fedmonai.data.cases.list.prostate_cases` or
             :func:`fedmonai.data.cases.list.prostate_pictures`.
-        labeled: False forgets the labels' paths: no label is opened, and none can be asked for. Test-time adaptation
+        labeled: False drops the labels' paths: no label is opened, and items have none. Test-time adaptation
             gets this form.
         slices: ``labeled`` keeps the slices with foreground, ``all`` every slice; None (default) = ``labeled`` where
             there are labels.
@@ -77,7 +77,9 @@ class CaseSliceDataset(Dataset):
         for case in cases:
             missing = [key for key in keys if key not in case]
             if missing:
-                raise ConfigError(f"case {dict(case)} has no '{missing[0]}'; list cases with labels, or set labeled.")
+                raise ConfigError(
+                    f"case {dict(case)} has no '{missing[0]}'; list cases with labels, or set labeled: false."
+                )
         self.cases = [{key: case[key] for key in keys} for case in cases]
         self.labeled = labeled
         self.slices = slices
@@ -129,7 +131,9 @@ class CaseSliceDataset(Dataset):
         if self.slices == "labeled" and label is not None:
             kept = labeled_slices(label)
             if not kept:
-                raise ConfigError(f"{self.cases[number]['label']} has no foreground; check the mask or list it not.")
+                raise ConfigError(
+                    f"{self.cases[number]['label']} has no foreground; check the mask or take the case out of the list."
+                )
             return kept
         count = self._num_slices(number)
         first = round((1 - self.central_share) / 2 * count)

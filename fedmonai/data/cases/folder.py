@@ -21,7 +21,7 @@ __all__ = ["SegmentationFolder"]
 
 
 class SegmentationFolder(VolumeFolder):
-    """One example = one whole volume, for inference; prepared as :class:`CaseSliceDataset` does it.
+    """Dataset of whole volumes, for inference; prepared as :class:`CaseSliceDataset` does it.
 
     An item holds, for n slices: ``image`` float32 (n, 2 * context_slices + 1, H, W), every slice between its neighbors,
     normalized over the volume and turned to ``orientation``; ``volume``, ``source`` and ``kind`` of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading one case of a segmentation dataset, image or mask: a NIfTI volume, or a picture as a single slice."""
+"""Reader of one case of a segmentation dataset, image or mask: a NIfTI volume, or a picture as a single slice."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
     try:
         values = np.asanyarray(image.dataobj).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ConfigError(f"{path} cannot be read to its end ({first_line(error, 100)}); copy it anew.") from error
+        raise ConfigError(f"{path} cannot be read to its end ({first_line(error, 100)}); copy it again.") from error
     if orientation is not None:
         turn = turn_to(affine, orientation)
         values = orientations.apply_orientation(values, turn)
@@ -114,12 +114,12 @@ def _header_shape(image: nib.Nifti1Image, path: PathLike) -> tuple[int, int, int
         raise ConfigError(f"{path} has shape {shape}; expected one 3-D volume with sides of 1 to {MAX_SIDE}.")
     missing = missing_voxels(image, path)
     if missing:
-        raise ConfigError(f"{path} cannot be read to its end: it {missing}; copy it anew.")
+        raise ConfigError(f"{path} cannot be read to its end: it {missing}; copy it again.")
     return (shape[0], shape[1], shape[2])
 
 
 def missing_voxels(image: Any, path: PathLike) -> str:
-    """What is wrong when a NIfTI header declares more than its file can hold (before it is allocated); else nothing."""
+    """Describe a NIfTI header that declares more than its file can hold; empty text if it does not."""
     declared, stored = math.prod(image.shape) * image.get_data_dtype().itemsize, Path(path).stat().st_size
     if declared > stored * (MAX_COMPRESSION if str(path).lower().endswith(".gz") else 1):
         return f"declares {declared:,} bytes of voxels but has {stored:,} bytes"
@@ -134,7 +134,7 @@ def _affine(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
 
 
 def turn_to(affine: np.ndarray, orientation: str) -> np.ndarray:
-    """How nibabel has to flip and permute the axes of a file with this affine.
+    """Orientation transform (nibabel) that flips and permutes the axes of a file with this affine.
 
     Raises:
         ConfigError: an ``orientation`` that does not name each axis once.

@@ -279,7 +279,7 @@ def kspace_to_image(kspace: np.ndarray) -> Tensor:
 
 
 def sampled(volume: Volume) -> tuple[np.ndarray | None, float]:
-    """What a k-space volume holds: (column mask or None if fully sampled, share of samples that are not zero).
+    """Find the sampling of a k-space volume: column mask (None if fully sampled) and share of nonzero samples.
 
     A column counts as sampled if any of its samples in any slice and coil is not zero. k-space counts as fully sampled
     if no column is empty and at least 99 % of the samples are there. The mask is exact for Cartesian column sampling;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One volume on its way from an archive to an HDF5 file."""
+"""Volumes found in a folder and read, before they are written as HDF5."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLANE_AXES = ("row", "column")
 
 
 class InputError(ValueError):
-    """One input cannot be converted; the reason ends up in the summary and the other inputs go on."""
+    """Error of one input, which the summary reports; the other inputs are converted."""
 
 
 @dataclass(frozen=True)

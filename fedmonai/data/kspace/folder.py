@@ -24,7 +24,7 @@ UNDERSAMPLING = ("auto", "none")
 
 
 class ReconstructionFolder(VolumeFolder):
-    """One example = one whole volume, for inference.
+    """Dataset of whole volumes, for inference.
 
     k-space that the scanner undersampled (a stored mask, or empty columns) is taken as it was measured. Fully sampled
     k-space and magnitude images, whose k-space is computed by the centered orthonormal FFT, are undersampled with the

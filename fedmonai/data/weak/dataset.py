@@ -37,11 +37,11 @@ class WeakSliceDataset(Dataset):
 
     - ``image`` float32 ``(C, H, W)``, scaled to [0, 1] per slice over all channels.
     - ``label`` uint8 ``(1, H, W)``. In training the site's kind of annotation, in which ``num_classes`` means
-      unlabeled. In ``val`` and ``test`` the full mask: no model is chosen or judged by weak labels.
+      unlabeled. In ``val`` and ``test`` the full mask: models are never selected or evaluated by weak labels.
     - ``mask`` uint8 ``(1, H, W)``, the full mask. Training items never have it.
 
     Files with the ending ``.h5`` are FedICRA's (keys image, mask, scribble, ...) or volumes with slices first. Others
-    are picture files with a ``mask`` beside them: these have no weak labels, which are then made from the mask, the
+    are picture files with a ``mask`` in the entry: these have no weak labels, which are then made from the mask, the
     same in every run.
 
     Args:

@@ -21,7 +21,7 @@ __all__ = ["PictureFolder"]
 
 
 class PictureFolder(VolumeFolder):
-    """One example = one file with all its slices, for inference; prepared as :class:`WeakSliceDataset` does it.
+    """Dataset of picture files with all their slices, for inference; prepared as :class:`WeakSliceDataset` does it.
 
     An item holds, for n slices (1 of a picture): ``image`` float32 (n, channels, size, size), every slice scaled to
     [0, 1]; ``volume``, ``source`` and ``kind`` of :class:`VolumeFolder`; ``slices``, ``rows`` and ``columns`` of the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weak labels of whole data sets: made from full masks, written in the layout of FedICRA's release, reported."""
+"""Weak labels of whole data sets: made from full masks, written in the layout of FedICRA's release, summarized."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_release_file(path: Path, image: np.ndarray, labels: Mapping[str, np.nd
 
 
 def stored_recipe(path: Path) -> str | None:
-    """The recipe a file was written with, None if there is no file.
+    """Return the settings that a file was written with; None if there is no file.
 
     Raises:
         ConfigError: the file has no recipe; it is never overwritten.
@@ -96,7 +96,8 @@ def make_weak_labels(
         ``labeled_<c>``, and the smallest ``agreement_min``; see :func:`weak_label_statistics`.
 
     Raises:
-        ConfigError: unreadable or misfitting files, unknown gray levels or classes, a foreign file in the way.
+        ConfigError: unreadable files, image and mask of different sizes, unknown gray levels or classes, an output file
+            that was not made here.
     """
     statistics: dict[str, list[dict[str, float]]] = {annotation: [] for annotation in annotations}
     recipe = json.dumps([num_classes, list(annotations), _plain(label_map), threshold, size, image_channels, seed])
@@ -128,7 +129,7 @@ def report_weak_labels(
     annotations: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[Row]:
-    """How much the labels stored in HDF5 files say and how often they agree with the masks.
+    """Statistics of the labels stored in HDF5 files: labeled share and agreement with the masks.
 
     Args:
         files: from :func:`release_files` or :func:`volume_files`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading one weakly labeled slice from an HDF5 image, an HDF5 volume, or a pair of picture files."""
+"""Reader of one weakly labeled slice from an HDF5 image, an HDF5 volume, or a pair of picture files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import h5py
 import numpy as np
 
-from fedmonai.data.kspace.read import open_volume, read_slice
+from fedmonai.data.kspace.read import open_volume, own_dataset, read_slice
 from fedmonai.data.pictures import MAX_SIDE, open_picture
 from fedmonai.errors import ConfigError
 
@@ -134,22 +134,25 @@ def _mask_key(file: h5py.File) -> str:
 
 
 def _any_label_key(file: h5py.File) -> str:
-    """The mask, or where a site has none for its training images, whatever labels there are."""
+    """The mask, or any other labels where a site has no masks for its training images."""
     others = [key for key in sorted(file) if key != IMAGE_KEY]
     return others[0] if others and not any(key in file for key in MASK_KEYS) else _mask_key(file)
 
 
 def read_dataset(file: h5py.File, key: str) -> h5py.Dataset:
-    """A dataset stored in this very file."""
-    link = file.get(key, getlink=True)
-    item = file[key] if isinstance(link, h5py.HardLink) else None
-    if not isinstance(item, h5py.Dataset) or item.external is not None or item.is_virtual:
-        raise ConfigError(f"{file.filename}: '{key}' is missing or not a dataset of this file; store the data in it.")
+    """Return the dataset ``key`` of a file.
+
+    Raises:
+        ConfigError: it is missing, and as :func:`fedmonai.data.kspace.read.own_dataset`.
+    """
+    item = own_dataset(file, key)
+    if item is None:
+        raise ConfigError(f"{file.filename}: '{key}' is missing (found: {', '.join(sorted(file))}).")
     return item
 
 
 def _whole(labels: np.ndarray, source: str) -> np.ndarray:
     whole = labels.astype(np.int64)
     if not np.array_equal(whole, labels):
-        raise ConfigError(f"{source} holds values that are no whole numbers; labels are class numbers.")
+        raise ConfigError(f"{source} holds numbers that are not whole; labels are class indices.")
     return whole
