@@ -1,5 +1,6 @@
 # make demo : set up and run the main job (a small federation on generated data, results in runs/demo)
 # make test : set up and run lint, types and tests
+# make lint-bundles : the static check of every bundle
 # make integration : the tests that start real processes, NVFlare among them (minutes)
 # make integration-flower : those on Flower, in an environment of its own
 
@@ -15,7 +16,7 @@ DEMO := $(abspath runs/demo)
 # the range of requires-python in pyproject.toml
 IN_RANGE := import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")
 
-.PHONY: demo test integration integration-flower clean
+.PHONY: demo test lint-bundles integration integration-flower clean
 
 .venv/package: pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(IN_RANGE)'
@@ -35,6 +36,9 @@ test: .venv/development
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+lint-bundles: .venv/package
+	@status=0; for bundle in bundles/*/; do $(BIN)/python -m fedmonai.bundle lint $$bundle || status=1; done; exit $$status
 
 .venv/deployment: .venv/development
 	$(INSTALL) --editable '.[test,onnx,mlflow,nvflare]'
