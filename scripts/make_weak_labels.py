@@ -15,10 +15,10 @@ import sys
 
 import fire
 
-from fedmonai.data.weak_files import paired_files, volume_files
 from fedmonai.data.weak_labels import Row, make_weak_labels, report_weak_labels
+from fedmonai.data.weak_lists import paired_files, volume_files
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.weak_labels import WEAK_FORMS
+from fedmonai.transforms.weak_labeling import WEAK_FORMS
 
 
 def make(

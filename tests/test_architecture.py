@@ -49,6 +49,15 @@ def test_file_keeps_the_rules_of_the_house(path: Path) -> None:
             assert arguments.get("shell", "False") == "False"
 
 
+def test_no_public_name_is_that_of_a_module_beside_it() -> None:
+    """From Python 3.12 on, pydoc, which resolves the ``_target_`` of a config, finds the module instead."""
+    for path in PACKAGE.glob("*/__init__.py"):
+        imported = {
+            a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) for a in n.names
+        }
+        assert imported.isdisjoint(p.stem for p in path.parent.iterdir())
+
+
 def test_importing_the_package_is_cheap() -> None:
     heavy = "torch monai matplotlib nvflare flwr"
     code = f"import sys, fedmonai; print(any(m in sys.modules for m in {heavy.split()}))"

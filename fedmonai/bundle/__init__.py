@@ -3,9 +3,9 @@
 
 from fedmonai.bundle.comparison import PlannedRun, check_runs, execute, planned_runs
 from fedmonai.bundle.known_ids import bundle_ids, config_files, unknown_ids
-from fedmonai.bundle.leave_one_out import leave_one_out
+from fedmonai.bundle.left_out import leave_one_out
 from fedmonai.bundle.lint import LintFinding, lint_bundle
-from fedmonai.bundle.live_config import check_config, live_config
+from fedmonai.bundle.live import check_config, live_config
 from fedmonai.bundle.overlay_ids import DATA_IDS
 from fedmonai.bundle.overrides import apply_overrides
 from fedmonai.bundle.plan import Method, Plan, read_plan

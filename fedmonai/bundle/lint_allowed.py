@@ -46,7 +46,7 @@ ALLOWED = (
 )
 #: where classes and functions of the allowed parts may really come from, besides the allowed parts themselves
 ORIGINS = (
-    *("fedmonai.bundle.live_config.check_config", "fedmonai.bundle.record.record_config"),
+    *("fedmonai.bundle.live.check_config", "fedmonai.bundle.record.record_config"),
     *("fedmonai.report.write.finish", "ignite.distributed.utils.sync"),
     *("torch._C._fft", "torch._C._linalg", "torch._C._nn", "torch._C._special", "torch._VariableFunctionsClass"),
     *(f"torch.distributed.distributed_c10d.{name}" for name in (*_DISTRIBUTED, "init_process_group")),

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fedmonai.bundle.live_config import live_config
+from fedmonai.bundle.live import live_config
 
 __all__ = ["record_config"]
 

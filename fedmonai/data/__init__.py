@@ -24,8 +24,8 @@ from fedmonai.data.segmentation_folder import SegmentationFolder
 from fedmonai.data.site_rows import simulate_sites
 from fedmonai.data.subject_split import split_subjects
 from fedmonai.data.volume_list import kspace_volumes
-from fedmonai.data.weak_files import paired_files, release_files, volume_files, weak_files
 from fedmonai.data.weak_labels import make_weak_labels, report_weak_labels
+from fedmonai.data.weak_lists import paired_files, release_files, volume_files, weak_files
 from fedmonai.data.weak_slices import WeakSliceDataset
 
 __all__ = [

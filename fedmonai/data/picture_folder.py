@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fedmonai.data.kspace_file import open_volume
-from fedmonai.data.weak_files import IMAGE_SUFFIXES
+from fedmonai.data.weak_lists import IMAGE_SUFFIXES
 from fedmonai.data.weak_sources import IMAGE_KEY, min_max_normalize, picture_size, read_dataset, read_picture
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.plane import fit_plane

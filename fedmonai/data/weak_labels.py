@@ -24,7 +24,7 @@ from fedmonai.data.weak_sources import (
     read_picture_mask,
 )
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label_statistics, weak_labels
+from fedmonai.transforms.weak_labeling import WEAK_FORMS, weak_label_statistics, weak_labels
 
 __all__ = ["make_weak_labels", "report_weak_labels"]
 

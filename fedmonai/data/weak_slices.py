@@ -24,7 +24,7 @@ from fedmonai.data.weak_sources import (
 )
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.plane import FITS, fit_plane
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_label
+from fedmonai.transforms.weak_labeling import WEAK_FORMS, weak_label
 
 __all__ = ["WeakSliceDataset"]
 

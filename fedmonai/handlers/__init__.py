@@ -3,10 +3,10 @@
 
 from fedmonai.handlers.adaptive_aggregation import AdaptiveAggregation
 from fedmonai.handlers.alternating_parameters import AlternatingParameters
-from fedmonai.handlers.batch_loss import batch_loss
 from fedmonai.handlers.data_position import DataPosition
 from fedmonai.handlers.example_slice import ExampleSlice
 from fedmonai.handlers.feature_alignment import FeatureAlignment
+from fedmonai.handlers.loss_output import batch_loss
 from fedmonai.handlers.loss_terms import LossTerms
 from fedmonai.handlers.optimizer_reset import OptimizerReset
 from fedmonai.handlers.pass_evaluation import PassEvaluation

@@ -18,7 +18,7 @@ from fedmonai.losses.spanning_tree import (
     root_forest,
 )
 from fedmonai.losses.tree_energy import TreeEnergyLoss
-from fedmonai.losses.tree_filter import tree_affinities, tree_filter, tree_support
+from fedmonai.losses.tree_filtering import tree_affinities, tree_filter, tree_support
 from fedmonai.losses.weak_supervision import WeakSupervisionLoss
 from fedmonai.losses.weight_contrast import WeightContrastLoss
 

@@ -13,7 +13,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.losses.partial_cross_entropy import class_index_map
 from fedmonai.losses.precision import widened, without_autocast
 from fedmonai.losses.spanning_tree import SpanningForest, edge_costs, minimum_spanning_trees, root_forest
-from fedmonai.losses.tree_filter import tree_affinities, tree_filter, tree_support
+from fedmonai.losses.tree_filtering import tree_affinities, tree_filter, tree_support
 
 __all__ = ["TreeEnergyLoss"]
 

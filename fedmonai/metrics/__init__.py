@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from fedmonai.metrics.reconstruction import PSNR_CAP, nmse, psnr, ssim
-from fedmonai.metrics.release_dice import ReleaseDice, release_dice
+from fedmonai.metrics.released_dice import ReleaseDice, release_dice
 from fedmonai.metrics.segmentation import CaseASSD, CaseDice, CaseHD95
 from fedmonai.metrics.targets import TargetDice, target_metrics
 from fedmonai.metrics.volume import VolumeMetric

@@ -7,7 +7,7 @@ from fedmonai.networks.channel_selection import ChannelSelection
 from fedmonai.networks.channel_selection_unet import ChannelSelectionOutput, ChannelSelectionUNet
 from fedmonai.networks.dual_domain import DualDomainUNet
 from fedmonai.networks.identity_inferer import IdentityInferer
-from fedmonai.networks.load_weights import load_weights, read_weights, save_weights
+from fedmonai.networks.loading import load_weights, read_weights, save_weights
 from fedmonai.networks.model_collection import ModelCollection, collect_models, with_weights
 from fedmonai.networks.placement import place_network
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet, pooled_latent

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks.load_weights import read_weights
+from fedmonai.networks.loading import read_weights
 
 __all__ = ["ModelCollection", "collect_models", "with_weights"]
 

@@ -45,7 +45,7 @@ from fedmonai.transforms.slices import (
     normalize_volume,
     stack_neighbors,
 )
-from fedmonai.transforms.weak_labels import (
+from fedmonai.transforms.weak_labeling import (
     WEAK_FORMS,
     WeakLabel,
     WeakLabeld,

@@ -12,7 +12,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from fedmonai.bundle import check_config, live_config, record_config
-from fedmonai.bundle.live_config import _one_line_for_mistakes
+from fedmonai.bundle.live import _one_line_for_mistakes
 from fedmonai.errors import ConfigError, FederationError, mistake_behind
 
 COMPONENTS = {

@@ -12,7 +12,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_labels
+from fedmonai.transforms.weak_labeling import WEAK_FORMS, weak_labels
 
 SPLITS = ("train", "val", "test")
 COMMON = {"channels": 2, "batch_size": 4, "device": "cpu"}

@@ -22,7 +22,7 @@ from fedmonai.data.generated.octa import OCTA_CLASSES, OCTA_SITES, draw_octa
 from fedmonai.data.generated.streams import stream
 from fedmonai.data.release_file import write_release_file
 from fedmonai.errors import ConfigError
-from fedmonai.transforms.weak_labels import WEAK_FORMS, weak_labels
+from fedmonai.transforms.weak_labeling import WEAK_FORMS, weak_labels
 
 __all__ = [
     "generate_fundus_federation",
