@@ -100,3 +100,9 @@ def test_importing_the_package_is_cheap() -> None:
     code = f"import sys, fedmonai; print(any(m in sys.modules for m in {heavy.split()}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_package_file_imports_nothing_of_the_package(package: str) -> None:
+    """Nothing is listed twice; and a function that shared its module's name would hide it, or be hidden, in a config."""
+    assert not GRAPH[package]
