@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function as a fire command that refuses what it does not know *before* it runs."""
+"""Commands of scripts: unknown options are refused before anything runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_command(function: Callable[..., Any], report: Callable[[Any], int | None
 
 
 def strict(function: Callable[..., Any], report: Callable[[Any], int | None]) -> Callable[..., None]:
-    """The callable that :func:`run_command` hands to fire."""
+    """Wrap ``function`` for fire, so that unknown options end the program."""
     known = inspect.signature(function).parameters
 
     @functools.wraps(function)

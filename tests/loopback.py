@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import torch
-from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
 
-from fedmonai.federated.messages import Reply, Request, pack, unpack
+from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.federated.run_log import SiteError
 from fedmonai.federated.service import SiteService
 
@@ -29,12 +30,10 @@ class Wire:
         self.replies.pop(request.site, None)
         if request.site in self.deaf:
             return
-        carried = Request(request.kind, request.site, request.round, over_the_wire(request.message), request.facts)
-        json.dumps(carried.facts)
-        reply = self.services[request.site].answer(carried)
-        json.dumps(reply.facts)
+        reply = self.services[request.site].answer(unpack_request(*over_the_wire(*pack_request(request))))
+        carried = over_the_wire(*pack_reply(reply))
         if (request.kind, request.round, request.site) not in self.lose:
-            self.replies[request.site] = Reply(over_the_wire(reply.message), reply.facts, reply.error)
+            self.replies[request.site] = unpack_reply(*carried)
 
     def wait(self, site: str) -> Reply:
         if site not in self.replies:
@@ -48,9 +47,9 @@ def close(wire: Wire) -> None:
         service.close()
 
 
-def over_the_wire(message: ExchangeObject | None) -> ExchangeObject | None:
-    """A message as it arrives after it was bytes."""
+def over_the_wire(tensors: dict[str, Tensor], plain: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors as bytes and plain values as JSON, and back."""
     stream = io.BytesIO()
-    torch.save(pack(message), stream)
+    torch.save(tensors, stream)
     stream.seek(0)
-    return unpack(*torch.load(stream, weights_only=True))
+    return torch.load(stream, weights_only=True), json.loads(json.dumps(plain))

@@ -122,3 +122,9 @@ def test_the_command_of_the_lint_starts_without_torch() -> None:
     code = "import sys, fedmonai.bundle.__main__; print(any(m in sys.modules for m in ('torch', 'monai', 'ignite')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_package_file_imports_nothing_of_the_package(package: str) -> None:
+    """Nothing is listed twice; a function that shared its module's name would hide it, or be hidden, in a config."""
+    assert not GRAPH[package]

@@ -15,7 +15,7 @@ from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_pro
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.known_ids import unknown_ids
-from fedmonai.gate.names import NameProblem, Names, names_for
+from fedmonai.gate.names import Found, NameProblem, Names, names_for
 from fedmonai.gate.reading import SEP, TABLE_FILE, config_files, load_strictly, walk
 from fedmonai.gate.references import merge_layers, references
 from fedmonai.gate.texts import Texts
@@ -202,6 +202,7 @@ def _id_problems(
         in_bases = {key for other in contents.values() if "bundle_root" in other for key in other}
         declared = set(content.get(TABLE_SECTION) or {}) | (set(table) - in_bases)
         known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | declared
+        known |= _read_by_name(merged, names)
         plain = {key: value for key, value in merged.items() if key != TABLE_SECTION}
         found = unknown_ids(plain, known, lambda target: _argument_names(target, names), table.names(open=True))
         yield from ((unknown, "is unknown: nothing reads it") for unknown in found)
@@ -226,6 +227,21 @@ def _argument_names(target: Any, names: Names) -> set[str] | None:
     except NameProblem:
         return None  # said at the target
     return None if found.takes_any else set(found.parameters or ())
+
+
+def _read_by_name(config: Mapping[str, Any], names: Names) -> set[str]:
+    """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
+    found = [_component(config.get(name), names) for name in ("federation", "strategy")]
+    if found[0] is None or not found[0].reads_ids:
+        return set()
+    return {name for one in found if one is not None for name in one.parameters or ()}
+
+
+def _component(section: Any, names: Names) -> Found | None:
+    try:
+        return names.component(section.get("_target_")) if isinstance(section, Mapping) else None
+    except NameProblem:
+        return None
 
 
 def _dangling(value: str, ids: set[str]) -> Iterator[str]:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache of prepared slices (none, memory, disk, device), and files kept open per process."""
+"""Cache of prepared slices (none, memory, disk, device), how much it may take, and files kept open per process."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import shutil
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -18,23 +19,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmonai.data import memory_limits
 from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_slices
 from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
 
 Handle = TypeVar("Handle")
 
+HEADROOM = 0.9  # share of the free space a cache may fill; the rest is for the network, the loader and other programs
+
+_CGROUP_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available_memory() -> int:
+    """Bytes of main memory that are free now, on the machine or within the container's limit if that is less."""
+    return min([_machine_memory(), *_container_memory()])
+
+
+def fits_in_memory(size: int) -> bool:
+    """Whether ``size`` bytes fit into the memory that is free now, with room left for everything else."""
+    return size <= HEADROOM * available_memory()
+
+
+def available_device_memory(device: torch.device) -> int:
+    """Free bytes of a CUDA device; any other device shares the main memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory()
+
+
+def available_disk(folder: Path) -> int:
+    """Free bytes of the file system ``folder`` will lie on (it may not exist yet)."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def refuse_if_larger(cache: str, needed: int, available: int, where: str) -> None:
+    """Refuse a cache that does not fit, before it is filled.
+
+    Raises:
+        ConfigError: with the numbers and what to do instead.
+    """
+    if needed > HEADROOM * available:
+        other = "" if cache == "disk" else "cache: disk (with cache_dir), "
+        raise ConfigError(
+            f"cache: '{cache}' needs {_gib(needed)}, but {_gib(available)} of {where} are free (at most {HEADROOM:.0%} "
+            f"of it may be used); choose {other}cache: none, a slice_range or a smaller sample_rate."
+        )
+
+
+def _machine_memory() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # counts the page cache as free, which sysconf's SC_AVPHYS_PAGES does not
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container_memory() -> list[int]:
+    free = []
+    for limit_file, usage_file in _CGROUP_LIMITS:
+        limit, usage = Path(limit_file), Path(usage_file)
+        if limit.exists() and usage.exists():
+            text = limit.read_text().strip()
+            if text.isdigit():  # "max" means no limit
+                free.append(max(0, int(text) - int(usage.read_text())))
+    return free
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.3g} GiB"
+
 
 class OpenFiles(Generic[Handle]):
-    """The ``capacity`` most recently used handles, opened on demand.
+    """Pool of the ``capacity`` most recently used file handles, opened on demand.
 
-    A loader worker is a copy of the process that made the dataset. Handles never cross that border: a new process
-    (by fork or by pickling) starts with none and opens its own, so that no HDF5 state is shared between processes.
+    A loader worker is a copy of the process that made the dataset. Handles are never shared between processes: a new
+    one (by fork or by pickling) starts with none and opens its own.
 
     Args:
         opener: makes a handle from a path.
-        close: ends a handle; called for the least recently used one when ``capacity`` is exceeded.
+        close: closes a handle; called for the least recently used one when ``capacity`` is exceeded.
         capacity: at least 1; one volume's slices are read in a row by an unshuffled loader, hence few suffice there.
     """
 
@@ -79,7 +149,7 @@ _BLOCK = 8  # slices transformed at a time while a cache is filled
 
 @dataclass(frozen=True)
 class VolumeSlices:
-    """The slices ``first`` to ``last - 1`` of one volume are used."""
+    """The slices in use of one volume, ``first`` to ``last - 1``."""
 
     header: KspaceHeader
     first: int
@@ -90,7 +160,7 @@ class VolumeSlices:
 
 
 class SliceCache(ABC):
-    """Give slice ``index`` (counted within the file) of a volume as (k-space, target or None)."""
+    """Cache that returns slice ``index`` (counted within the file) of a volume as (k-space, target or None)."""
 
     def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec) -> None:
         self.volumes = list(volumes)
@@ -100,12 +170,12 @@ class SliceCache(ABC):
     def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]: ...
 
     def nbytes(self) -> int:
-        """Bytes all slices take in this form."""
+        """Bytes that all slices take."""
         return sum(len(volume) * self.spec.slice_bytes(volume.header) for volume in self.volumes)
 
 
 class NoCache(SliceCache):
-    """Every access reads the file; a few files stay open per process."""
+    """Cache that holds nothing: every access reads the file; a few files stay open per process."""
 
     def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec, open_files: int) -> None:
         super().__init__(volumes, spec)
@@ -120,7 +190,7 @@ class NoCache(SliceCache):
 
 
 class MemoryCache(SliceCache):
-    """All slices as tensors on one device, filled at construction.
+    """Cache of all slices as tensors on one device, filled at construction.
 
     Filled by the parent process, main memory is shared by forked loader workers instead of being read once by each.
     The tensors handed out are views: clone before writing to them.
@@ -130,8 +200,8 @@ class MemoryCache(SliceCache):
         super().__init__(volumes, spec)
         self.device = device or torch.device("cpu")
         name = "memory" if device is None else "device"
-        free = memory_limits.available_device_memory(self.device)
-        memory_limits.refuse_if_larger(name, self.nbytes(), free, "memory" if device is None else f"{device} memory")
+        free = available_device_memory(self.device)
+        refuse_if_larger(name, self.nbytes(), free, "memory" if device is None else f"{device} memory")
         self._kspace: list[Tensor] = []
         self._target: list[Tensor | None] = []
         for volume in self.volumes:
@@ -156,7 +226,7 @@ class MemoryCache(SliceCache):
 
 
 class DiskCache(SliceCache):
-    """All slices as memory-mapped ``.npy`` files in ``cache_dir``, written once and found again by later runs.
+    """Cache of all slices as memory-mapped ``.npy`` files in ``cache_dir``, which later runs reuse.
 
     A file's name is a hash of the volume's path, size, time of change, slice range and form, so that a changed volume
     or setting makes a new file; old ones can be deleted at any time between runs.
@@ -169,7 +239,7 @@ class DiskCache(SliceCache):
         self._stems = [cache_dir / _cache_name(volume, spec) for volume in self.volumes]
         missing = [index for index, stem in enumerate(self._stems) if not _kspace_path(stem).is_file()]
         needed = sum(len(self.volumes[index]) * spec.slice_bytes(self.volumes[index].header) for index in missing)
-        memory_limits.refuse_if_larger("disk", needed, memory_limits.available_disk(cache_dir), f"disk at {cache_dir}")
+        refuse_if_larger("disk", needed, available_disk(cache_dir), f"disk at {cache_dir}")
         for index in missing:
             self._write(self.volumes[index], self._stems[index])
 

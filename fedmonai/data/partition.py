@@ -50,6 +50,10 @@ def split_subjects(
     The counts are the fractions rounded by largest remainder, with at least one subject in every split whose one is not
     zero. The result depends on the set of subjects and the seed, not on their order.
 
+    >>> split = split_subjects([f"s{k}" for k in range(10)])
+    >>> sorted(split.values()).count("train")
+    7
+
     Args:
         subjects: ids; repetitions count once.
         split_fractions: of train, val and test; 0 leaves a split out.

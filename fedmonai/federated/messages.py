@@ -25,7 +25,11 @@ __all__ = [
     "copy_weights",
     "message_bytes",
     "pack",
+    "pack_reply",
+    "pack_request",
     "unpack",
+    "unpack_reply",
+    "unpack_request",
     "weights_message",
 ]
 
@@ -179,3 +183,27 @@ def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> ExchangeO
     message = ExchangeObject(weights=rest, weight_type=WeightType.WEIGHTS, statistics=statistics)
     message.update(found)
     return message
+
+
+def pack_request(request: Request) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A request for any wire: its tensors, and plain values that JSON can hold."""
+    tensors, plain = pack(request.message)
+    named = {"kind": request.kind, "site": request.site, "round": request.round, "facts": request.facts}
+    return tensors, {**named, "message": plain}
+
+
+def unpack_request(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Request:
+    """The request that :func:`pack_request` took apart."""
+    message = unpack(tensors, plain["message"])
+    return Request(plain["kind"], plain["site"], int(plain["round"]), message, dict(plain["facts"]))
+
+
+def pack_reply(reply: Reply) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A reply for any wire; one with an error has no tensors."""
+    tensors, plain = pack(reply.message)
+    return tensors, {"facts": reply.facts, "error": reply.error, "message": plain}
+
+
+def unpack_reply(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Reply:
+    """The reply that :func:`pack_reply` took apart."""
+    return Reply(unpack(tensors, plain["message"]), dict(plain["facts"]), plain["error"])

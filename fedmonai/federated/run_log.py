@@ -151,7 +151,7 @@ class RunFolder:
 
 
 class SiteError(RuntimeError):
-    """What stopped a site in another process, in its own words; or that it gave no answer."""
+    """What stopped a site in another process, in its own words; or that there was no reply."""
 
 
 class RoundRecord:

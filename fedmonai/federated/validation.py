@@ -234,7 +234,7 @@ def validated_reply(reply: Any, request: Request) -> tuple[Reply, list[str]]:
         if request.kind == "join":
             facts |= _joined(reply.facts)
         elif request.kind in ("validate", "test"):
-            facts |= _examined(reply.facts, request, notes)
+            facts |= _evaluated(reply.facts, request, notes)
         if request.kind in ("join", "train") and reply.message is not None:
             message = _checked_message(reply.message, notes)
     return replace(reply, message=message, facts=facts, error=error), notes
@@ -283,7 +283,7 @@ def _joined(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"structure": described, "private": [_name("a private tensor", key) for key in private]}
 
 
-def _examined(facts: Mapping[str, Any], request: Request, notes: list[str]) -> dict[str, Any]:
+def _evaluated(facts: Mapping[str, Any], request: Request, notes: list[str]) -> dict[str, Any]:
     listed = _present(facts, "found", (list, tuple))
     if len(listed) > _MOST_FOUND:
         raise _useless(f"it holds {len(listed)} evaluations")

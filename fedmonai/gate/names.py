@@ -34,6 +34,7 @@ class Found:
         parameters: by name; None when they cannot be told.
         forms: arguments with the one form that a config may give them.
         own: whether its source was read, rather than the catalogue.
+        reads_ids: whether it takes arguments that are not given from ids of the same names.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Found:
     parameters: Mapping[str, Parameter] | None = None
     forms: Mapping[str, Any] | None = None
     own: bool = False
+    reads_ids: bool = False
 
     @property
     def takes_any(self) -> bool:
@@ -170,14 +172,23 @@ class Names:
             node = module.classes[first]
             return Found(name, "callable", self._parameters(module, node), self._forms(module, node), own=True)
         if first in module.functions:
-            declared = module.values.get(sources.CONFIG_FORMS)
-            forms = sources.plain_value(declared) if declared is not None else None
-            own = forms.get(first) if isinstance(forms, dict) else None
-            return Found(name, "callable", parameters_of(module.functions[first].args), own, own=True)
+            return self._function(name, module, first)
         written = module.values[first]
         if written is None or sources.plain_value(written) is UNKNOWN:
             raise NameProblem(f"'{name}' is no class, no function and no written value")
         return Found(name, "value", own=True)
+
+    def _function(self, name: str, module: sources.Module, last: str) -> Found:
+        """A function, whose arguments are those of classes where its module says so."""
+        written = module.values.get(sources.CONFIG_ARGUMENTS)
+        declared = sources.plain_value(written) if written is not None else None
+        classes = declared.get(last, ()) if isinstance(declared, dict) else ()
+        if not classes:
+            return Found(name, "callable", parameters_of(module.functions[last].args), own=True)
+        parts = [self._find_own(one) for one in classes]
+        parameters = {key: one for part in parts for key, one in (part.parameters or {}).items()}
+        forms = {key: form for part in parts for key, form in (part.forms or {}).items()}
+        return Found(name, "callable", parameters, forms, own=True, reads_ids=True)
 
     def _forms(self, module: sources.Module, node: ast.ClassDef) -> dict[str, Any]:
         """Arguments that a config gives in one form only, by a class and those that it is derived from."""
@@ -223,10 +234,11 @@ class Names:
 
 
 def names_for(allow: str | Sequence[str] | None = None) -> Names:
-    """Names by the project's policy and the packages that a site admits besides."""
-    return _names_for(admitted(allow))
+    """Names by the project's policy and the packages that a site admits besides, which are read anew in every call."""
+    packages = admitted(allow)
+    return Names(load_policy(packages), load_catalogue()) if packages else _project_names()
 
 
-@lru_cache(maxsize=32)
-def _names_for(allow: tuple[str, ...]) -> Names:
-    return Names(load_policy(allow), load_catalogue())
+@lru_cache(maxsize=1)
+def _project_names() -> Names:
+    return Names(load_policy(), load_catalogue())

@@ -17,6 +17,8 @@ __all__ = ["Module", "declared_names", "find_module", "is_dataclass", "literal_o
 #: what a class says to the gate about itself: names that expressions may use of its objects, and arguments that a
 #: config gives in one written form only; for its functions a module says the latter, by function
 CONFIG_NAMES, CONFIG_FORMS = "CONFIG_NAMES", "CONFIG_FORMS"
+#: what a module says about its functions: the classes whose arguments they take, from ids of the same names, too
+CONFIG_ARGUMENTS = "CONFIG_ARGUMENTS"
 
 
 @dataclass
@@ -52,7 +54,6 @@ def find_module(name: str) -> Module | None:
     return None if file is None else _read(name, file, file.stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=4096)
 def _file_of(name: str) -> Path | None:
     for folder in _folders(name):
         candidates = (folder / "__init__.py", folder.with_name(f"{folder.name}.py"))
@@ -152,7 +153,6 @@ def _field(node: ast.AnnAssign) -> Parameter:
     return Parameter(ast.unparse(node.target), default, is_path="Path" in ast.unparse(node.annotation))
 
 
-@lru_cache(maxsize=32)
 def declared_names(packages: tuple[str, ...]) -> frozenset[str]:
     """The public names that classes of packages declare for expressions in ``CONFIG_NAMES``."""
     found: set[str] = set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's service in a process of its own: what ends that process costs one turn, not the site's place in the job.
+"""Worker: a site's service in a process of its own, so that what ends the process costs one local training only.
 
 A GPU that runs out of memory, a crash inside a reader or an operator's ``kill`` end the process that trains. The
 runtime's own process lives on, says so to the server, and starts another one for the next request; private state is on
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import torch
+from torch import Tensor
 
-from fedmonai.federated.messages import Reply, Request, pack, unpack
+from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.federated.run_log import reason_of
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment
@@ -111,15 +112,13 @@ class SiteProcess:
         process = self._process
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 (for mypy; pipes were asked for)
         try:
-            tensors, plain = pack(request.message)
-            told = {"kind": request.kind, "site": request.site, "round": request.round, "facts": request.facts}
-            _write(process.stdin, {**told, "tensors": tensors, "plain": plain})
+            _write(process.stdin, pack_request(request))
             frame = _read(process.stdout)
         except BrokenPipeError:
             frame = None
         if frame is None:
             return Reply(error=f"the site's process ended during the request ({_how(process.wait())})")
-        return Reply(unpack(frame["tensors"], frame["plain"]), frame["facts"], frame["error"])
+        return unpack_reply(*frame)
 
     def close(self) -> None:
         """End the process."""
@@ -145,14 +144,11 @@ def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None
 def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
     """Answer requests until there are no more: the one who asks has closed the pipe, or died."""
     while (frame := _read(incoming)) is not None:
-        message = unpack(frame["tensors"], frame["plain"])
-        reply = site.answer(Request(frame["kind"], frame["site"], frame["round"], message, frame["facts"]))
-        tensors, plain = pack(reply.message)
-        _write(outgoing, {"tensors": tensors, "plain": plain, "facts": reply.facts, "error": reply.error})
+        _write(outgoing, pack_reply(site.answer(unpack_request(*frame))))
     site.close()
 
 
-def _write(stream: Any, content: dict[str, Any]) -> None:
+def _write(stream: Any, content: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     stream.write(_LENGTH.pack(buffer.tell()))
@@ -160,7 +156,7 @@ def _write(stream: Any, content: dict[str, Any]) -> None:
     stream.flush()
 
 
-def _read(stream: Any) -> dict[str, Any] | None:
+def _read(stream: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The next frame, ``None`` at the end of the stream or inside a frame that was cut off."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:

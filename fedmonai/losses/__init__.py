@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses: tensors in, a scalar out. They know no engine, no round and no config."""
+"""Losses: functions of tensors, independent of engines, rounds and configs."""

@@ -72,7 +72,7 @@ class GatedCRFLoss(nn.Module):
 
 
 class _PairwiseEnergy(torch.autograd.Function):
-    """Energy of probabilities; the gradient falls out of the forward pass and is all that is kept for backward."""
+    """Energy of probabilities; the forward pass computes the gradient, which is all that is kept for backward."""
 
     @staticmethod
     def forward(ctx: Any, probability: Tensor, scaled: Tensor, radius: int, sigma_xy: float) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping a loss in float32 whatever the precision of the network."""
+"""Float32 losses for networks of any precision."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 
 def widened(values: Tensor) -> Tensor:
-    """Values as float32; float64 stays."""
+    """Cast to float32; float64 stays."""
     return values if values.dtype == torch.float64 else values.float()

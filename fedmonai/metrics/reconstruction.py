@@ -27,6 +27,9 @@ _SLICES_GPU = 32
 def nmse(pred: Tensor, target: Tensor) -> Tensor:
     """Normalized mean squared error of a volume, ``||y - x||^2 / ||y||^2`` (0 = equal, 1 = as bad as all zero).
 
+    >>> float(nmse(torch.tensor([[[1.0, 1.0]]]), torch.tensor([[[1.0, 2.0]]])))
+    0.20000000298023224
+
     Args:
         pred: x, (slices, H, W).
         target: y, same shape.
@@ -41,6 +44,10 @@ def nmse(pred: Tensor, target: Tensor) -> Tensor:
 
 def psnr(pred: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of a volume in dB, ``10 log10(max(y)^2 / mean((y - x)^2))``.
+
+    >>> target = torch.tensor([[[1.0, 2.0], [0.0, 2.0]]])
+    >>> round(float(psnr(target + 0.2, target)), 3)
+    20.0
 
     Args:
         pred: x, (slices, H, W).

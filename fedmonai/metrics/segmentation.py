@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dice, HD95 and ASSD per case in millimetres, and the Dice of IOP-FL's released program."""
+"""Dice, HD95 and ASSD per case in millimetres, of named targets, and the Dice of IOP-FL's released program."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.metrics.volume import VolumeMetric
 
-__all__ = ["CaseASSD", "CaseDice", "CaseHD95", "ReleaseDice", "release_dice"]
+__all__ = ["CaseASSD", "CaseDice", "CaseHD95", "ReleaseDice", "TargetDice", "release_dice", "target_metrics"]
+
+Targets = Mapping[str, int | None]
 
 
 class CaseMetric(VolumeMetric):
-    """What the metrics of a case share: predictions become masks, and masks may be empty.
+    """Base of the metrics of a case: predictions become masks, and masks may be empty.
 
     Predictions are logits or probabilities with one channel per class (the largest wins), or one channel of class
     indices; labels are class indices. The mask is class ``class_index``, or everything above 0 for None.
@@ -91,7 +93,7 @@ class CaseDice(CaseMetric):
 
 
 class CaseDistance(CaseMetric):
-    """What the surface distances share: the spacing, and the image diagonal as the worst value."""
+    """Base of the surface distances: the spacing, and the image diagonal as the worst value."""
 
     batch_keys = ("spacing",)
 
@@ -223,3 +225,50 @@ class ReleaseDice(Metric):
         if not self._scores:
             raise NotComputableError("ReleaseDice saw no batch")
         return float(torch.stack(self._scores).mean())
+
+
+class TargetDice(VolumeMetric):
+    """Mean over the targets of the 3-D Dice of every case; see :class:`CaseDice` for empty masks.
+
+    Args:
+        targets: class of each named target, None for everything above 0 (the disc is cup or rim).
+
+    Raises:
+        ConfigError: when there is no target.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self.metrics = [CaseDice(index) for index in _checked_targets(targets).values()]
+        super().__init__()
+
+    def prepare(self, pred: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        masks = [metric.prepare(pred, label) for metric in self.metrics]
+        return torch.cat([mask for mask, _ in masks]), torch.cat([mask for _, mask in masks])
+
+    def score(self, pred: Tensor, label: Tensor, info: Mapping[str, Any]) -> float:
+        planes = zip(self.metrics, pred.split(1, 1), label.split(1, 1), strict=True)
+        return sum(metric.score(mask, truth, info) for metric, mask, truth in planes) / len(self.metrics)
+
+
+def target_metrics(targets: Targets, spacing: Sequence[float] | None = None) -> dict[str, CaseMetric]:
+    """``dice_<name>``, ``hd95_<name>`` and ``assd_<name>`` of every target, for an evaluator's additional metrics.
+
+    Args:
+        targets: class of each named target, None for everything above 0.
+        spacing: (row, column, slice) of data without it; ``[1, 1, 1]`` counts pixels.
+
+    Raises:
+        ConfigError: when there is no target.
+    """
+    found: dict[str, CaseMetric] = {}
+    for name, index in _checked_targets(targets).items():
+        found[f"dice_{name}"] = CaseDice(index)
+        found[f"hd95_{name}"] = CaseHD95(index, spacing)
+        found[f"assd_{name}"] = CaseASSD(index, spacing)
+    return found
+
+
+def _checked_targets(targets: Targets) -> Targets:
+    if not targets:
+        raise ConfigError("targets is empty; name what is scored, for example {disc: null, cup: 1}.")
+    return targets

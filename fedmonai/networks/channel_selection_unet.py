@@ -60,7 +60,7 @@ class ChannelSelection(nn.Module):
 
 
 class ChannelSelectionOutput(NamedTuple):
-    """What a training forward gives.
+    """Outputs of a forward pass in training.
 
     Args:
         logits: ``(B, K, H, W)``.
@@ -151,7 +151,7 @@ class ChannelSelectionUNet(nn.Module):
         return self.decoder(features, gates[self.site if site is None else site])[4]
 
     def training_forward(self, image: Tensor, site: int | None = None) -> ChannelSelectionOutput:
-        """Everything the losses of FedICRA need, whatever the mode of the network. Not scriptable."""
+        """Return everything that the losses of FedICRA need, in any mode of the network. Not scriptable."""
         self._check_site(site)
         own = self.site if site is None else site
         features = self.encoder(image)

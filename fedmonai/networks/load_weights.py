@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights from a file into a network, or one clear error; and back into a file, whole or not at all."""
+"""Loading of trained weights from a file into a network, and atomic saving."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The personal models of the sites and the global one, brought together: the one step that needs the sites' consent."""
+"""Collection of the sites' personal models and the global one; reading them needs the sites' consent."""
 
 from __future__ import annotations
 

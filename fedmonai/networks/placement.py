@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a network is put on its device."""
+"""Placement of a network on its device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def place_network(
         the same network.
 
     Raises:
-        ConfigError: when ``amp`` is asked for on a CPU, where MONAI's trainer would silently ignore it.
+        ConfigError: when ``amp`` is set on a CPU, where MONAI's trainer would silently ignore it.
     """
     if amp and torch.device(device).type != "cuda":
         raise ConfigError(f"amp is true but the device is '{device}'; mixed precision needs a GPU: set amp to false.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The discriminator that tells from a latent vector which of two sites it came from."""
+"""Discriminator of two sites' latent vectors (FL-MRCM)."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class _Slice:
 
 
 class PrepareKspace(Randomizable, PrepareBatch):
-    """Turn a batch of k-space slices into a normalized (image, label).
+    """``prepare_batch`` that turns a batch of k-space slices into a normalized (image, label).
 
     x = sqrt(sum_c |crop(IFFT(m * kspace_c))|^2); x and the target are mapped with the mean and standard deviation of x
     and limited to [-clamp, clamp] (Guo et al., CVPR 2021). The statistics are written to ``batchdata["mean"]`` and
@@ -56,14 +56,21 @@ class PrepareKspace(Randomizable, PrepareBatch):
     present, ``hybrid_kspace``, ``mask`` (the slice's own (W,) sampling mask: it is used instead of a drawn one) and
     ``target`` (B, 1, h, w). Image and target are cropped to their common size, at most ``resolution``.
 
+    >>> from fedmonai.transforms.masks import CartesianMask
+    >>> kspace = [torch.randn(2, 40, 36, dtype=torch.complex64), torch.randn(2, 32, 30, dtype=torch.complex64)]
+    >>> batch = {"kspace": kspace, "target": torch.rand(2, 1, 24, 24), "file": ["a.h5", "b.h5"]}
+    >>> image, label = PrepareKspace(CartesianMask(), resolution=24)(batch)
+    >>> image.shape, label.shape, batch["mean"].shape
+    (torch.Size([2, 1, 24, 24]), torch.Size([2, 1, 24, 24]), torch.Size([2, 1, 1, 1]))
+
     Args:
         mask: draws the masks; None takes k-space as it is (undersampled by the scanner, or not at all).
         resolution: largest height and width of the image.
         seed_from_file: one mask per volume, fixed by its file name (validation, test), instead of a fresh one per
             slice from this object's own generator (training; seed it with ``set_random_state``).
         clamp: limit in standard deviations, or None for no limit.
-        with_kspace: hand on what a network that works on k-space needs besides: further arguments (masked k-space,
-            mask, mean, std), see :class:`DualDomainUNet`. k-space must not be hybrid then, and of one
+        with_kspace: also return what a network that works on k-space needs: the arguments (masked k-space, mask,
+            mean, std), see :class:`DualDomainUNet`. k-space must not be hybrid then, and of one
             shape within a batch.
 
     Raises:
@@ -121,7 +128,7 @@ class PrepareKspace(Randomizable, PrepareBatch):
         return image, label, (kspace, mask, mean, std), {}
 
     def _slices(self, batchdata: dict[str, Any]) -> list[_Slice]:
-        """Split the batch and draw the masks, in the order of the batch whatever the shapes."""
+        """Split the batch and draw the masks, in the order of the batch, for any mix of shapes."""
         kspace = batchdata["kspace"]
         hybrid_kspace, own, files = (
             _per_slice(batchdata, key, len(kspace)) for key in ("hybrid_kspace", "mask", "file")
@@ -179,7 +186,7 @@ def _transform(chunk: Sequence[_Slice], out: Tensor, non_blocking: bool) -> None
 
 
 def _per_slice(batchdata: dict[str, Any], key: str, count: int) -> list[Any]:
-    """The entry of every slice under ``key``: from a list, a stacked tensor or one value for all; None if absent."""
+    """Entry of every slice under ``key``: from a list, a stacked tensor or one value for all; None if absent."""
     values = batchdata.get(key)
     if isinstance(values, Tensor):
         return list(values.unbind()) if values.ndim > 0 else [values] * count
@@ -187,7 +194,7 @@ def _per_slice(batchdata: dict[str, Any], key: str, count: int) -> list[Any]:
 
 
 def _weights(chunk: Sequence[_Slice], device: torch.device) -> Tensor | None:
-    """What k-space is multiplied with, (n, 1, H or 1, W): the masks, and for hybrid k-space the columns' phase."""
+    """Factors of k-space, (n, 1, H or 1, W): the masks, and for hybrid k-space the columns' phase."""
     columns = chunk[0].kspace.shape[-1]
     phase = column_phase(columns) if chunk[0].hybrid_kspace else None
     if all(item.mask is None for item in chunk):

@@ -55,7 +55,7 @@ def normalize_instance(
 ) -> Tensor:
     """Return ``(image - mean) / (std + eps)``, limited to [-clamp, clamp] unless ``clamp`` is None.
 
-    A constant image becomes 0 everywhere, whatever its value.
+    A constant image becomes 0 everywhere.
     """
     normalized = (image - mean).mul_(1.0 / (std + eps))
     return normalized if clamp is None else normalized.clamp_(-clamp, clamp)

@@ -52,12 +52,36 @@ class KspaceMask(ABC):
         return self.sample(shape, np.random.RandomState(tuple(map(ord, name))))
 
 
+def _accelerations(values: Sequence[float] | float) -> tuple[float, ...]:
+    given = tuple(float(value) for value in ensure_tuple(values))
+    for acceleration in given or (0.0,):
+        if not 1.0 <= acceleration < float("inf"):
+            raise ConfigError(f"acceleration {acceleration:g} is not allowed: it must be 1 (all samples) or more")
+    return given
+
+
+def _pairs(
+    accelerations: Sequence[float] | float, center_fractions: Sequence[float] | float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    fractions = tuple(float(value) for value in ensure_tuple(center_fractions))
+    if not fractions or len(ensure_tuple(accelerations)) != len(fractions):
+        raise ConfigError(
+            f"accelerations {ensure_tuple(accelerations)} and center_fractions {fractions} do not form pairs: give one "
+            "fraction for each acceleration"
+        )
+    return _accelerations(accelerations), fractions
+
+
 class CartesianMask(KspaceMask):
     """Column masks of fastMRI (Zbontar et al., arXiv 1811.08839), identical to its legacy generators.
 
     ``round(W * center_fraction)`` central columns are always kept. Of the others, ``random`` keeps each with the
     probability (W / R - n_low) / (W - n_low), so that W / R columns are kept on average; ``equispaced`` keeps them at a
     constant spacing, widened for the central block, from a random offset. Several pairs: each draw picks one first.
+
+    >>> mask = CartesianMask("equispaced", accelerations=4, center_fractions=0.25).from_file_name("a.h5", 16)
+    >>> mask.shape, mask[6:10].tolist()
+    (torch.Size([16]), [1.0, 1.0, 1.0, 1.0])
 
     Args:
         kind: ``random`` or ``equispaced``.
@@ -77,18 +101,10 @@ class CartesianMask(KspaceMask):
         center_fractions: Sequence[float] | float = (0.08,),
     ) -> None:
         self.kind = kind
-        self.accelerations = tuple(float(value) for value in ensure_tuple(accelerations))
-        self.center_fractions = tuple(float(value) for value in ensure_tuple(center_fractions))
         if kind not in ("random", "equispaced"):
             raise ConfigError(f"mask kind {kind!r} is unknown: use 'random' or 'equispaced'")
-        if not self.accelerations or len(self.accelerations) != len(self.center_fractions):
-            raise ConfigError(
-                f"{len(self.accelerations)} accelerations {self.accelerations} and {len(self.center_fractions)} "
-                f"center_fractions {self.center_fractions} do not form pairs: give one fraction for each acceleration"
-            )
-        for acceleration, fraction in zip(self.accelerations, self.center_fractions, strict=True):
-            if not (1.0 <= acceleration < float("inf")):
-                raise ConfigError(f"acceleration {acceleration:g} is not allowed: it must be 1 (all columns) or more")
+        self.accelerations, self.center_fractions = _pairs(accelerations, center_fractions)
+        for fraction in self.center_fractions:
             if not 0.0 < fraction <= 1.0:
                 raise ConfigError(f"center_fraction {fraction:g} is not allowed: it must lie in (0, 1], e.g. 0.08")
 
@@ -128,11 +144,15 @@ class CartesianMask(KspaceMask):
 
 
 class VariableDensityMask(KspaceMask):
-    """Exactly round(N / R) of the N columns (or samples), more of them near the middle of k-space.
+    """Masks of exactly round(N / R) of the N columns (or samples), more of them near the middle of k-space.
 
     A central block is always kept: ``round(W * center_fraction)`` columns, and in two dimensions as large a share of
     the rows. The others are drawn without replacement with weights (1 - r)^power, r being the distance from the middle
     over that of the farthest sample (Efraimidis and Spirakis, 2006, by exponential keys). power = 0 is uniform.
+
+    >>> mask = VariableDensityMask(dimensions=2, accelerations=4).sample((16, 16), np.random.RandomState(0))
+    >>> mask.shape, int(mask.sum())
+    (torch.Size([16, 16]), 64)
 
     Args:
         dimensions: 1 for columns (Cartesian), 2 for single samples.
@@ -151,20 +171,12 @@ class VariableDensityMask(KspaceMask):
         center_fractions: Sequence[float] | float = (0.08,),
         power: float = 2.0,
     ) -> None:
-        self.accelerations = tuple(float(value) for value in ensure_tuple(accelerations))
-        self.center_fractions = tuple(float(value) for value in ensure_tuple(center_fractions))
+        self.accelerations, self.center_fractions = _pairs(accelerations, center_fractions)
         self.dimensions, self.power = dimensions, power
         self.is_column = dimensions == 1
         if dimensions not in (1, 2):
             raise ConfigError(f"a mask of {dimensions} dimensions is not possible: use 1 (columns) or 2")
-        if not self.accelerations or len(self.accelerations) != len(self.center_fractions):
-            raise ConfigError(
-                f"accelerations {self.accelerations} and center_fractions {self.center_fractions} do not form pairs: "
-                "give one fraction for each acceleration"
-            )
-        for acceleration, fraction in zip(self.accelerations, self.center_fractions, strict=True):
-            if not 1.0 <= acceleration < float("inf"):
-                raise ConfigError(f"acceleration {acceleration:g} is not allowed: it must be 1 (all samples) or more")
+        for fraction in self.center_fractions:
             if not 0.0 <= fraction < 1.0:
                 raise ConfigError(f"center_fraction {fraction:g} is not allowed: it must lie in [0, 1), e.g. 0.08")
         if not 0.0 <= power < float("inf"):
@@ -214,7 +226,7 @@ def _center(plane: tuple[int, ...], fraction: float) -> np.ndarray:
 
 
 class RadialMask(KspaceMask):
-    """Equally spaced spokes from edge to edge, rotated by a random angle; as many as come nearest to N / R samples.
+    """Masks of equally spaced spokes, rotated by a random angle; as many as come nearest to N / R samples.
 
     A spoke is the grid points nearest to a straight line through the middle of the plane, which is stretched with the
     image where it is not square. The spokes cover the middle by themselves: there is no central block.
@@ -228,10 +240,7 @@ class RadialMask(KspaceMask):
     """
 
     def __init__(self, accelerations: Sequence[float] | float = (4,)) -> None:
-        self.accelerations = tuple(float(value) for value in ensure_tuple(accelerations))
-        for acceleration in self.accelerations or (0.0,):
-            if not 1.0 <= acceleration < float("inf"):
-                raise ConfigError(f"acceleration {acceleration:g} is not allowed: it must be 1 (all samples) or more")
+        self.accelerations = _accelerations(accelerations)
 
     def sample(self, shape: int | Sequence[int], rng: np.random.RandomState) -> Tensor:
         """Draw the acceleration, then the angle; returns float32 (H, W)."""
@@ -274,7 +283,7 @@ def _spokes(plane: tuple[int, int], number: int, turn: float = 0.0) -> np.ndarra
 
 
 class ArrayMask(KspaceMask):
-    """The mask in a file, the same in training, validation and test.
+    """Mask read from a file, the same in training, validation and test.
 
     Args:
         file: ``.npy``, or ``.mat`` (up to version 7) with the variable ``key``. 0 and 1, (W,) or (1, W) for columns,
@@ -304,7 +313,11 @@ class ArrayMask(KspaceMask):
 
 
 class FixedMask(KspaceMask):
-    """Draws another mask once per k-space shape, from one seed: a site's own sampling pattern.
+    """Mask drawn once per k-space shape from one seed: a site's own sampling pattern.
+
+    >>> mask = FixedMask(CartesianMask(), seed=3)
+    >>> torch.equal(mask.from_file_name("a.h5", 32), mask.from_file_name("b.h5", 32))
+    True
 
     Args:
         mask: what is drawn.
@@ -327,7 +340,7 @@ class FixedMask(KspaceMask):
 
 
 class MixedMask(KspaceMask):
-    """Draws one of several masks first: the sampling patterns of all sites in pooled data.
+    """Choice among several masks at every draw: the sampling patterns of all sites in pooled data.
 
     Args:
         masks: one or more, equally likely.
@@ -384,8 +397,11 @@ def sampling_mask(
     file: str | None = None,
     seed: int | None = None,
 ) -> KspaceMask:
-    """The mask of a kind: over columns ``random``, ``equispaced``, ``variable_density``; over the plane ``random_2d``
-    and ``radial``; from a ``file`` either.
+    """Make the mask of a kind: over columns ``random``, ``equispaced``, ``variable_density``; over the plane
+    ``random_2d`` and ``radial``; from a ``file`` either.
+
+    >>> sampling_mask("radial").is_column, sampling_mask("random", accelerations=8, center_fractions=0.04).is_column
+    (False, True)
 
     Args:
         kind: one of the six; ``random`` and ``equispaced`` are fastMRI's, see :class:`CartesianMask`. A list of them

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random turns of an image together with its labels, with a chosen value outside of the picture."""
+"""Random rotations and flips of an image together with its labels."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class RandRotateFill(RandomizableTransform):
 
 
 class _RandTogetherd(RandomizableTransform, MapTransform):
-    """Draws once and treats all keys alike."""
+    """Base of dictionary versions that draw once for all keys."""
 
     transform: RandomizableTransform
 

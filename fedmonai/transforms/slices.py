@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices of volumes: normalization, neighbours as channels, labels, and fitting a slice to a plane of fixed size."""
+"""Slices of volumes: normalization, neighbors as channels, labels, and fitting a slice to a plane of fixed size."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ RESIZE_MODES = ("resize", "pad")
 
 
 def fit_plane(values: Tensor, size: int | None, resize_mode: str, pad_value: int = 0) -> Tensor:
-    """``(C, H, W)`` as ``(C, size, size)``: floats smoothly, integers (labels) by their nearest pixel.
+    """Bring ``(C, H, W)`` to ``(C, size, size)``: floats by linear, integers (labels) by nearest interpolation.
+
+    >>> fit_plane(torch.ones(1, 2, 4, dtype=torch.uint8), 4, "pad", pad_value=9)[0].tolist()
+    [[9, 9, 9, 9], [1, 1, 1, 1], [1, 1, 1, 1], [9, 9, 9, 9]]
 
     Args:
         values: a picture or labels.
@@ -121,10 +124,10 @@ def fit_plane(values: Tensor, size: int | None, resize_mode: str, pad_value: int
 
 
 def classes_in_plane(logits: Tensor, rows: int, columns: int, resize_mode: str) -> Tensor:
-    """Classes uint8 ``(N, rows, columns)`` of logits ``(N, K, size, size)``: the way back of :func:`fit_plane`.
+    """Inverse of :func:`fit_plane` for predictions: logits ``(N, K, size, size)`` to classes ``(N, rows, columns)``.
 
-    Logits are resized before the largest is taken, so that outlines are smooth. What ``pad`` had cropped away is
-    class 0.
+    Logits are resized before the largest is taken, so that outlines are smooth; the classes are uint8. What ``pad``
+    had cropped away is class 0.
     """
     if resize_mode == "resize":
         if logits.shape[2:] != (rows, columns):

@@ -13,7 +13,7 @@ from fedmonai.errors import ConfigError
 
 __all__ = ["ANNOTATIONS", "weak_label", "weak_label_statistics", "weak_labels"]
 
-#: forms by the names under which the release of FedICRA stores them
+#: annotations, by the names under which the release of FedICRA stores them
 ANNOTATIONS = ("keypoint", "scribble", "scribble_noisy", "block", "box")
 
 SMALLEST_PIECE = 6  # pixels; smaller pieces of a class are specks that nobody would mark
@@ -27,7 +27,12 @@ BLOCK_DEPTH = 0.5
 def weak_label(
     mask: np.ndarray, annotation: str, ignore_index: int, background: int = 0, seed: int = 0, jitter: float = 0.1
 ) -> np.ndarray:
-    """A weak label made from a mask of any label set; the same mask and settings give the same label.
+    """Make a weak label from a mask of any label set; the same mask and settings give the same label.
+
+    >>> mask = np.zeros((8, 8), dtype=np.uint8)
+    >>> mask[2:6, 2:6] = 1
+    >>> weak_label(mask, "block", ignore_index=2)[3].tolist()  # the inner 2 x 2 pixels of the square
+    [0, 0, 2, 1, 1, 2, 0, 0]
 
     The authors' generator of FedICRA's weak labels is not public; these are our definitions. Depth is the distance to
     the border of a connected piece of a class, relative to its deepest point.
@@ -67,7 +72,7 @@ def weak_labels(
     seed: int = 0,
     jitter: float = 0.1,
 ) -> dict[str, np.ndarray]:
-    """Several forms of :func:`weak_label` for one mask; what they have in common is computed once."""
+    """Several annotations of :func:`weak_label` for one mask; what they have in common is computed once."""
     mask = _checked(np.asarray(mask), annotations, ignore_index)
     dtype = np.uint8 if 0 <= ignore_index < 256 > mask.max() else np.int32
     depths = _Depths(mask)
@@ -88,7 +93,7 @@ def weak_labels(
 
 
 def weak_label_statistics(label: np.ndarray, mask: np.ndarray, ignore_index: int) -> dict[str, float]:
-    """How much a weak label says and how often it is right.
+    """Share of labeled pixels and their agreement with the mask.
 
     Returns:
         ``labeled``, the fraction of pixels with a label; ``agreement``, the fraction of these that equal the mask (NaN
@@ -123,9 +128,7 @@ class _Depths:
 def _checked(mask: np.ndarray, annotations: Sequence[str], ignore_index: int) -> np.ndarray:
     for annotation in annotations:
         if annotation not in (*ANNOTATIONS, "mask"):
-            raise ConfigError(
-                f"weak label form {annotation!r} is unknown; use one of {', '.join((*ANNOTATIONS, 'mask'))}"
-            )
+            raise ConfigError(f"annotation: {annotation!r} is unknown; use one of {', '.join((*ANNOTATIONS, 'mask'))}")
     if mask.ndim != 2 or mask.size == 0:
         raise ConfigError(f"weak labels are made from one plane (H, W); this mask has shape {mask.shape}")
     if not np.issubdtype(mask.dtype, np.integer):

@@ -248,8 +248,7 @@ def test_command_line_admits_a_package_of_ones_own(
 ) -> None:
     (bundle.parent / "own_loss.py").write_text("raise SystemExit('imported')\nclass Loss: ...\n")
     monkeypatch.syspath_prepend(str(bundle.parent))
-    declared = {"extra": {"meaning": "a loss of one's own", "kind": "component"}}
-    rewritten(bundle / "configs" / "train.json", extra={"_target_": "own_loss.Loss"}, ids=declared)
+    rewritten(bundle / "configs" / "train.json", loss={"_target_": "own_loss.Loss"})
     for given, code in (([], 1), (words.split(), 0)):
         with pytest.raises(SystemExit) as ended:
             fire.Fire({"lint": lint}, command=["lint", str(bundle), *given])

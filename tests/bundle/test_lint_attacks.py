@@ -312,12 +312,12 @@ def test_command_line_ends_on_a_file_that_waits(bundle: Path) -> None:
 #: bundles that ran code at a site, or sent images away, although the check found nothing in them
 FEDERATION = {
     "ids of sites that transforms make": (
-        "made: {_target_: CopyItemsd, keys: [B], names: ['loss::_target_']}\nfederation::sites::sites: '@made'\n",
-        "configs/demo.yaml: federation::sites: sites: '@made' is not allowed",
+        "made: {_target_: CopyItemsd, keys: [B], names: ['loss::_target_']}\nfederation::sites: '@made'\n",
+        "configs/demo.yaml: federation: sites: '@made' is not allowed",
     ),
     "ids of sites as an expression": (
-        "hidden: [{}, {}]\nfederation::sites::local: '$@hidden[1:][0]'\n",
-        "configs/demo.yaml: federation::sites: local: '$@hidden[1:][0]' is not allowed",
+        "hidden: [{}, {}]\nfederation::local: '$@hidden[1:][0]'\n",
+        "configs/demo.yaml: federation: local: '$@hidden[1:][0]' is not allowed",
     ),
     "value of a site that a component makes": (
         "made: {_target_: CopyItemsd, keys: [B], names: [C]}\nsites: {B: {lr: '@made'}}\n",

@@ -41,7 +41,7 @@ def test_parameters_read_are_those_of_python() -> None:
             real = inspect.signature(value).parameters.values()
         except ValueError:
             continue
-        if found.parameters:  # those of some bases are not told: such a class takes any
+        if found.parameters and not found.reads_ids:  # those of some bases are not told: such a class takes any
             assert list(found.parameters) == [one.name for one in real if one.kind is not one.VAR_POSITIONAL], name
             compared += 1
     assert compared

@@ -93,7 +93,7 @@ def test_package_of_a_site_is_used_where_its_settings_admit_it(
     (tmp_path / "own_package.py").write_text("class Loss:\n    def __init__(self, weight=1.0): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     path = job / "bundle" / "configs" / "train.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "own": {"_target_": "own_package.Loss"}}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "loss": {"_target_": "own_package.Loss"}}))
     description = json.loads((job / "fedmonai.json").read_text())
     description["digest"] = bundle_digest(job / "bundle")
     (job / "fedmonai.json").write_text(json.dumps(description))

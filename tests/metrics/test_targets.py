@@ -10,8 +10,7 @@ from numerics import assert_within
 from scipy.ndimage import binary_erosion
 
 from fedmonai.errors import ConfigError
-from fedmonai.metrics.segmentation import CaseHD95
-from fedmonai.metrics.targets import TargetDice, target_metrics
+from fedmonai.metrics.segmentation import CaseHD95, TargetDice, target_metrics
 from fedmonai.metrics.volume import VolumeMetric
 
 TARGETS = {"disc": None, "cup": 1}

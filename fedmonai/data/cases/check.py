@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding what is wrong with a folder of cases before a run does: missing, mismatched, empty or inverted masks."""
+"""Check of a folder of cases before a run: missing, mismatched, empty or inverted masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AFFINE_TOLERANCE = 0.1  # of the shortest voxel side; headers written by two pro
 
 @dataclass(frozen=True)
 class CaseProblem:
-    """One finding: where, its kind, and what it means in words."""
+    """One finding: its place, its kind and an explanation."""
 
     site: str
     case: str
@@ -105,7 +105,10 @@ def _check_mask(mask: CaseVolume, path: Path) -> Iterator[tuple[str, str]]:
         yield "not finite", f"{path.name} has NaN or infinite voxels"
         return
     if values.min() < 0 or values.max() > 255 or bool((values != np.rint(values)).any()):
-        yield "not a mask", f"{path.name} holds values that are no class numbers ({values.min():g} to {values.max():g})"
+        yield (
+            "not a mask",
+            f"{path.name} holds values that are not classes ({values.min():g} to {values.max():g})",
+        )
     share = float((values > 0).mean())
     if share == 0:
         yield "empty mask", f"{path.name} marks nothing"

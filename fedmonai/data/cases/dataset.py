@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedmonai.data.cache import available_memory, refuse_if_larger
 from fedmonai.data.cases.read import CaseVolume, read_case_file, volume_shape
-from fedmonai.data.memory_limits import available_memory, refuse_if_larger
-from fedmonai.data.provenance import VolumeFingerprint, case_origin
+from fedmonai.data.provenance import VolumeFingerprint, case_fingerprint
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import NORMALIZATIONS, labeled_slices, merge_labels, neighbor_indices, normalize_volume
 
@@ -36,7 +36,7 @@ class CaseSliceDataset(Dataset):
     Args:
         cases: dicts with ``image``, ``label`` and ``volume``, from :func:`fedmonai.data.cases.list.prostate_cases` or
             :func:`fedmonai.data.cases.list.prostate_pictures`.
-        labeled: False forgets the labels' paths: no label is opened, and none can be asked for. Test-time adaptation
+        labeled: False drops the labels' paths: no label is opened, and items have none. Test-time adaptation
             gets this form.
         slices: ``labeled`` keeps the slices with foreground, ``all`` every slice; None (default) = ``labeled`` where
             there are labels.
@@ -77,7 +77,9 @@ class CaseSliceDataset(Dataset):
         for case in cases:
             missing = [key for key in keys if key not in case]
             if missing:
-                raise ConfigError(f"case {dict(case)} has no '{missing[0]}'; list cases with labels, or set labeled.")
+                raise ConfigError(
+                    f"case {dict(case)} has no '{missing[0]}'; list cases with labels, or set labeled: false."
+                )
         self.cases = [{key: case[key] for key in keys} for case in cases]
         self.labeled = labeled
         self.slices = slices
@@ -122,14 +124,16 @@ class CaseSliceDataset(Dataset):
 
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
-        return (case_origin(entry) for entry in self.cases)
+        return (case_fingerprint(entry) for entry in self.cases)
 
     def _kept_slices(self, number: int) -> list[int]:
         _, label, _ = self._case(number) if self._keep_all else (None, self._read_label(number), None)
         if self.slices == "labeled" and label is not None:
             kept = labeled_slices(label)
             if not kept:
-                raise ConfigError(f"{self.cases[number]['label']} has no foreground; check the mask or list it not.")
+                raise ConfigError(
+                    f"{self.cases[number]['label']} has no foreground; check the mask or take the case out of the list."
+                )
             return kept
         count = self._num_slices(number)
         first = round((1 - self.central_share) / 2 * count)

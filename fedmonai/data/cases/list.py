@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedmonai.data.cases.read import NIFTI_SUFFIXES, PICTURE_SUFFIXES
+from fedmonai.data.cases.read import NIFTI_SUFFIXES
 from fedmonai.data.partition import SPLITS, split_subjects
+from fedmonai.data.pictures import PICTURE_SUFFIXES
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.io import write_text
 from fedmonai.names import as_list
@@ -42,18 +43,18 @@ def prostate_cases(
     """List the cases ``<dataset_dir>/<site>/CaseXX.nii.gz`` with their masks ``CaseXX_segmentation.nii.gz``.
 
     A split comes from ``case_list``, else from ``<dataset_dir>/<site>/<split>.txt`` (one case per line, see
-    :func:`write_case_lists`), else the cases are dealt at random with ``seed``. All slices of a case stay together.
+    :func:`write_case_lists`), else the cases are assigned at random with ``seed``. All slices of a case stay together.
 
     Args:
         dataset_dir: folder of the federation.
         site: folder of the site; several are pooled, and their volumes named ``<site>_<case>``.
         split: ``train``, ``val``, ``test``, or ``all``.
         case_list: text file of the split's cases; for a single site.
-        split_fractions: of train, val and test, where nothing is written down.
+        split_fractions: of train, val and test, where there is no list.
         seed: of that choice.
         labeled: False does not look for masks at all, and no entry has one: the only form that test-time adaptation
             may be given.
-        label_suffix: what a mask's name has behind the case's; upper and lower case do not matter.
+        label_suffix: ending of a mask's name after the case's; upper and lower case do not matter.
 
     Returns:
         One dict per case, in name order: ``image`` (path), ``label`` (path, unless ``labeled`` is False), ``volume``.
@@ -120,7 +121,7 @@ def prostate_pictures(
 def write_case_lists(
     dataset_dir: PathLike, site: str, split_fractions: Sequence[float] = PROSTATE_FRACTIONS, seed: int = 0
 ) -> dict[str, list[str]]:
-    """Deal the cases of a site at random and write ``train.txt``, ``val.txt`` and ``test.txt`` into its folder.
+    """Assign the cases of a site at random and write ``train.txt``, ``val.txt`` and ``test.txt`` into its folder.
 
     Returns:
         The cases of each split. Lists that exist are kept and returned as they are.
@@ -230,7 +231,7 @@ def _read_list(path: Path, cases: Sequence[str]) -> list[str]:
     named = {case_name(Path(line.strip())) for line in lines if line.strip() and not line.lstrip().startswith("#")}
     unknown = sorted(named - set(cases))
     if unknown:
-        raise ConfigError(f"{path}: no image of case '{unknown[0]}' ({len(unknown)} missing); it knows {cases[:3]} ...")
+        raise ConfigError(f"{path}: no image of case '{unknown[0]}' ({len(unknown)} missing); it has {cases[:3]} ...")
     return [case for case in cases if case in named]
 
 
@@ -259,7 +260,7 @@ def prostate_source(
         split_fractions: of train, val and test, where no list is written.
         seed: of that choice.
         labeled: False does not look for masks at all.
-        label_suffix: what a mask's name has behind the case's (NIfTI).
+        label_suffix: ending of a mask's name after the case's (NIfTI).
 
     Raises:
         ConfigError: an unknown layout, and what the two functions raise.

@@ -111,7 +111,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How volumes are dealt to the splits; read from the option ``split``.
+    """Assignment of volumes to splits, as the option ``split`` says.
 
     Attributes:
         fixed: everything goes to this split.

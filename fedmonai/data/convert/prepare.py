@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fedmonai.data.convert.open_source import open_source
 from fedmonai.data.convert.plan import SOURCE, Part, SplitPlan, Written, read_layout, update_manifest
-from fedmonai.data.convert.readers import PlaneSize, kspace_to_image, sampled
+from fedmonai.data.convert.readers import PlaneSize, kspace_to_image, open_source, sampled
 from fedmonai.data.convert.scan import Naming, find_sources
 from fedmonai.data.convert.volume import InputError, Source, Volume
 from fedmonai.data.convert.writer import Summary, write_volume
@@ -42,7 +41,7 @@ def describe(volume: Volume, pad: int, max_size: int) -> list[str]:
 
 
 def size_note(volume: Volume, pad: int, max_size: int) -> list[str]:
-    """What happens to the size of the slices, if anything."""
+    """Describe how the size of the slices changes; empty if it does not."""
     if volume.domain == "kspace":
         return []
     plan = PlaneSize.plan(volume.plane, pad, max_size)
@@ -233,7 +232,7 @@ class _Conversion:
         return self.summary
 
     def _assign(self, sources: Sequence[Source], earlier: Sequence[Written]) -> dict[str, str] | None:
-        """Subject to split; a check goes on without it where the split is not possible, and says so."""
+        """Map subjects to splits; a check reports an impossible split and continues."""
         try:
             return self.plan.assign(sources, self.seed, earlier)
         except ConfigError as error:
@@ -306,7 +305,7 @@ class _Conversion:
         return Path(self.sequence or "") / part.split / f"{part.name}.h5"
 
     def _settings(self) -> str:
-        """What changes a volume file besides its input."""
+        """The settings that change a volume file."""
         return repr((self.pad, self.max_size, self.slice_range, self.axis, self.domain, self.axes, self.key, self.plan))
 
     def _refuse_existing(self, sources: Sequence[Source], existing: set[Path]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the volumes in a folder and naming them without naming anyone."""
+"""Search of a folder for volumes, which get pseudonymous names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 @dataclass
 class Found:
-    """Sources, inputs that cannot be used (label, reason), and files that are no images (side-car texts)."""
+    """Sources, inputs that cannot be used (label, reason), and files that are not images (side-car texts)."""
 
     sources: list[Source] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Naming:
         if self.subject == "auto":
             usable = bool(re.search(r"[A-Za-z0-9]", patient))
             identity = patient if usable else study
-            notes = () if usable else (f"PatientID {patient!r} tells no one apart: the study is taken as the subject",)
+            notes = () if usable else (f"PatientID {patient!r} identifies no subject: the study is taken",)
         elif self.subject == "study":
             identity = study
         else:
@@ -96,14 +96,14 @@ def find_sources(root: Path, naming: Naming) -> Found:
     """Search ``root`` (a folder, or one file) for volumes; order and names do not depend on the file system.
 
     Raises:
-        ConfigError: nothing there, or a ``subject`` that is no regular expression.
+        ConfigError: nothing there, or a ``subject`` that is not a regular expression.
     """
     if not root.exists():
         raise ConfigError(f"input: {root} does not exist.")
     try:
         re.compile(naming.subject)
     except re.error as error:
-        raise ConfigError(f"subject: '{naming.subject}' is no regular expression ({error}).") from error
+        raise ConfigError(f"subject: '{naming.subject}' is not a regular expression ({error}).") from error
     found = Found()
     series: dict[str, list[SliceHeader]] = defaultdict(list)
     base = root if root.is_dir() else root.parent

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One volume on its way from an archive to an HDF5 file."""
+"""Volumes found in a folder and read, before they are written as HDF5."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmonai.data import memory_limits
+from fedmonai.data.cache import fits_in_memory
 from fedmonai.data.kspace.read import MAX_COILS, MAX_SIDE, MAX_SLICES
 from fedmonai.errors import first_line
 
@@ -18,7 +18,7 @@ PLANE_AXES = ("row", "column")
 
 
 class InputError(ValueError):
-    """One input cannot be converted; the reason ends up in the summary and the other inputs go on."""
+    """Error of one input, which the summary reports; the other inputs are converted."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def check_size(shape: tuple[int, ...], itemsize: int, what: str) -> None:
     if len(shape) not in (3, 4) or any(not 1 <= n <= limit for n, limit in zip(shape, limits, strict=True)):
         raise InputError(f"{what} has shape {shape}; at most {limits} is accepted")
     needed = int(np.prod(shape, dtype=np.int64)) * itemsize
-    if needed > memory_limits.HEADROOM * memory_limits.available_memory():
+    if not fits_in_memory(needed):
         raise InputError(f"{what} declares {needed:,} bytes, more than the memory that is free")
 
 

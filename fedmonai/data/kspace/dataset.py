@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices of fastMRI-style volumes as a MONAI dataset, and how they are put into batches."""
+"""Dataset of slices of fastMRI-style volumes, and its collate function."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 
 from fedmonai.data.cache import DiskCache, MemoryCache, NoCache, SliceCache, VolumeSlices
 from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_header, read_mask
-from fedmonai.data.provenance import VolumeFingerprint, kspace_origin
+from fedmonai.data.provenance import VolumeFingerprint, kspace_fingerprint
 from fedmonai.errors import ConfigError
 
 CACHES = ("none", "memory", "disk", "device")
 
 
 class KspaceDataset(monai.data.Dataset):
-    """One example = one slice of a k-space volume (Guo et al., CVPR 2021, with the data layout of fastMRI).
+    """Dataset of slices of k-space volumes (Guo et al., CVPR 2021, with the data layout of fastMRI).
 
     An item holds ``kspace`` complex64 (coils, h, W), inverse-transformed along its rows and cropped to
     min(resolution, size) rows if ``hybrid_kspace`` (else (coils, H, W)); ``target`` float32 (1, h, w), cropped alike,
@@ -42,7 +42,7 @@ class KspaceDataset(monai.data.Dataset):
         device: of ``cache: device``.
         hybrid_kspace: False for masks that vary along the rows (radial, 2-D random): k-space stays as stored.
         target_from_kspace: compute a missing target as the root-sum-of-squares magnitude of the k-space, which then
-            must be fully sampled. False: a volume without target has no ``target`` (inference only), which is said.
+            must be fully sampled. False: a volume without target has no ``target`` (inference only), with a warning.
         open_files: how many files stay open per process.
         transform: applied to each item, e.g. a ``monai.transforms.Compose``.
 
@@ -82,7 +82,7 @@ class KspaceDataset(monai.data.Dataset):
 
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
-        return (kspace_origin(entry) for entry in self.data)
+        return (kspace_fingerprint(entry) for entry in self.data)
 
     def _transform(self, index: int) -> Any:
         position, number = self.slices[index]

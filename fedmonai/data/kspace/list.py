@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list of volumes a site trains or evaluates on, from the folder layout or from a MONAI data list."""
+"""Lists of k-space volumes, from the folder layout or from a MONAI data list."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def read_data_list(path: PathLike) -> dict[str, Any]:
     """Read a JSON data list in MONAI's form and check its structure (not its paths).
 
     Raises:
-        ConfigError: missing file, invalid JSON, a section that is no list of objects.
+        ConfigError: missing file, invalid JSON, a section that is not a list of objects.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -110,7 +110,7 @@ def resolve_inside(root: Path, relative: Any, source: PathLike) -> Path:
     path = (base / relative).resolve()
     escapes = Path(relative).is_absolute() or ".." in PurePosixPath(relative.replace("\\", "/")).parts
     if escapes or not path.is_relative_to(base):
-        raise ConfigError(f"{source}: '{relative}' leads out of {root}; list files inside it by relative paths.")
+        raise ConfigError(f"{source}: '{relative}' leads out of {root}; list files by paths relative to it.")
     if not path.is_file():
         raise ConfigError(f"{source}: '{relative}' is not a file in {root}.")
     return path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading k-space files (fastMRI layout, HDF5): what is in them, and single slices."""
+"""Reader of k-space files (HDF5, fastMRI layout): header and slices."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
             another file, a target or mask that does not fit the k-space.
     """
     with damage_named(path), open_volume(path) as file:
-        kspace = _dataset(file, "kspace")
+        kspace = own_dataset(file, "kspace")
         if kspace is None:
             found = ", ".join(sorted(file)) or "nothing"
             raise ConfigError(
@@ -122,8 +122,8 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
             )
         slices, coils, rows, columns = _kspace_shape(path, kspace)
         key = _target_key(file, kspace.ndim)
-        size = None if key is None else _target_size(path, _dataset(file, key), key, slices)
-        mask = _dataset(file, "mask")
+        size = None if key is None else _target_size(path, own_dataset(file, key), key, slices)
+        mask = own_dataset(file, "mask")
         if mask is not None and (mask.shape != (columns,) or mask.dtype.kind not in "biuf"):
             raise ConfigError(
                 f"{path}: 'mask' is {mask.dtype} {mask.shape}, expected one number per k-space column ({columns},)."
@@ -131,8 +131,12 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
         return KspaceHeader(str(path), slices, coils, rows, columns, kspace.ndim == 4, key, size, mask is not None)
 
 
-def _dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
-    """The dataset ``key`` of this very file: links to and storage in other files are refused."""
+def own_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
+    """Return the dataset ``key`` of a file, None if there is none; data that lie in another file are refused.
+
+    Raises:
+        ConfigError: a link, storage in another file, a group, or sizes that the stored bytes cannot hold.
+    """
     link = file.get(key, getlink=True)
     if link is None:
         return None
@@ -193,7 +197,7 @@ def _target_size(path: str | os.PathLike[str], target: Any, key: str, slices: in
 
 @dataclass(frozen=True)
 class SliceSpec:
-    """How slices are delivered.
+    """Specification of the slices that a dataset delivers.
 
     Attributes:
         resolution: largest image height and width; rows of hybrid k-space and the target are center-cropped to it.
@@ -217,7 +221,7 @@ class SliceSpec:
         return 1, *header.image_size(self.resolution)
 
     def slice_bytes(self, header: KspaceHeader) -> int:
-        """Bytes of one slice in this form: complex64 k-space and float32 target."""
+        """Bytes of one slice: complex64 k-space and float32 target."""
         target = self.target_shape(header)
         return 8 * int(np.prod(self.kspace_shape(header))) + (4 * int(np.prod(target)) if target else 0)
 
@@ -231,7 +235,7 @@ def read_slices(
         k-space, complex64 (n, coils, h or H, W), and target, float32 (n, 1, h, w) or None.
 
     Raises:
-        ConfigError: unreadable data, or a target asked of k-space that is not fully sampled.
+        ConfigError: unreadable data, or a target requested from k-space that is not fully sampled.
     """
     block = slice(first, last)
     stored = read_slice(file, "kspace", block)
@@ -257,7 +261,7 @@ def read_mask(file: h5py.File, header: KspaceHeader) -> Tensor | None:
 
 
 def _refuse_undersampled(header: KspaceHeader, kspace: Tensor) -> None:
-    """A magnitude image of undersampled k-space is no ground truth."""
+    """Refuse k-space with empty columns or a mask: its magnitude image is not a ground truth."""
     empty = int((kspace == 0).all(dim=-2).all(dim=-2).any(dim=0).sum())
     if header.has_mask or empty:
         found = "it carries a sampling mask" if header.has_mask else f"{empty} of its columns are empty"

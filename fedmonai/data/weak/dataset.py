@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedmonai.data.memory_limits import available_memory, refuse_if_larger
-from fedmonai.data.provenance import VolumeFingerprint, weak_origin
+from fedmonai.data.cache import available_memory, refuse_if_larger
+from fedmonai.data.pictures import read_picture
+from fedmonai.data.provenance import VolumeFingerprint, weak_fingerprint
 from fedmonai.data.weak.read import (
     count_slices,
     min_max_normalize,
     read_h5_image,
     read_h5_label,
-    read_picture,
     read_picture_mask,
 )
 from fedmonai.errors import ConfigError
@@ -37,11 +37,11 @@ class WeakSliceDataset(Dataset):
 
     - ``image`` float32 ``(C, H, W)``, scaled to [0, 1] per slice over all channels.
     - ``label`` uint8 ``(1, H, W)``. In training the site's kind of annotation, in which ``num_classes`` means
-      unlabeled. In ``val`` and ``test`` the full mask: no model is chosen or judged by weak labels.
+      unlabeled. In ``val`` and ``test`` the full mask: models are never selected or evaluated by weak labels.
     - ``mask`` uint8 ``(1, H, W)``, the full mask. Training items never have it.
 
     Files with the ending ``.h5`` are FedICRA's (keys image, mask, scribble, ...) or volumes with slices first. Others
-    are picture files with a ``mask`` beside them: these have no weak labels, which are then made from the mask, the
+    are picture files with a ``mask`` in the entry: these have no weak labels, which are then made from the mask, the
     same in every run.
 
     Args:
@@ -130,7 +130,7 @@ class WeakSliceDataset(Dataset):
 
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
-        return (weak_origin(entry) for entry in self.files)
+        return (weak_fingerprint(entry) for entry in self.files)
 
     def _index(self) -> list[tuple[int, int, int]]:
         """(file, slice, slices of the file) of every item; settings that can never work are found here."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weak labels of whole data sets: made from full masks, written in the layout of FedICRA's release, reported."""
+"""Weak labels of whole data sets: made from full masks, written in the layout of FedICRA's release, summarized."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from fedmonai.data.kspace.read import open_volume
-from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_picture, read_picture_mask
+from fedmonai.data.pictures import read_picture
+from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_picture_mask
 from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
 from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label_statistics, weak_labels
@@ -44,7 +45,7 @@ def write_release_file(path: Path, image: np.ndarray, labels: Mapping[str, np.nd
 
 
 def stored_recipe(path: Path) -> str | None:
-    """The recipe a file was written with, None if there is no file.
+    """Return the settings that a file was written with; None if there is no file.
 
     Raises:
         ConfigError: the file has no recipe; it is never overwritten.
@@ -95,7 +96,8 @@ def make_weak_labels(
         ``labeled_<c>``, and the smallest ``agreement_min``; see :func:`weak_label_statistics`.
 
     Raises:
-        ConfigError: unreadable or misfitting files, unknown gray levels or classes, a foreign file in the way.
+        ConfigError: unreadable files, image and mask of different sizes, unknown gray levels or classes, an output file
+            that was not made here.
     """
     statistics: dict[str, list[dict[str, float]]] = {annotation: [] for annotation in annotations}
     recipe = json.dumps([num_classes, list(annotations), _plain(label_map), threshold, size, image_channels, seed])
@@ -127,7 +129,7 @@ def report_weak_labels(
     annotations: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[Row]:
-    """How much the labels stored in HDF5 files say and how often they agree with the masks.
+    """Statistics of the labels stored in HDF5 files: labeled share and agreement with the masks.
 
     Args:
         files: from :func:`release_files` or :func:`volume_files`.

@@ -1,33 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading one weakly labeled slice from an HDF5 image, an HDF5 volume, or a pair of picture files."""
+"""Reader of one weakly labeled slice from an HDF5 image, an HDF5 volume, or a pair of picture files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image
 
-from fedmonai.data.kspace.read import open_volume, read_slice
+from fedmonai.data.kspace.read import open_volume, own_dataset, read_slice
+from fedmonai.data.pictures import MAX_SIDE, open_picture
 from fedmonai.errors import ConfigError
 
 __all__ = [
     "count_slices",
     "h5_keys",
     "min_max_normalize",
-    "picture_size",
     "read_dataset",
     "read_h5_image",
     "read_h5_label",
-    "read_picture",
     "read_picture_mask",
 ]
 
 
-MAX_SIDE = 8192  # far above any fundus camera; stops a damaged header from asking for terabytes
 IMAGE_KEY = "image"
 MASK_KEYS = ("mask", "label")  # FedICRA's files, ACDC's files
 
@@ -101,17 +96,6 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
         return _whole(read_slice(file, name, index if labels.ndim == 3 else slice(None)), f"{path}: '{key}'")
 
 
-def read_picture(path: str, image_channels: int | None = None) -> np.ndarray:
-    """Picture file as ``(C, H, W)``; ``image_channels`` 1 or 3 converts, None keeps gray or color as it is."""
-    with _picture(path) as picture:
-        if image_channels is None:
-            image_channels = 1 if picture.mode in ("1", "L", "I", "I;16", "F") else 3
-        if image_channels == 3:
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-        wide = picture if picture.mode in ("I", "I;16", "F") else picture.convert("L")
-        return np.asarray(wide)[None]
-
-
 def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold: int | None) -> np.ndarray:
     """Class labels ``(H, W)`` of a picture.
 
@@ -123,7 +107,7 @@ def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold:
     Raises:
         ConfigError: a gray level that ``label_map`` does not name, with its share of the pixels.
     """
-    with _picture(path) as picture:
+    with open_picture(path) as picture:
         gray = np.asarray(picture.convert("L")).astype(np.int64)
     if threshold is not None:
         return (gray > threshold).astype(np.int64)
@@ -142,26 +126,6 @@ def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold:
     return lookup[gray]
 
 
-def picture_size(path: str) -> tuple[int, int]:
-    """Rows and columns of a picture file.
-
-    Raises:
-        ConfigError: no file, or not a picture that can be read to its end.
-    """
-    with _picture(path) as picture:
-        return picture.height, picture.width
-
-
-def _picture(path: str) -> Any:
-    try:
-        picture = Image.open(path)
-        picture.load()  # a truncated file is found here
-        return picture
-    except OSError as error:
-        reason = "is not a readable picture" if Path(path).exists() else "does not exist"
-        raise ConfigError(f"{path} {reason}; restore it or take it out of the list.") from error
-
-
 def _mask_key(file: h5py.File) -> str:
     for key in MASK_KEYS:
         if key in file:
@@ -170,22 +134,25 @@ def _mask_key(file: h5py.File) -> str:
 
 
 def _any_label_key(file: h5py.File) -> str:
-    """The mask, or where a site has none for its training images, whatever labels there are."""
+    """The mask, or any other labels where a site has no masks for its training images."""
     others = [key for key in sorted(file) if key != IMAGE_KEY]
     return others[0] if others and not any(key in file for key in MASK_KEYS) else _mask_key(file)
 
 
 def read_dataset(file: h5py.File, key: str) -> h5py.Dataset:
-    """A dataset stored in this very file."""
-    link = file.get(key, getlink=True)
-    item = file[key] if isinstance(link, h5py.HardLink) else None
-    if not isinstance(item, h5py.Dataset) or item.external is not None or item.is_virtual:
-        raise ConfigError(f"{file.filename}: '{key}' is missing or not a dataset of this file; store the data in it.")
+    """Return the dataset ``key`` of a file.
+
+    Raises:
+        ConfigError: it is missing, and as :func:`fedmonai.data.kspace.read.own_dataset`.
+    """
+    item = own_dataset(file, key)
+    if item is None:
+        raise ConfigError(f"{file.filename}: '{key}' is missing (found: {', '.join(sorted(file))}).")
     return item
 
 
 def _whole(labels: np.ndarray, source: str) -> np.ndarray:
     whole = labels.astype(np.int64)
     if not np.array_equal(whole, labels):
-        raise ConfigError(f"{source} holds values that are no whole numbers; labels are class numbers.")
+        raise ConfigError(f"{source} holds numbers that are not whole; labels are class indices.")
     return whole

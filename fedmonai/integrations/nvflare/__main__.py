@@ -39,8 +39,8 @@ def main(
         startup_kit: prod: folder of the admin's startup kit.
         username: prod: name of the admin in that kit.
         byoc: let the job bring the client's script instead of naming installed classes.
-        isolate: train in a process of its own, so that one that dies costs a turn and is started again. Default: yes,
-            but for sim.
+        isolate: train in a process of its own, so that one that dies costs a local training and is started again.
+            Default: yes, but for sim.
         reply_timeout: seconds to wait for a site's answer; 0 for no limit.
         min_clients: participants that must be connected. Default: all (sim, poc), min_sites (export, prod).
         threads: sim: processes at a time. Default: as many as sites.

@@ -18,7 +18,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from torch import Tensor
 
-from fedmonai.federated.messages import Reply, Request, pack, unpack
+from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.integrations.worker import SiteEnd, site_end
 
 __all__ = ["TASK", "SiteExecutor", "reply_from", "reply_model", "request_from", "request_model"]
@@ -31,36 +31,29 @@ _KEY = "fedmonai"
 
 def request_model(request: Request) -> FLModel:
     """A request for the wire."""
-    tensors, plain = pack(request.message)
-    told = {"kind": request.kind, "site": request.site, "round": request.round, "facts": request.facts}
-    return FLModel(params=_arrays(tensors), current_round=request.round, meta={_KEY: {**told, "plain": plain}})
+    tensors, plain = pack_request(request)
+    return FLModel(params=_arrays(tensors), current_round=request.round, meta={_KEY: plain})
 
 
 def request_from(model: FLModel) -> Request:
     """A request from the wire."""
-    told = model.meta[_KEY]
-    message = unpack(_tensors(model.params), told["plain"])
-    return Request(told["kind"], told["site"], int(told["round"]), message, dict(told["facts"]))
+    return unpack_request(_tensors(model.params), model.meta[_KEY])
 
 
 def reply_model(reply: Reply, round_number: int) -> FLModel:
-    """A reply for the wire; one with an error has no tensors.
+    """A reply for the wire.
 
     NVFlare wants to see how many steps a result is worth; our own server reads the statistics in the message.
     """
-    tensors, plain = pack(reply.message)
+    tensors, plain = pack_reply(reply)
     statistics = (reply.message.statistics if reply.message is not None else None) or {}
-    meta = {
-        _KEY: {"facts": reply.facts, "error": reply.error, "plain": plain},
-        "NUM_STEPS_CURRENT_ROUND": int(statistics.get("num_steps", 1)),
-    }
+    meta = {_KEY: plain, "NUM_STEPS_CURRENT_ROUND": int(statistics.get("num_steps", 1))}
     return FLModel(params=_arrays(tensors), current_round=round_number, meta=meta)
 
 
 def reply_from(model: FLModel) -> Reply:
     """A reply from the wire."""
-    told = model.meta[_KEY]
-    return Reply(unpack(_tensors(model.params), told["plain"]), dict(told["facts"]), told["error"])
+    return unpack_reply(_tensors(model.params), model.meta[_KEY])
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -120,7 +120,7 @@ def test_subject_rules(tmp_path):
     assert (groups("auto"), groups("file"), groups("folder"), groups(r"IXI\d+"), groups(r"(IXI)\d")) == (3, 3, 2, 2, 1)
     found = find_sources(tmp_path, Naming(r"-(T2)"))
     assert len(found.sources) == 1 and "finds nothing" in found.failed[0][1]
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="not a regular expression"):
         find_sources(tmp_path, Naming("("))
 
 

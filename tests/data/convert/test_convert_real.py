@@ -51,7 +51,7 @@ def test_uih_dicom(mri, tmp_path):
     assert "train/session1" in text and "14 slices x 512 rows x 460 columns" in text
     assert "6 slices x 512 rows x 460 columns" in text and "spacing 15.8 x 0.5 x 0.5 mm" in text
     assert "13 gaps, about 66 slices missing at 1 mm per slice" in text and "slice118.dcm" in text
-    assert "PatientID '***' tells no one apart" in text and "nothing is cropped" in text
+    assert "PatientID '***' identifies no subject" in text and "nothing is cropped" in text
     train, test = str(mri / "uih_t1_dicom" / "train"), str(mri / "uih_t1_dicom" / "test")
     for source, split in ((train, "slices:11,3,0"), (test, "test")):
         assert prepare_mri(source, str(tmp_path / "UIH"), split=split, max_size=256).exit_code == 0
