@@ -236,7 +236,7 @@ def parse_strictly(text: str, form: str = "yaml") -> Any:
             content = _StrictLoader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"cannot be read ({error.problem}{line})") from error
+        raise ValueError(f"cannot be read ({type(error).__name__}: {error.problem}{line})") from error
     except (json.JSONDecodeError, yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
     if _deeper_than(content, MAX_DEPTH):

@@ -27,11 +27,12 @@ def make_tiny(
     ids: dict[str, Any] | None = None,
     site_options: dict[str, Any] | None = None,
     pool_options: dict[str, Any] | None = None,
+    bundle: str | Path = TINY,
     **options: Any,
 ) -> Federation:
     """A federation whose sites differ in the offset of their labels."""
     specs = {name: {"offset": 0.1 * index} for index, name in enumerate(names)}
-    sites = kind(SitePlan(TINY, specs, out, local=ids or {}, **(site_options or {})), **(pool_options or {}))
+    sites = kind(SitePlan(str(bundle), specs, out, local=ids or {}, **(site_options or {})), **(pool_options or {}))
     options = {"num_rounds": 3, "key_metric": "mse", "key_metric_mode": "min", **options}
     return Federation(sites, strategy or WeightedMean(), **options)
 

@@ -6,31 +6,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.bundle import ConfigComponent, ConfigParser
+from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from fedmonai.data.cases.read import read_case_file
 from fedmonai.data.kspace.list import SECTIONS, read_data_list, resolve_inside
 from fedmonai.data.kspace.read import BLOCK, damage_named, open_volume, read_slice, subject_of
-from fedmonai.data.weak.read import IMAGE_KEY, read_dataset, read_picture
+from fedmonai.data.pictures import read_picture
+from fedmonai.data.weak.read import IMAGE_KEY, read_dataset
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.io import write_json
 
 __all__ = [
     "ManifestCheck",
     "VolumeFingerprint",
-    "case_origin",
+    "case_fingerprint",
     "changed_files",
     "check_manifests",
     "compare_splits",
-    "kspace_origin",
-    "weak_origin",
+    "kspace_fingerprint",
+    "weak_fingerprint",
 ]
 
 
@@ -51,8 +53,8 @@ class VolumeFingerprint:
     whole: bool = True
 
 
-def kspace_origin(volume: Mapping[str, Any]) -> VolumeFingerprint:
-    """VolumeFingerprint of an entry of :func:`kspace_volumes`; the subject is the attribute ``patient_id``.
+def kspace_fingerprint(volume: Mapping[str, Any]) -> VolumeFingerprint:
+    """Fingerprint of an entry of :func:`kspace_volumes`; the subject is the attribute ``patient_id``.
 
     Pooled folders number their subjects by themselves, so the folder's part of the name is part of the subject.
 
@@ -66,8 +68,8 @@ def kspace_origin(volume: Mapping[str, Any]) -> VolumeFingerprint:
     return VolumeFingerprint(name, kspace_digest(path), None if subject is None else folder + subject, whole)
 
 
-def case_origin(case: Mapping[str, str]) -> VolumeFingerprint:
-    """VolumeFingerprint of an entry of :func:`prostate_cases`: the image's voxels, on the grid of the file.
+def case_fingerprint(case: Mapping[str, str]) -> VolumeFingerprint:
+    """Fingerprint of an entry of :func:`prostate_cases`: the image's voxels, on the grid of the file.
 
     Raises:
         ConfigError: a file that cannot be read.
@@ -75,8 +77,8 @@ def case_origin(case: Mapping[str, str]) -> VolumeFingerprint:
     return VolumeFingerprint(case["volume"], _digest(read_case_file(case["image"], orientation=None).values))
 
 
-def weak_origin(entry: Mapping[str, str]) -> VolumeFingerprint:
-    """VolumeFingerprint of an entry of :func:`weak_files`: the pixels of the image, whatever labels it has.
+def weak_fingerprint(entry: Mapping[str, str]) -> VolumeFingerprint:
+    """Fingerprint of an entry of :func:`weak_files`: the pixels of the image, whatever labels it has.
 
     Raises:
         ConfigError: a file that cannot be read.
@@ -167,20 +169,41 @@ def check_overlap(*manifests: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the subject, both splits and both files.
     """
-    subjects: dict[str, list[_Place]] = {}
-    contents: dict[str, list[_Place]] = {}
+    seen = _SplitOverlap("; move all of a subject into one split, or declare subject_wise: false for a split by blocks")
     for number, manifest in enumerate(manifests):
         origin = f"{manifest.get('site') or f'manifest {number + 1}'}, " if len(manifests) > 1 else ""
         key = next(iter(manifest.get("keys", ["kspace"])))
         for split, section in SECTIONS.items():
             for entry in manifest.get(section, ()):
-                where = f"'{split}' ({origin}{entry[key]})"
+                where = f"{origin}{entry[key]}"
                 whole = bool(entry.get("subject_wise", manifest.get("subject_wise", True)))
-                subject = f"subject {entry['subject']}"
-                _claim(subjects.setdefault(entry["subject"], []), _Place(split, where, whole), subject)
-                _claim(
-                    contents.setdefault(entry["content"], []), _Place(split, where, True), f"image data of {subject}"
-                )
+                seen.add("subject", entry["subject"], split, where, whole)
+                seen.add("content", entry["content"], split, where)
+
+
+class _SplitOverlap:
+    """Names, image data and subjects seen so far; one that comes up in a second split is refused.
+
+    Args:
+        remedy: what the message ends with.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        self.remedy = remedy
+        self.seen: dict[tuple[str, str], list[tuple[str, str, bool]]] = defaultdict(list)
+
+    def add(self, kind: str, value: str, split: str, where: str, whole: bool = True) -> None:
+        """Note that ``where`` in ``split`` has this name, content or subject; two blocks of one may be in two splits.
+
+        Raises:
+            ConfigError: it was seen in another split.
+        """
+        for other, its_place, its_whole in self.seen[kind, value]:
+            if other != split and (whole or its_whole):
+                what = {"name": "have the same name", "content": "hold the same image data"}
+                shared = what.get(kind, f"are of one subject ({value})")
+                raise ConfigError(f"overlap: '{its_place}' in {other} and '{where}' in {split} {shared}{self.remedy}.")
+        self.seen[kind, value].append((split, where, whole))
 
 
 def verify_manifest(dataset_dir: PathLike, path: PathLike | None = None) -> list[str]:
@@ -231,27 +254,8 @@ def _complete(root: Path, entry: Mapping[str, Any], keys: Sequence[str]) -> dict
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a subject or its data were seen; ``whole`` is False for a block of slices."""
-
-    split: str
-    where: str
-    whole: bool
-
-
-def _claim(seen: list[_Place], place: _Place, what: str) -> None:
-    for other in seen:
-        if other.split != place.split and (other.whole or place.whole):
-            raise ConfigError(
-                f"overlap: {what} is in {other.where} and in {place.where}; move all of a subject into one split (or "
-                "declare subject_wise: false if the split is by blocks of slices)."
-            )
-    seen.append(place)
-
-
-@dataclass(frozen=True)
 class ManifestCheck:
-    """What hashing the files of one manifest again gave; no problems: all are as they were written."""
+    """Result of hashing the files of one manifest again; without problems all are as they were written."""
 
     path: str
     files: int
@@ -273,12 +277,10 @@ def check_manifests(
     Raises:
         ConfigError: a manifest that cannot be read.
     """
-    folders = [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else list(dataset_dir)
-    lists: list[Any]
-    if data_list is None or isinstance(data_list, (str, os.PathLike)):
-        lists = [data_list] * len(folders)
-    else:
-        lists = list(data_list)
+    folders = _as_list(dataset_dir)
+    lists = _as_list(data_list)
+    if len(lists) == 1:
+        lists *= len(folders)
     found = []
     for folder, listed in zip(folders, lists, strict=True):
         path = next((p for p in (listed, Path(folder) / MANIFEST_NAME) if p is not None and _hashes(Path(p))), None)
@@ -301,8 +303,7 @@ def _hashes(path: Path) -> int:
     return sum(len(found) for found in hashes if isinstance(found, dict))
 
 
-CHECK = "fedmonai.data.provenance.check_manifests"
-SHOWN = 3
+SHOWN = 3  # changed files that a message names
 
 
 def compare_splits(datasets: Mapping[str, Any]) -> str:
@@ -321,21 +322,21 @@ def compare_splits(datasets: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: two splits share a name, image data or a subject; the message names both volumes.
     """
-    places: dict[tuple[str, str], list[tuple[str, str, bool]]] = {}
-    for split, name in ((split, name) for split, dataset in datasets.items() for name in _names(dataset)):
-        _claim_file(places, ("name", name), (split, name, True))
+    seen = _SplitOverlap("; move all of a subject into one split")
+    for split, dataset in datasets.items():
+        for name in _names(dataset):
+            seen.add("name", name, split, name)
     count = named = 0
     for split, dataset in datasets.items():
-        origins = dataset.volume_fingerprints() if hasattr(dataset, "volume_fingerprints") else ()
-        for origin in tqdm(origins, desc=f"compare {split}", unit="volume", leave=False, disable=None):
-            count, named = count + 1, named + (origin.subject is not None)
-            place = (split, origin.volume)
-            _claim_file(places, ("content", origin.content), (*place, True))
-            if origin.subject is not None:
-                _claim_file(places, ("subject", origin.subject), (*place, origin.whole))
+        volumes = dataset.volume_fingerprints() if hasattr(dataset, "volume_fingerprints") else ()
+        for volume in tqdm(volumes, desc=f"compare {split}", unit="volume", leave=False, disable=None):
+            count, named = count + 1, named + (volume.subject is not None)
+            seen.add("content", volume.content, split, volume.volume)
+            if volume.subject is not None:
+                seen.add("subject", volume.subject, split, volume.volume, volume.whole)
     if count:
         return f"no image data or subject in two splits ({count} volumes, {named} of them name their subject)"
-    return "no volume in two splits" if places else ""
+    return "no volume in two splits" if seen.seen else ""
 
 
 def changed_files(parser: ConfigParser) -> str:
@@ -356,9 +357,10 @@ def changed_files(parser: ConfigParser) -> str:
     if "data_list" in parser:
         lists = parser.get_parsed_content("data_list")
     elif "folder" in parser:  # a site's part of the folder of a federation
-        folders = [Path(root) / part for root in _list(folders) for part in _list(parser.get_parsed_content("folder"))]
-    # as a component, like everything that a config has of that room: this one imports none
-    checks: Any = ConfigComponent({"_target_": CHECK, "dataset_dir": folders, "data_list": lists}).instantiate()
+        folders = [
+            Path(root) / part for root in _as_list(folders) for part in _as_list(parser.get_parsed_content("folder"))
+        ]
+    checks = check_manifests(folders, lists)
     problems = [problem for check in checks for problem in check.problems]
     if problems:
         more = f" ({len(problems)} files in all)" if len(problems) > SHOWN else ""
@@ -372,22 +374,5 @@ def _names(dataset: Any) -> list[str]:
     return [entry["volume"] for entry in entries if isinstance(entry, Mapping) and "volume" in entry]
 
 
-def _claim_file(
-    places: dict[Any, list[tuple[str, str, bool]]], key: tuple[str, str], place: tuple[str, str, bool]
-) -> None:
-    """Note who has a name, content or subject; refuse it in another split, unless both have a block of it only."""
-    split, volume, whole = place
-    for other, its_volume, its_whole in places.setdefault(key, []):
-        if other != split and (whole or its_whole):
-            kind, value = key
-            if kind == "name":
-                raise ConfigError(f"'{value}' is in {other} and in {split}")
-            what = "hold the same image data" if kind == "content" else f"are of one subject ({value})"
-            raise ConfigError(
-                f"'{its_volume}' in {other} and '{volume}' in {split} {what}; move all of a subject into one split"
-            )
-    places[key].append(place)
-
-
-def _list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -152,7 +152,7 @@ def test_mistakes_are_named(inputs: Path, tmp_path: Path) -> None:
     run(inputs / "gray.png", tmp_path / "twice", inputs / "threshold.pt")
     assert "overwrite: true" in mistake(data=inputs / "gray.png", out=tmp_path / "twice")
     (tmp_path / "in").mkdir()
-    assert "holds no picture" in mistake(data=tmp_path / "in")
+    assert "there is no picture" in mistake(data=tmp_path / "in")
     whole = (inputs / "gray.png").read_bytes()
     (tmp_path / "in" / "cut.png").write_bytes(whole[: len(whole) // 2])
     assert "cut.png" in mistake(data=tmp_path / "in")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmonai.data import memory_limits
+from fedmonai.data import cache as module
 from fedmonai.data.cache import DiskCache, MemoryCache, VolumeSlices
 from fedmonai.data.kspace.read import SliceSpec, read_header
 from fedmonai.errors import ConfigError
@@ -31,32 +31,32 @@ def test_size_is_what_the_tensors_take(volume):
 
 
 def test_memory_that_does_not_fit_is_refused_with_numbers(volume, monkeypatch):
-    monkeypatch.setattr(memory_limits, "available_memory", lambda: 4416)
+    monkeypatch.setattr(module, "available_memory", lambda: 4416)
     with pytest.raises(
         ConfigError, match=r"cache: 'memory' needs 4\.11e-06 GiB.*cache: disk.*slice_range.*sample_rate"
     ):
         MemoryCache([volume], SPEC)
-    monkeypatch.setattr(memory_limits, "available_memory", lambda: 4907)  # 4416 / 0.9 = 4906.7
+    monkeypatch.setattr(module, "available_memory", lambda: 4907)  # 4416 / 0.9 = 4906.7
     MemoryCache([volume], SPEC)
 
 
 def test_device_memory_is_asked_for_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (123, 456))
-    assert memory_limits.available_device_memory(torch.device("cuda", 0)) == 123
-    assert memory_limits.available_device_memory(torch.device("cpu")) > 2**20
+    assert module.available_device_memory(torch.device("cuda", 0)) == 123
+    assert module.available_device_memory(torch.device("cpu")) > 2**20
 
 
 def test_available_memory_follows_the_container(monkeypatch, tmp_path):
     (tmp_path / "max").write_text("1000000\n")
     (tmp_path / "current").write_text("400000\n")
-    monkeypatch.setattr(memory_limits, "_CGROUP_LIMITS", ((str(tmp_path / "max"), str(tmp_path / "current")),))
-    assert memory_limits.available_memory() == 600000
+    monkeypatch.setattr(module, "_CGROUP_LIMITS", ((str(tmp_path / "max"), str(tmp_path / "current")),))
+    assert module.available_memory() == 600000
     (tmp_path / "max").write_text("max\n")
-    assert memory_limits.available_memory() > 600000
+    assert module.available_memory() > 600000
 
 
 def test_disk_that_does_not_fit_is_refused(volume, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_limits, "available_disk", lambda folder: 4000)
+    monkeypatch.setattr(module, "available_disk", lambda folder: 4000)
     with pytest.raises(ConfigError, match=r"cache: 'disk' needs .* of disk at .*cache"):
         DiskCache([volume], SPEC, tmp_path / "cache", 4)
     assert not (tmp_path / "cache").exists()
@@ -68,7 +68,7 @@ def test_disk_cache_is_found_again_and_follows_changes(volume, tmp_path, make_vo
     names = sorted(path.name for path in folder.iterdir())
     assert [name.split(".")[-2:] for name in names] == [["kspace", "npy"], ["target", "npy"]]
     stamp = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    monkeypatch.setattr(memory_limits, "available_disk", lambda folder: 0)  # nothing needs to be written
+    monkeypatch.setattr(module, "available_disk", lambda folder: 0)  # nothing needs to be written
     again = DiskCache([volume], SPEC, folder, 4)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamp
     assert torch.equal(first.read(0, 2)[0], again.read(0, 2)[0])

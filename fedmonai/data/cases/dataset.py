@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedmonai.data.cache import available_memory, refuse_if_larger
 from fedmonai.data.cases.read import CaseVolume, read_case_file, volume_shape
-from fedmonai.data.memory_limits import available_memory, refuse_if_larger
-from fedmonai.data.provenance import VolumeFingerprint, case_origin
+from fedmonai.data.provenance import VolumeFingerprint, case_fingerprint
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import NORMALIZATIONS, labeled_slices, merge_labels, neighbor_indices, normalize_volume
 
@@ -122,7 +122,7 @@ class CaseSliceDataset(Dataset):
 
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
-        return (case_origin(entry) for entry in self.cases)
+        return (case_fingerprint(entry) for entry in self.cases)
 
     def _kept_slices(self, number: int) -> list[int]:
         _, label, _ = self._case(number) if self._keep_all else (None, self._read_label(number), None)

@@ -1,35 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever images lie in a folder (NIfTI files, DICOM series) as 2.5-D volumes to segment."""
+"""Dataset of the images in a folder (NIfTI files, DICOM series), to segment slice by slice with context."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import monai.data
 import numpy as np
 import torch
 from nibabel import orientations
 
 from fedmonai.data.cases.read import read_case_file, turn_to
 from fedmonai.data.convert.dicom import read_series
-from fedmonai.data.convert.scan import Naming, find_sources
-from fedmonai.data.convert.volume import InputError, Source
+from fedmonai.data.convert.volume import Source
+from fedmonai.data.folder import VolumeFolder
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import NORMALIZATIONS, normalize_volume, stack_neighbors
 
 __all__ = ["SegmentationFolder"]
 
 
-KINDS = ("nifti", "dicom")
-
-
-class SegmentationFolder(monai.data.Dataset):
+class SegmentationFolder(VolumeFolder):
     """One example = one whole volume, for inference; prepared as :class:`CaseSliceDataset` does it.
 
     An item holds, for n slices: ``image`` float32 (n, 2 * context_slices + 1, H, W), every slice between its neighbors,
-    normalized over the volume and turned to ``orientation``; ``volume``, a name that is unique in the folder;
-    ``source``, the path it came from; ``kind`` (``nifti`` or ``dicom``); ``affine``, float64 (4, 4), and ``shape`` of
+    normalized over the volume and turned to ``orientation``; ``volume``, ``source`` and ``kind`` of
+    :class:`VolumeFolder`; ``affine``, float64 (4, 4), and ``shape`` of
     the input's own voxel grid, for DICOM (column, row, slice); ``orientation``.
 
     A NIfTI file that is named after another one (``Case00_segmentation`` beside ``Case00``) is its mask and left out.
@@ -46,6 +42,9 @@ class SegmentationFolder(monai.data.Dataset):
         ConfigError: nothing to segment, or a file that is unknown or damaged; the message names it.
     """
 
+    kinds = ("nifti", "dicom")
+    expected = "NIfTI or DICOM image"
+
     def __init__(
         self,
         data: str,
@@ -57,38 +56,24 @@ class SegmentationFolder(monai.data.Dataset):
         if normalization not in NORMALIZATIONS:
             allowed = ", ".join(NORMALIZATIONS)
             raise ConfigError(f"normalization: '{normalization}' is unknown; choose one of {allowed}.")
-        found = find_sources(Path(data), Naming())
-        foreign = [(source.label, f"is of kind {source.kind}") for source in found.sources if source.kind not in KINDS]
-        failed = [*found.failed, *foreign]
-        if failed and not skip_damaged:
-            label, reason = failed[0]
-            raise ConfigError(
-                f"dataset_dir: {len(failed)} files in {data} cannot be used, first {label}: {reason}; give NIfTI or "
-                "DICOM images, take the others out or set skip_damaged: true."
-            )
-        images = [source for source in found.sources if source.kind in KINDS]
-        super().__init__([source for source in images if not _is_mask(source, images)])
-        if not self.data:
-            raise ConfigError(f"dataset_dir: there is no NIfTI or DICOM image in {data}.")
-        self.skipped = [f"{label}: {reason}" for label, reason in failed]
+        super().__init__(data, skip_damaged)
         self.normalization = normalization
         self.context_slices = context_slices
         self.orientation = orientation
 
-    def _transform(self, index: int) -> dict[str, Any]:
-        source: Source = self.data[index]
-        try:
-            values, affine = _grid(source)
-            turned = orientations.apply_orientation(values, turn_to(affine, self.orientation))
-            image = torch.from_numpy(np.ascontiguousarray(turned).astype(np.float32))
-            image = stack_neighbors(normalize_volume(image, self.normalization)[None], self.context_slices)
-        except (InputError, ConfigError) as error:
-            raise ConfigError(f"{source.label}: {error}; take it out of the folder.") from error
+    def find(self, root: Path) -> tuple[list[Source], list[tuple[str, str]]]:
+        """The images in a folder, without the masks beside them."""
+        images, failed = super().find(root)
+        return [source for source in images if not _is_mask(source, images)], failed
+
+    def read(self, source: Source) -> dict[str, Any]:
+        """The prepared slices and the geometry of one volume."""
+        values, affine = _grid(source)
+        turned = orientations.apply_orientation(values, turn_to(affine, self.orientation))
+        image = torch.from_numpy(np.ascontiguousarray(turned).astype(np.float32))
+        image = stack_neighbors(normalize_volume(image, self.normalization)[None], self.context_slices)
         return {
             "image": image.movedim(-1, 0).contiguous(),
-            "volume": source.name,
-            "source": source.label,
-            "kind": source.kind,
             "affine": torch.from_numpy(affine),
             "shape": tuple(values.shape),
             "orientation": self.orientation,

@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedmonai.data.cases.read import NIFTI_SUFFIXES, PICTURE_SUFFIXES
+from fedmonai.data.cases.read import NIFTI_SUFFIXES
 from fedmonai.data.partition import SPLITS, split_subjects
+from fedmonai.data.pictures import PICTURE_SUFFIXES
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.io import write_text
 from fedmonai.names import as_list

@@ -13,9 +13,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
-from PIL import Image, UnidentifiedImageError
 
-from fedmonai.data import memory_limits
+from fedmonai.data.cache import fits_in_memory
+from fedmonai.data.pictures import PICTURE_SUFFIXES, picture_size, read_picture
 from fedmonai.errors import ConfigError, first_line
 
 __all__ = ["CaseVolume", "read_case_file", "turn_to", "volume_shape"]
@@ -23,7 +23,6 @@ __all__ = ["CaseVolume", "read_case_file", "turn_to", "volume_shape"]
 
 PathLike = str | os.PathLike[str]
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_SIDE = 4096  # far above any scanner; stops a damaged header from asking for terabytes
 MAX_COMPRESSION = 1100  # deflate reaches about 1030:1 on constant data
 
@@ -51,7 +50,8 @@ def read_case_file(path: PathLike, orientation: str | None = "PLS") -> CaseVolum
     """
     if is_nifti(path):
         return _read_nifti(path, orientation)
-    return CaseVolume(_read_picture(path)[..., None], None, None)
+    _check_suffix(path)
+    return CaseVolume(read_picture(str(path), 1)[0][..., None], None, None)
 
 
 def volume_shape(path: PathLike, orientation: str | None = "PLS") -> tuple[int, int, int]:
@@ -61,8 +61,8 @@ def volume_shape(path: PathLike, orientation: str | None = "PLS") -> tuple[int, 
         ConfigError: as :func:`read_case_file`.
     """
     if not is_nifti(path):
-        rows, columns = _read_picture(path).shape
-        return rows, columns, 1
+        _check_suffix(path)
+        return (*picture_size(str(path)), 1)
     image = _open_nifti(path)
     shape = _header_shape(image, path)
     if orientation is None:
@@ -80,7 +80,7 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
     shape = _header_shape(image, path)
     affine = _affine(image, path)
     needed = math.prod(shape) * np.dtype(np.float64).itemsize  # scaled values are double
-    if needed > memory_limits.HEADROOM * memory_limits.available_memory():
+    if not fits_in_memory(needed):
         raise ConfigError(f"{path} has shape {shape} and needs {needed:,} bytes, more than the memory that is free.")
     try:
         values = np.asanyarray(image.dataobj).reshape(shape)
@@ -145,14 +145,7 @@ def turn_to(affine: np.ndarray, orientation: str) -> np.ndarray:
     return orientations.ornt_transform(orientations.io_orientation(affine), wanted)
 
 
-def _read_picture(path: PathLike) -> np.ndarray:
+def _check_suffix(path: PathLike) -> None:
     if Path(path).suffix.lower() not in PICTURE_SUFFIXES:
         allowed = ", ".join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))
         raise ConfigError(f"{path}: the ending is unknown; readable are {allowed}.")
-    try:
-        with Image.open(path) as picture:
-            if max(picture.size) > MAX_SIDE:
-                raise ConfigError(f"{path} is {picture.size}; expected sides of at most {MAX_SIDE}.")
-            return np.asarray(picture if picture.mode in ("L", "I;16", "I", "F") else picture.convert("L"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{path} is not a picture that can be read ({first_line(error, 100)}).") from error

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fedmonai.data.convert.open_source import open_source
 from fedmonai.data.convert.plan import SOURCE, Part, SplitPlan, Written, read_layout, update_manifest
-from fedmonai.data.convert.readers import PlaneSize, kspace_to_image, sampled
+from fedmonai.data.convert.readers import PlaneSize, kspace_to_image, open_source, sampled
 from fedmonai.data.convert.scan import Naming, find_sources
 from fedmonai.data.convert.volume import InputError, Source, Volume
 from fedmonai.data.convert.writer import Summary, write_volume

@@ -7,7 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
 
-from fedmonai.data import memory_limits
+from fedmonai.data.cache import fits_in_memory
 from fedmonai.data.cases.read import missing_voxels
-from fedmonai.data.convert.volume import InputError, Volume, arrange, check_size
+from fedmonai.data.convert.dicom import read_series
+from fedmonai.data.convert.volume import InputError, Source, Volume, arrange, check_size
 from fedmonai.data.kspace.read import damage_named, open_volume, read_header, subject_of
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.transforms.kspace import center_crop, coil_magnitude, fft2c, ifft2c
@@ -40,6 +41,35 @@ MAT_AXES: dict[int, tuple[str, ...]] = {
     3: ("row", "column", "slice"),
     4: ("row", "column", "coil", "slice"),
 }
+
+
+def open_source(
+    source: Source,
+    axis: int = 2,
+    domain: str = "image",
+    axes: tuple[str, ...] | None = None,
+    key: str | None = None,
+) -> AbstractContextManager[Volume]:
+    """Open a source as a volume; leave the context only when its slices have been read.
+
+    Args:
+        source: a DICOM series, a NIfTI file, an array file or a fastMRI file.
+        axis: voxel axis of a NIfTI image that counts the slices.
+        domain: ``image`` or ``kspace``, of ``.npy`` and ``.mat`` arrays.
+        axes: names of the axes of such an array; None = by rank.
+        key: variable of a ``.mat`` file; None = the only numeric one.
+
+    Raises:
+        InputError: damaged, or not what its suffix says.
+    """
+    path = source.files[0]
+    if source.kind == "dicom":
+        return nullcontext(read_series(source.files))
+    if source.kind == "nifti":
+        return nullcontext(read_nifti(path, axis))
+    if source.kind == "hdf5":
+        return read_fastmri(path)
+    return read_array(path, domain, axes, key)
 
 
 @contextmanager
@@ -109,7 +139,7 @@ def _read_mat73(path: Path, key: str | None) -> np.ndarray:
 
 def _refuse_huge(name: str, shape: tuple[int, ...]) -> None:
     """Both formats compress: a small file can declare any size."""
-    if math.prod(shape) * 16 > memory_limits.HEADROOM * memory_limits.available_memory():
+    if not fits_in_memory(math.prod(shape) * 16):
         raise InputError(f"variable '{name}' declares shape {shape}, more than the memory that is free")
 
 
@@ -228,6 +258,18 @@ def image_to_kspace(image: np.ndarray, size: PlaneSize) -> tuple[Tensor, Tensor]
         top, left = (rows - h) // 2, (columns - w) // 2
         data = pad_tensor(data, (left, columns - w - left, top, rows - h - top))
     return fft2c(data), coil_magnitude(data if data.ndim == 3 else data[None])
+
+
+def kspace_and_target(volume: Volume, size: PlaneSize) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Yield k-space and, where it is known, the target of each slice in use; images are transformed."""
+    if volume.domain == "image":
+        for plane in volume.planes():
+            kspace, image = image_to_kspace(plane, size)
+            yield kspace.numpy(), image.numpy()
+    elif volume.target is not None:
+        yield from zip(volume.planes(), volume.targets(), strict=True)
+    else:
+        yield from ((plane, None) for plane in volume.planes())
 
 
 def kspace_to_image(kspace: np.ndarray) -> Tensor:

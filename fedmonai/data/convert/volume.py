@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmonai.data import memory_limits
+from fedmonai.data.cache import fits_in_memory
 from fedmonai.data.kspace.read import MAX_COILS, MAX_SIDE, MAX_SLICES
 from fedmonai.errors import first_line
 
@@ -129,7 +129,7 @@ def check_size(shape: tuple[int, ...], itemsize: int, what: str) -> None:
     if len(shape) not in (3, 4) or any(not 1 <= n <= limit for n, limit in zip(shape, limits, strict=True)):
         raise InputError(f"{what} has shape {shape}; at most {limits} is accepted")
     needed = int(np.prod(shape, dtype=np.int64)) * itemsize
-    if needed > memory_limits.HEADROOM * memory_limits.available_memory():
+    if not fits_in_memory(needed):
         raise InputError(f"{what} declares {needed:,} bytes, more than the memory that is free")
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fedmonai.data.convert.readers import PlaneSize, image_to_kspace, kspace_to_image, sampled
+from fedmonai.data.convert.readers import PlaneSize, kspace_and_target, kspace_to_image, sampled
 from fedmonai.data.convert.volume import InputError, Volume
 from fedmonai.io import atomic_path
-
-Planes = Iterator[tuple[np.ndarray, np.ndarray | None]]
 
 
 def write_volume(path: Path, volume: Volume, pad: int, max_size: int, attributes: dict[str, Any]) -> Volume:
@@ -56,7 +53,9 @@ def _write_planes(file: h5py.File, volume: Volume, size: PlaneSize) -> None:
     shape = (count, *size.final) if coils is None else (count, coils, *size.final)
     kspace = file.create_dataset("kspace", shape, np.complex64)
     target, largest, power = None, 0.0, 0.0
-    for index, (plane, image) in enumerate(_planes(volume, size)):
+    for index, (plane, image) in enumerate(kspace_and_target(volume, size)):
+        if image is None and volume.mask is None:  # fully sampled
+            image = kspace_to_image(plane).numpy()
         if not np.isfinite(plane).all() or (image is not None and not np.isfinite(image).all()):
             raise InputError(f"slice {volume.first + index} holds values that are not finite")
         kspace[index] = plane
@@ -71,19 +70,6 @@ def _write_planes(file: h5py.File, volume: Volume, size: PlaneSize) -> None:
         if largest <= 0:
             raise InputError("the image is zero everywhere")
         file.attrs["max"], file.attrs["norm"] = largest, float(np.sqrt(power))
-
-
-def _planes(volume: Volume, size: PlaneSize) -> Planes:
-    """Yield (k-space, target or None) of each slice."""
-    if volume.domain == "image":
-        for plane in volume.planes():
-            kspace, image = image_to_kspace(plane, size)
-            yield kspace.numpy(), image.numpy()
-    elif volume.target is not None:
-        yield from zip(volume.planes(), volume.targets(), strict=True)
-    else:
-        for plane in volume.planes():
-            yield plane, None if volume.mask is not None else kspace_to_image(plane).numpy()
 
 
 def _placed(volume: Volume, size: PlaneSize) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 
 from fedmonai.data.cache import DiskCache, MemoryCache, NoCache, SliceCache, VolumeSlices
 from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_header, read_mask
-from fedmonai.data.provenance import VolumeFingerprint, kspace_origin
+from fedmonai.data.provenance import VolumeFingerprint, kspace_fingerprint
 from fedmonai.errors import ConfigError
 
 CACHES = ("none", "memory", "disk", "device")
@@ -82,7 +82,7 @@ class KspaceDataset(monai.data.Dataset):
 
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
-        return (kspace_origin(entry) for entry in self.data)
+        return (kspace_fingerprint(entry) for entry in self.data)
 
     def _transform(self, index: int) -> Any:
         position, number = self.slices[index]

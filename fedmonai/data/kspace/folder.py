@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever lies in a folder (k-space files, DICOM series, NIfTI images, arrays) as volumes to reconstruct."""
+"""Dataset of the volumes in a folder (k-space files, DICOM series, NIfTI images, arrays), to reconstruct."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import monai.data
 import numpy as np
 import torch
 from nibabel.loadsave import load as load_nifti
 from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
-from fedmonai.data.convert.open_source import open_source
-from fedmonai.data.convert.readers import PlaneSize, image_to_kspace, sampled
-from fedmonai.data.convert.scan import Naming, find_sources
+from fedmonai.data.convert.readers import PlaneSize, kspace_and_target, open_source, sampled
 from fedmonai.data.convert.volume import InputError, Source, Volume
+from fedmonai.data.folder import VolumeFolder
 from fedmonai.errors import ConfigError
 
 __all__ = ["UNDERSAMPLING", "ReconstructionFolder", "one_volume"]
@@ -26,7 +23,7 @@ __all__ = ["UNDERSAMPLING", "ReconstructionFolder", "one_volume"]
 UNDERSAMPLING = ("auto", "none")
 
 
-class ReconstructionFolder(monai.data.Dataset):
+class ReconstructionFolder(VolumeFolder):
     """One example = one whole volume, for inference.
 
     k-space that the scanner undersampled (a stored mask, or empty columns) is taken as it was measured. Fully sampled
@@ -35,8 +32,8 @@ class ReconstructionFolder(monai.data.Dataset):
 
     An item holds, for n slices: ``kspace``, n tensors complex64 (coils, H, W); ``file``, n times the name that seeds
     the volume's mask; ``mask`` where nothing is to be undersampled (ones) or the file has its own, (n, W); ``target``
-    float32 (n, 1, h, w) where one is known; ``hybrid_kspace`` False; ``volume``, a name that is unique in the folder;
-    ``source``, the path it came from; ``kind``; ``sampling``; ``affine``, float64 (4, 4), index (slice, row, column)
+    float32 (n, 1, h, w) where one is known; ``hybrid_kspace`` False; ``volume``, ``source`` and ``kind`` of
+    :class:`VolumeFolder`; ``sampling``; ``affine``, float64 (4, 4), index (slice, row, column)
     to RAS+ mm, or None; ``orientation``, axis codes of a NIfTI input, or None.
 
     Args:
@@ -52,6 +49,9 @@ class ReconstructionFolder(monai.data.Dataset):
         ConfigError: nothing to reconstruct, or a file that is unknown or damaged; the message names it.
     """
 
+    kinds = ("hdf5", "nifti", "dicom", "array")
+    expected = "HDF5, NIfTI, DICOM, .npy or .mat file"
+
     def __init__(
         self,
         data: str,
@@ -62,34 +62,22 @@ class ReconstructionFolder(monai.data.Dataset):
         key: str | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        if undersampling not in UNDERSAMPLING:
-            raise ConfigError(f"undersampling: '{undersampling}' is unknown; choose one of {', '.join(UNDERSAMPLING)}.")
-        if domain not in ("image", "kspace"):
-            raise ConfigError(f"domain: '{domain}' is unknown; choose image or kspace.")
-        found = find_sources(Path(data), Naming())
-        if found.failed and not skip_damaged:
-            label, reason = found.failed[0]
-            raise ConfigError(
-                f"dataset_dir: {len(found.failed)} files in {data} cannot be used, first {label}: {reason}; take them "
-                "out or set skip_damaged: true."
-            )
-        if not found.sources:
-            raise ConfigError(f"dataset_dir: there is no HDF5, NIfTI, DICOM, .npy or .mat file in {data}.")
-        super().__init__(found.sources)
-        self.skipped = [f"{label}: {reason}" for label, reason in found.failed]
+        for name, value, allowed in (
+            ("undersampling", undersampling, UNDERSAMPLING),
+            ("domain", domain, ("image", "kspace")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{name}: '{value}' is unknown; choose one of {', '.join(allowed)}.")
+        super().__init__(data, skip_damaged)
         self.undersampling = undersampling
         self.reading = (axis, domain, None if axes is None else tuple(axes), key)
 
-    def _transform(self, index: int) -> dict[str, Any]:
-        source: Source = self.data[index]
-        try:
-            with open_source(source, *self.reading) as volume:
-                item = self._read(source, volume)
-        except InputError as error:
-            raise ConfigError(f"{source.label}: {error}; take it out of the folder.") from error
-        return item
+    def read(self, source: Source) -> dict[str, Any]:
+        """k-space, target and geometry of one volume."""
+        with open_source(source, *self.reading) as volume:
+            return self._item(source, volume)
 
-    def _read(self, source: Source, volume: Volume) -> dict[str, Any]:
+    def _item(self, source: Source, volume: Volume) -> dict[str, Any]:
         planes, target = _kspace_and_target(volume)
         mask, measured = _own_mask(volume)
         simulate = self.undersampling == "auto" and not measured
@@ -98,9 +86,6 @@ class ReconstructionFolder(monai.data.Dataset):
             "kspace": planes,
             "hybrid_kspace": False,
             "file": [source.files[0].name] * count,
-            "volume": source.name,
-            "source": source.label,
-            "kind": source.kind,
             "sampling": "undersampled by the mask of the bundle" if simulate else "as measured",
             "affine": None if volume.affine is None else torch.from_numpy(np.asarray(volume.affine, np.float64)),
             "orientation": _orientation(source),
@@ -129,21 +114,13 @@ def one_volume(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _kspace_and_target(volume: Volume) -> tuple[list[Tensor], Tensor | None]:
     planes: list[Tensor] = []
     images: list[Tensor] = []
-    if volume.domain == "image":
-        size = PlaneSize.plan(volume.plane, 0, 0)
-        for plane in volume.planes():
-            kspace, image = image_to_kspace(plane, size)
-            planes.append(kspace if kspace.ndim == 3 else kspace[None])
-            images.append(image)
-    else:
-        for plane in volume.planes():
-            kspace = torch.from_numpy(np.array(plane, dtype=np.complex64))
-            planes.append(kspace if kspace.ndim == 3 else kspace[None])
-        if volume.target is not None:
-            images = [torch.from_numpy(np.array(image, dtype=np.float32)) for image in volume.targets()]
-    for number, kspace in enumerate(planes):
+    for number, (plane, image) in enumerate(kspace_and_target(volume, PlaneSize.plan(volume.plane, 0, 0))):
+        kspace = torch.from_numpy(np.array(plane, dtype=np.complex64))
         if not torch.isfinite(torch.view_as_real(kspace)).all():
             raise InputError(f"slice {number} holds values that are not finite")
+        planes.append(kspace if kspace.ndim == 3 else kspace[None])
+        if image is not None:
+            images.append(torch.from_numpy(np.array(image, dtype=np.float32)))
     return planes, torch.stack(images).unsqueeze(1) if images else None
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedmonai.data.memory_limits import available_memory, refuse_if_larger
-from fedmonai.data.provenance import VolumeFingerprint, weak_origin
+from fedmonai.data.cache import available_memory, refuse_if_larger
+from fedmonai.data.pictures import read_picture
+from fedmonai.data.provenance import VolumeFingerprint, weak_fingerprint
 from fedmonai.data.weak.read import (
     count_slices,
     min_max_normalize,
     read_h5_image,
     read_h5_label,
-    read_picture,
     read_picture_mask,
 )
 from fedmonai.errors import ConfigError
@@ -127,7 +127,7 @@ class WeakSliceDataset(Dataset):
 
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
-        return (weak_origin(entry) for entry in self.files)
+        return (weak_fingerprint(entry) for entry in self.files)
 
     def _index(self) -> list[tuple[int, int, int]]:
         """(file, slice, slices of the file) of every item; settings that can never work are found here."""

@@ -1,43 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever pictures lie in a folder (PNG, JPEG, TIFF, HDF5), prepared as in training, to segment."""
+"""Dataset of the pictures in a folder (PNG, JPEG, TIFF, HDF5), prepared as in training, to segment."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import monai.data
 import numpy as np
 import torch
 
+from fedmonai.data.convert.volume import Source
+from fedmonai.data.folder import VolumeFolder
 from fedmonai.data.kspace.read import open_volume
-from fedmonai.data.weak.list import IMAGE_SUFFIXES
-from fedmonai.data.weak.read import IMAGE_KEY, min_max_normalize, picture_size, read_dataset, read_picture
+from fedmonai.data.pictures import PICTURE_SUFFIXES, picture_size, read_picture
+from fedmonai.data.weak.read import IMAGE_KEY, min_max_normalize, read_dataset
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import fit_plane
 
 __all__ = ["PictureFolder"]
 
 
-@dataclass(frozen=True)
-class PictureFile:
-    """A file to segment: its path, a name that is unique in the folder, its size."""
-
-    path: Path
-    name: str
-    kind: str
-    slices: int
-    rows: int
-    columns: int
-
-
-class PictureFolder(monai.data.Dataset):
+class PictureFolder(VolumeFolder):
     """One example = one file with all its slices, for inference; prepared as :class:`WeakSliceDataset` does it.
 
     An item holds, for n slices (1 of a picture): ``image`` float32 (n, channels, size, size), every slice scaled to
-    [0, 1]; ``volume``, a name that is unique in the folder; ``source``, the path; ``kind`` (``picture`` or ``hdf5``);
-    ``slices``, ``rows`` and ``columns`` of the file; ``resize_mode``, for the way back.
+    [0, 1]; ``volume``, ``source`` and ``kind`` of :class:`VolumeFolder`; ``slices``, ``rows`` and ``columns`` of the
+    file; ``resize_mode``, which :class:`ClassesInPlaned` needs to bring masks back to the file's size.
 
     HDF5 files need the key ``image`` only: (H, W), or (3, H, W) for a network of 3 channels; with 1 channel the first
     of three axes counts slices.
@@ -53,6 +41,9 @@ class PictureFolder(monai.data.Dataset):
         ConfigError: nothing to segment, or a file that is damaged or of another form; the message names it.
     """
 
+    kinds = ("picture", "hdf5")
+    expected = f"picture ({', '.join(PICTURE_SUFFIXES)}) or .h5 file"
+
     def __init__(
         self,
         data: str,
@@ -61,64 +52,61 @@ class PictureFolder(monai.data.Dataset):
         resize_mode: str = "resize",
         skip_damaged: bool = False,
     ) -> None:
-        root = Path(data)
-        if not root.exists():
-            raise ConfigError(f"dataset_dir: {root} does not exist; give a folder of pictures, or one file.")
-        paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-        paths = [path for path in paths if path.suffix.lower() in (*IMAGE_SUFFIXES, ".h5")]
         self.image_channels, self.size, self.resize_mode = image_channels, size, resize_mode
-        found: list[PictureFile] = []
-        self.skipped: list[str] = []
-        for path in paths:
-            try:
-                found.append(self._described(path, root))
-            except ConfigError as error:
-                if not skip_damaged:
-                    raise ConfigError(f"{error} Take it out of the folder or set skip_damaged: true.") from error
-                self.skipped.append(str(error))
-        if not found:
-            raise ConfigError(f"dataset_dir: {root} holds no picture ({', '.join(IMAGE_SUFFIXES)}) and no .h5 file.")
-        super().__init__(found)
+        super().__init__(data, skip_damaged)
 
-    def _described(self, path: Path, root: Path) -> PictureFile:
-        parts = [path.name] if root.is_file() else list(path.relative_to(root).parts)
-        same_stem = [p for p in path.parent.iterdir() if p.stem == path.stem and p != path]
-        parts[-1] = path.name.replace(".", "_") if same_stem else path.stem
-        name = "_".join(parts)
+    def find(self, root: Path) -> tuple[list[Source], list[tuple[str, str]]]:
+        """The pictures and HDF5 files in a folder; what else lies there is not looked at."""
+        sources, failed = [], []
+        paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+        for path in paths:
+            if path.suffix.lower() in (*PICTURE_SUFFIXES, ".h5"):
+                try:
+                    kind = self._check(path)
+                    sources.append(Source(kind, str(path), (path,), "", _name(path, root)))
+                except ConfigError as error:
+                    failed.append((str(path), str(error).removeprefix(f"{path}").lstrip(": ")))
+        return sources, failed
+
+    def _check(self, path: Path) -> str:
+        """The kind of a file, which is refused before any other one is segmented."""
         if path.suffix.lower() != ".h5":
-            return PictureFile(path, name, "picture", 1, *picture_size(str(path)))
+            picture_size(str(path))
+            return "picture"
         with open_volume(str(path)) as file:
             shape = read_dataset(file, IMAGE_KEY).shape
-        count = shape[0] if len(shape) == 3 and self.image_channels == 1 else 1
         expected = {2: self.image_channels == 1, 3: self.image_channels == 1 or shape[0] == self.image_channels}
         if not expected.get(len(shape), False) or min(shape) < 1:
             raise ConfigError(
                 f"{path}: 'image' is {shape}, the network takes {self.image_channels} channel(s) of a plane."
             )
-        return PictureFile(path, name, "hdf5", count, *shape[-2:])
+        return "hdf5"
 
-    def _transform(self, index: int) -> dict[str, Any]:
-        entry: PictureFile = self.data[index]
-        source = str(entry.path)
-        if entry.kind == "picture":
-            planes = read_picture(source, self.image_channels)[None]
+    def read(self, source: Source) -> dict[str, Any]:
+        """The prepared slices of one file and their size in the file."""
+        if source.kind == "picture":
+            planes = read_picture(source.label, self.image_channels)[None]
         else:
-            with open_volume(source) as file:
+            with open_volume(source.label) as file:
                 values = np.asarray(read_dataset(file, IMAGE_KEY)[...])
-            planes = values.reshape(entry.slices, self.image_channels, entry.rows, entry.columns)
+            planes = values.reshape(-1, self.image_channels, *values.shape[-2:])
         return {
-            "image": torch.stack([self._prepared(plane, source) for plane in planes]),
-            "volume": entry.name,
-            "source": source,
-            "kind": entry.kind,
-            "slices": entry.slices,
-            "rows": entry.rows,
-            "columns": entry.columns,
+            "image": torch.stack([self._prepared(plane) for plane in planes]),
+            "slices": planes.shape[0],
+            "rows": planes.shape[-2],
+            "columns": planes.shape[-1],
             "resize_mode": self.resize_mode,
         }
 
-    def _prepared(self, plane: np.ndarray, source: str) -> torch.Tensor:
+    def _prepared(self, plane: np.ndarray) -> torch.Tensor:
         values = torch.from_numpy(plane.astype(np.float32))
         if self.resize_mode == "resize":  # before scaling, as in training
             values = fit_plane(values, self.size, self.resize_mode)
-        return fit_plane(torch.from_numpy(min_max_normalize(values.numpy(), source)), self.size, self.resize_mode)
+        return fit_plane(torch.from_numpy(min_max_normalize(values.numpy())), self.size, self.resize_mode)
+
+
+def _name(path: Path, root: Path) -> str:
+    """The path within the folder as one word; with the ending where another file has the same stem."""
+    same_stem = [other for other in path.parent.iterdir() if other.stem == path.stem and other != path]
+    last = path.name.replace(".", "_") if same_stem else path.stem
+    return last if root.is_file() else "_".join([*path.relative_to(root).parts[:-1], last])

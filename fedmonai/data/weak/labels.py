@@ -16,7 +16,8 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from fedmonai.data.kspace.read import open_volume
-from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_picture, read_picture_mask
+from fedmonai.data.pictures import read_picture
+from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_picture_mask
 from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
 from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label_statistics, weak_labels

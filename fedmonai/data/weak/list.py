@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from fedmonai.data.pictures import PICTURE_SUFFIXES
 from fedmonai.errors import ConfigError
 
 __all__ = ["paired_files", "release_files", "volume_files", "weak_files"]
 
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 PathLike = str | os.PathLike[str]
 
@@ -100,9 +100,9 @@ def paired_files(
         ConfigError: missing folder, an image without a mask or with two, unknown split or fractions, empty split.
     """
     _check_split(split)
-    images = _listed(Path(image_dir), IMAGE_SUFFIXES, "images such as .png or .jpg")
+    images = _listed(Path(image_dir), PICTURE_SUFFIXES, "images such as .png or .jpg")
     masks: dict[str, Path] = {}
-    for path in _listed(Path(mask_dir), IMAGE_SUFFIXES, "masks such as .png or .jpg"):
+    for path in _listed(Path(mask_dir), PICTURE_SUFFIXES, "masks such as .png or .jpg"):
         if masks.setdefault(path.stem, path) != path:
             raise ConfigError(f"mask_dir: {masks[path.stem]} and {path} belong to one image; remove one.")
     for image in images:

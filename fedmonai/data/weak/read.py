@@ -4,30 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image
 
 from fedmonai.data.kspace.read import open_volume, read_slice
+from fedmonai.data.pictures import MAX_SIDE, open_picture
 from fedmonai.errors import ConfigError
 
 __all__ = [
     "count_slices",
     "h5_keys",
     "min_max_normalize",
-    "picture_size",
     "read_dataset",
     "read_h5_image",
     "read_h5_label",
-    "read_picture",
     "read_picture_mask",
 ]
 
 
-MAX_SIDE = 8192  # far above any fundus camera; stops a damaged header from asking for terabytes
 IMAGE_KEY = "image"
 MASK_KEYS = ("mask", "label")  # FedICRA's files, ACDC's files
 
@@ -101,17 +96,6 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
         return _whole(read_slice(file, name, index if labels.ndim == 3 else slice(None)), f"{path}: '{key}'")
 
 
-def read_picture(path: str, image_channels: int | None = None) -> np.ndarray:
-    """Picture file as ``(C, H, W)``; ``image_channels`` 1 or 3 converts, None keeps gray or color as it is."""
-    with _picture(path) as picture:
-        if image_channels is None:
-            image_channels = 1 if picture.mode in ("1", "L", "I", "I;16", "F") else 3
-        if image_channels == 3:
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-        wide = picture if picture.mode in ("I", "I;16", "F") else picture.convert("L")
-        return np.asarray(wide)[None]
-
-
 def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold: int | None) -> np.ndarray:
     """Class labels ``(H, W)`` of a picture.
 
@@ -123,7 +107,7 @@ def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold:
     Raises:
         ConfigError: a gray level that ``label_map`` does not name, with its share of the pixels.
     """
-    with _picture(path) as picture:
+    with open_picture(path) as picture:
         gray = np.asarray(picture.convert("L")).astype(np.int64)
     if threshold is not None:
         return (gray > threshold).astype(np.int64)
@@ -140,26 +124,6 @@ def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold:
     lookup = np.zeros(256, dtype=np.int64)
     lookup[list(table)] = list(table.values())
     return lookup[gray]
-
-
-def picture_size(path: str) -> tuple[int, int]:
-    """Rows and columns of a picture file.
-
-    Raises:
-        ConfigError: no file, or not a picture that can be read to its end.
-    """
-    with _picture(path) as picture:
-        return picture.height, picture.width
-
-
-def _picture(path: str) -> Any:
-    try:
-        picture = Image.open(path)
-        picture.load()  # a truncated file is found here
-        return picture
-    except OSError as error:
-        reason = "is not a readable picture" if Path(path).exists() else "does not exist"
-        raise ConfigError(f"{path} {reason}; restore it or take it out of the list.") from error
 
 
 def _mask_key(file: h5py.File) -> str:

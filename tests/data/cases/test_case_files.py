@@ -69,7 +69,7 @@ def test_refuses_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="expected one 3-D volume"):
         read_case_file(save(tmp_path / "time.nii.gz", np.zeros((2, 2, 2, 2), np.uint8)))
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(ConfigError, match="is not a picture"):
+    with pytest.raises(ConfigError, match="is not a readable picture"):
         read_case_file(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="the ending is unknown"):
         read_case_file(tmp_path / "a.dat")
@@ -77,7 +77,7 @@ def test_refuses_files_that_cannot_be_read(tmp_path):
 
 def test_a_volume_beyond_the_free_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", np.zeros((40, 40, 40), np.int16))
-    monkeypatch.setattr("fedmonai.data.memory_limits.available_memory", lambda: 500_000)
+    monkeypatch.setattr("fedmonai.data.cache.available_memory", lambda: 500_000)
     with pytest.raises(ConfigError, match=r"a\.nii\.gz has shape \(40, 40, 40\) and needs 512,000 bytes"):
         read_case_file(path)
     assert volume_shape(path) == (40, 40, 40)

@@ -229,7 +229,7 @@ def test_fastmri_is_copied_without_its_header(tmp_path, make_volume):
 def test_same_data_under_two_subjects_stops_the_manifest(tmp_path, make_volume):
     for k, name in enumerate("abc"):
         make_volume(tmp_path / "in" / f"{name}.h5", seed=k // 2, patient_id=name)  # a and b hold the same k-space
-    with pytest.raises(ConfigError, match="overlap: image data"):
+    with pytest.raises(ConfigError, match="hold the same image data"):
         prepare_mri(str(tmp_path / "in"), str(tmp_path / "out"), split="0.4,0.3,0.3", seed=1)
 
 

@@ -169,6 +169,6 @@ def test_size_is_refused_before_allocation(monkeypatch):
     check_size((100, 640, 640), 8, "it")
     with pytest.raises(InputError, match="it has shape"):
         check_size((100, 640), 8, "it")
-    monkeypatch.setattr("fedmonai.data.memory_limits.available_memory", lambda: 10**6)
+    monkeypatch.setattr("fedmonai.data.cache.available_memory", lambda: 10**6)
     with pytest.raises(InputError, match="it declares 327,680,000 bytes"):
         check_size((100, 640, 640), 8, "it")
