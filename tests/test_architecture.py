@@ -104,5 +104,5 @@ def test_importing_the_package_is_cheap() -> None:
 
 @pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_package_file_imports_nothing_of_the_package(package: str) -> None:
-    """Nothing is listed twice; and a function that shared its module's name would hide it, or be hidden, in a config."""
+    """Nothing is listed twice, and no function that shares its module's name is hidden by it, or hides it."""
     assert not GRAPH[package]

@@ -36,7 +36,7 @@ __all__ = [
 _LOCATOR = ComponentLocator()
 
 
-class NameProblem(ValueError):  # noqa: N818 (a finding, not a failure)
+class NameProblem(ValueError):
     """Why a name may not be used."""
 
 
