@@ -89,5 +89,5 @@ def examples(kind: type[Part]) -> list[Part]:
     for example in doctest.DocTestParser().get_examples(kind.__doc__ or ""):
         for node in ast.walk(ast.parse(example.source)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == kind.__name__:
-                objects.append(eval(ast.unparse(node), dict(scope)))
+                objects.append(eval(ast.unparse(node), dict(scope)))  # noqa: S307 (our own docstrings)
     return objects or [made(kind)]

@@ -173,7 +173,7 @@ class Strategy(ABC):
         """What a site is evaluated with, besides its private weights."""
         return weights_message(self.global_weights)
 
-    def check_update(self, site: str, update: ExchangeObject) -> None:
+    def check_update(self, site: str, update: ExchangeObject) -> None:  # noqa: B027 (nothing to check by default)
         """Refuse what the guard cannot know to be wrong, by a :class:`~fedmonai.federated.validation.InvalidUpdate`."""
 
     def describe_round(self) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class Strategy(ABC):
         longer has to be copied. Attachments are the strategy's own.
         """
 
-    def forget(self, sites: Collection[str]) -> None:
+    def forget(self, sites: Collection[str]) -> None:  # noqa: B027 (most strategies keep nothing of single sites)
         """Drop what is kept of sites that are no longer in the federation."""
 
     def state_dict(self) -> dict[str, Any]:

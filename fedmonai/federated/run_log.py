@@ -73,7 +73,7 @@ class RunFolder:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock: TextIO | None = open(self.path / ".lock", "w")
+            self._lock: TextIO | None = open(self.path / ".lock", "w")  # noqa: SIM115 (held for the life of the run)
         except OSError as error:
             raise ConfigError(
                 f"output_dir '{path}' cannot be written ({error.strerror}); choose another one."

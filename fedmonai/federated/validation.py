@@ -34,7 +34,7 @@ PRIVACY = {f"privacy_{name}" for name in ("epsilon", "delta", "noise_multiplier"
 _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
-class InvalidUpdate(ValueError):
+class InvalidUpdate(ValueError):  # noqa: N818 (what it is, is a message)
     """A message that may not be used; the text says why."""
 
 

@@ -26,7 +26,7 @@ _TORCH = """
     mean median min nan norm ones ones_like permute pi preserve_format prod rand randint randn randperm relu round
     sigmoid sign sin softmax sqrt square squeeze stack std sum tanh tensor transpose uint8 unsqueeze var where zeros
     zeros_like
-""".split()
+""".split()  # noqa: SIM905 (a list of this length is easier to read as text)
 _DISTRIBUTED = ("barrier", "destroy_process_group", "get_rank", "get_world_size", "is_available", "is_initialized")
 _CUDA = ("current_device", "device_count", "empty_cache", "is_available", "manual_seed", "manual_seed_all")
 
@@ -109,14 +109,14 @@ ATTRIBUTES = set(
     """
     attachments_down attachments_up data_list dataset device domains dtype global_state is_column keys module names
     ndim network num_classes optimizer personal shape site sites state targets
-    """.split()
+    """.split()  # noqa: SIM905
 )
 #: ... and methods that it may call
 METHODS = set(
     """
     cpu cuda endswith float item items keys long lower mean_of_personals named_parameters parameters prepare run
     set_random_state startswith state_dict to tolist train upper values without_transform
-    """.split()
+    """.split()  # noqa: SIM905
 )
 #: arguments that switch protection off or fetch something, and the values that are harmless
 RISKY_ARGUMENTS: dict[str, tuple[Any, ...]] = {

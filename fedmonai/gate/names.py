@@ -36,7 +36,7 @@ __all__ = [
 _LOCATOR = ComponentLocator()
 
 
-class NameProblem(ValueError):
+class NameProblem(ValueError):  # noqa: N818 (a finding, not a failure)
     """Why a name may not be used."""
 
 

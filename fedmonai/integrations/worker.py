@@ -110,7 +110,7 @@ class SiteProcess:
         if self._process is None or self._process.poll() is not None:
             self._process = self._started()
         process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 (for mypy; pipes were asked for)
         try:
             _write(process.stdin, pack_request(request))
             frame = _read(process.stdout)
@@ -128,7 +128,7 @@ class SiteProcess:
 
     def _started(self) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", __name__, *self.arguments]
-        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 (our own module)
 
 
 def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None:

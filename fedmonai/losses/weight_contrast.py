@@ -174,7 +174,7 @@ def _compare(piece: _Piece, values: Tensor, far: Tensor) -> None:
     torch.sign(work, out=piece.near)
     torch.dot(work, piece.near, out=own)
     sign = far  # the first signs are the sum; further ones are added
-    for (low, high), half in zip(piece.pairs, others):
+    for (low, high), half in zip(piece.pairs, others):  # noqa: B905 (the last one may be that of `single`)
         torch.clamp(values, low, high, out=work)
         torch.sub(values, work, out=work)
         torch.sign(work, out=sign)

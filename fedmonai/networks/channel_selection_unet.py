@@ -45,7 +45,7 @@ class ChannelSelection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Gates ``(S, B, C)`` in (0, 1) of every site for features ``(B, C, H, W)``; one pass, S small products."""
-        rows = torch.stack([row for row in self.site_embeddings])
+        rows = torch.stack([row for row in self.site_embeddings])  # noqa: C416 (TorchScript has no list(...) here)
         embedding = self.project(torch.relu(rows))
         average = self._mix(features.mean((2, 3)), embedding)
         largest = self._mix(features.amax((2, 3)), embedding)

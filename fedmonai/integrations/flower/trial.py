@@ -125,7 +125,7 @@ class Trial:
         config = f'[superlink]\ndefault = "trial"\n\n[superlink.trial]\naddress = "127.0.0.1:{port}"\n{connection}\n'
         (self.home / "config.toml").write_text(config, encoding="utf-8")
         words = ["flwr", "run", str(self.app), "trial", "--stream", *options]
-        subprocess.run(self._tool(words), env=self.environment, check=False)
+        subprocess.run(self._tool(words), env=self.environment, check=False)  # noqa: S603 (Flower's own command)
 
     def _tool(self, words: list[str]) -> list[str]:
         return [str(self.tools / words[0]), *words[1:]]
@@ -134,7 +134,9 @@ class Trial:
     def _process(self, name: str, words: list[str], port: int) -> Iterator[None]:
         log = self.folder / f"{name}.log"
         with open(log, "w") as stream:
-            process = subprocess.Popen(self._tool(words), env=self.environment, stdout=stream, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(  # noqa: S603 (Flower's own command)
+                self._tool(words), env=self.environment, stdout=stream, stderr=subprocess.STDOUT
+            )
             try:
                 _await_port(port, process, log)
                 yield

@@ -15,7 +15,7 @@ AXIS = ((np.arange(120) - 60) * PIXEL).astype(np.float32)
 GRID = SmoothGrid(AXIS, AXIS, COARSE_STEP)
 
 
-def head(seed: int = 0, population: Population = Population()) -> Brain:
+def head(seed: int = 0, population: Population = Population()) -> Brain:  # noqa: B008
     return Brain.draw(np.random.RandomState(seed), population)
 
 

@@ -184,7 +184,7 @@ def test_loader_workers_give_the_same_batches(volumes, tmp_path, cache):
 def test_dataset_can_be_pickled_with_open_files(volumes, tmp_path, cache):
     dataset = KspaceDataset(volumes, cache=cache, cache_dir=str(tmp_path / "cache"))
     before = dataset[2]["kspace"]
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[2]["kspace"], before)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[2]["kspace"], before)  # noqa: S301
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])
