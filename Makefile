@@ -1,5 +1,6 @@
 # make demo : set up and run the main job (a small federation on generated data, results in runs/demo)
 # make test : set up and run lint, types and tests
+# make bundles : write what the bundles have in common from bundles_source
 # make lint-bundles : the static check of every bundle
 # make integration : the tests that start real processes, NVFlare among them (minutes)
 # make integration-flower : those on Flower, in an environment of its own
@@ -16,7 +17,7 @@ DEMO := $(abspath runs/demo)
 # the range of requires-python in pyproject.toml
 IN_RANGE := import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")
 
-.PHONY: demo test lint-bundles integration integration-flower clean
+.PHONY: demo test bundles lint-bundles integration integration-flower clean
 
 .venv/package: pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(IN_RANGE)'
@@ -36,6 +37,9 @@ test: .venv/development
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+bundles: .venv/development
+	$(BIN)/python scripts/build_bundles.py
 
 lint-bundles: .venv/package
 	@status=0; for bundle in bundles/*/; do $(BIN)/python -m fedmonai.bundle lint $$bundle || status=1; done; exit $$status

@@ -102,6 +102,28 @@ def test_importing_the_package_is_cheap() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_the_gate_and_the_lint_import_no_torch_and_no_component() -> None:
+    code = """
+import sys
+from fedmonai.bundle.lint import lint_bundle
+report = lint_bundle(sys.argv[1])
+assert report.components and not report.findings, report.findings
+rooms = {name for name in sys.modules if name.startswith("fedmonai.")}
+print(*sorted({name.split(".")[0] for name in sys.modules} & {"torch", "monai", "ignite", "numpy"}), *sorted(rooms))
+"""
+    bundle = str(ROOT / "bundles" / "fl_mr")
+    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, check=True)
+    rooms = {room(name) for name in done.stdout.split()}
+    assert "gate" in rooms
+    assert rooms <= {"gate", "bundle", "errors", "io", "names", "seeding"}, done.stdout
+
+
+def test_the_command_of_the_lint_starts_without_torch() -> None:
+    code = "import sys, fedmonai.bundle.__main__; print(any(m in sys.modules for m in ('torch', 'monai', 'ignite')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_package_file_imports_nothing_of_the_package(package: str) -> None:
     """Nothing is listed twice, and no function that shares its module's name is hidden by it, or hides it."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``python -m fedmonai.bundle check --site B`` and ``python -m fedmonai.bundle lint bundles/fl_mr``."""
+"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint bundles/fl_mr``, ``... ids bundles/fl_mr``."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import fire
 
 from fedmonai.bundle.lint import lint_bundle
-from fedmonai.bundle.site_check import check_site, format_findings
 from fedmonai.errors import ConfigError
 from fedmonai.names import as_list
 
@@ -26,6 +26,8 @@ def check(
         config_file: federation config, or a list of it and its overlays, relative to the bundle.
         ids: overrides, as for ``python -m monai.bundle run``: ``--sites::B::dataset_dir /data/B``.
     """
+    from fedmonai.bundle.site_check import check_site, format_findings  # torch, which the lint does without
+
     logging.disable(logging.WARNING)
     files = as_list(config_file)
     findings = check_site(bundle, str(site), files, **ids)
@@ -33,17 +35,21 @@ def check(
     sys.exit(0 if all(f.good for f in findings) else 1)
 
 
-def lint(bundle: str = ".") -> None:
+def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = ()) -> None:
     """Check a bundle statically, without evaluating any of it: one line per finding, exit code 1 if there is one.
 
     Args:
         bundle: folder of the bundle.
+        allow: packages of one's own whose classes and functions the configs may use: ``--allow my_lab``, or several
+            with commas between them; sites admit them in their ``fedmonai.yaml``.
     """
     logging.disable(logging.WARNING)
     try:
-        report = lint_bundle(bundle)
+        report = lint_bundle(str(bundle), allow)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    for note in report.notes:
+        print(f"note: {note}")
     for finding in report.findings:
         print(finding)
     print(
@@ -53,5 +59,27 @@ def lint(bundle: str = ".") -> None:
     sys.exit(1 if report.findings else 0)
 
 
+def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = False) -> None:
+    """List the ids of a bundle: default, allowed values, where they are read, meaning.
+
+    Args:
+        bundle: folder of the bundle.
+        find: list only ids whose name or meaning holds this text.
+        as_json: print JSON for programs.
+        page: print the bundle's page ``docs/ids.md``.
+    """
+    from fedmonai.bundle.id_list import id_page, id_rows, id_text  # torch, which the lint does without
+
+    try:
+        rows = [row for part in (False, True) for row in id_rows(bundle, part)]
+        text = id_page(bundle) if page else ""
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    chosen = [row for row in rows if find.lower() in f"{row['id']} {row['meaning']}".lower()]
+    if not chosen:
+        sys.exit(f"error: no id of '{bundle}' has '{find}' in its name or meaning.")
+    print(text.rstrip() if page else json.dumps(chosen, indent=2) if as_json else id_text(chosen))
+
+
 if __name__ == "__main__":
-    fire.Fire({"check": check, "lint": lint})
+    fire.Fire({"check": check, "ids": ids, "lint": lint})

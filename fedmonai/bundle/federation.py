@@ -23,6 +23,14 @@ from fedmonai.names import as_list
 __all__ = ["build_federation", "federation_from", "job_plan"]
 
 SEP = ReferenceResolver.sep
+#: for the gate, which imports nothing: the classes whose arguments a component takes, from ids of the same names, too
+CONFIG_ARGUMENTS = {
+    "build_federation": (
+        "fedmonai.federated.federation.Federation",
+        "fedmonai.federated.plan.SitePlan",
+        "fedmonai.federated.local_pool.LocalPool",
+    )
+}
 
 
 def build_federation(**given: Any) -> Federation:

@@ -1,65 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of ids: their kinds and ranges, checked before anything is built."""
+"""Values of ids, compared with the bundle's table before anything is built: kind, range, and whether they act."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import ReferenceResolver
 
-from fedmonai.bundle.ids import config_files
+from fedmonai.bundle.id_table import IdEntry, IdTable
+from fedmonai.bundle.ids import RUNTIME_IDS, read_by_name, referred_ids
 from fedmonai.errors import ConfigError
 
 __all__ = [
-    "NUMBERS",
-    "UNREAD_AT_SITES",
-    "NumberRange",
-    "refuse_bad_numbers",
+    "plain_kinds",
+    "refuse_out_of_range",
     "refuse_unread_ids",
+    "refuse_without_effect",
     "refuse_wrong_kinds",
     "site_sections",
-    "switch_and_number_ids",
 ]
 
 
 SEP = ReferenceResolver.sep
-#: what a kind of value is called, and how it is given on the command line
-_REMEDY: dict[type, str] = {bool: "True or False", float: "a number"}
-
-
-def switch_and_number_ids(files: Sequence[str | Path]) -> dict[str, type]:
-    """The ids that are a switch (``bool``) or a number (``float``) wherever ``files`` give them a plain value."""
-    kinds: dict[str, set[type]] = {}
-    for path in files:
-        for name, value in _leaves(ConfigParser.load_config_file(path) or {}, ""):
-            if value is not None and not _is_expression(value):
-                kinds.setdefault(name, set()).add(_kind(value))
-    return {name: next(iter(found)) for name, found in kinds.items() if len(found) == 1 and found <= set(_REMEDY)}
-
-
-def refuse_wrong_kinds(config: Mapping[str, Any], bundle_root: str | Path, site_config: str = "train.json") -> None:
-    """Refuse a text where the bundle has a switch or a number.
-
-    ``--residual true`` arrives as the text 'true', which Python takes for true; so would it take 'false'.
-
-    Args:
-        config: the live config.
-        bundle_root: folder of the bundle.
-        site_config: file in ``configs`` whose ids ``local`` and ``sites`` override.
-
-    Raises:
-        ConfigError: for the first value of the wrong kind.
-    """
-    files = config_files(bundle_root)
-    of_sites = switch_and_number_ids([path for path in files if path.name == site_config])
-    for prefix, ids in site_sections(config).items():
-        _check(ids, of_sites, prefix)
-    own = {key: value for key, value in config.items() if key not in ("local", "sites")}
-    _check(own, switch_and_number_ids(files), "")
+#: how a kind of value is given on the command line
+_REMEDY = {"bool": "True or False", "number": "a number"}
+#: ids that a federation gives to each of its sites
+_GIVEN_TO_SITES = {"bundle_root", "output_dir", "seed", "site", "standalone"}
+#: ids that are read by name although no config refers to them
+_READ_BY_NAME = RUNTIME_IDS | {"imports", "initialize", "run", "finalize", "evaluate", "inference"}
 
 
 def site_sections(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -69,11 +39,189 @@ def site_sections(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {prefix + SEP: _mapping(ids) for prefix, ids in sections.items()}
 
 
-def _check(config: Mapping[str, Any], kinds: Mapping[str, type], prefix: str) -> None:
+def plain_kinds(contents: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The ids that are a switch (``bool``) or a ``number`` wherever config files give them a plain value."""
+    kinds: dict[str, set[str]] = {}
+    for content in contents:
+        for name, value in _leaves(content, ""):
+            if value is not None and not _is_expression(value):
+                kinds.setdefault(name, set()).add(_kind(value))
+    return {name: next(iter(found)) for name, found in kinds.items() if len(found) == 1 and found <= set(_REMEDY)}
+
+
+def refuse_wrong_kinds(
+    config: Mapping[str, Any],
+    contents: Mapping[Path, Mapping[str, Any]],
+    table: IdTable,
+    site_config: str = "train.json",
+) -> None:
+    """Refuse a text where the bundle has a switch or a number.
+
+    ``--residual true`` arrives as the text 'true', which Python takes for true; so would it take 'false'. The kinds of
+    top-level ids are those of the table, the kinds of arguments of components those that the bundle's files show.
+
+    Args:
+        config: the live config.
+        contents: the bundle's config files, from :func:`fedmonai.bundle.ids.read_configs`.
+        table: the bundle's table of ids.
+        site_config: file in ``configs`` whose ids ``local`` and ``sites`` override.
+
+    Raises:
+        ConfigError: for the first value of the wrong kind.
+    """
+    of_table = {
+        name: "bool" if entry.kind == "bool" else "number" if entry.is_number else "" for name, entry in table.items()
+    }
+    of_site = plain_kinds(content for path, content in contents.items() if path.name == site_config)
+    for prefix, ids in site_sections(config).items():
+        _check_kinds(ids, {**of_site, **of_table}, prefix)
+    own = {key: value for key, value in config.items() if key not in ("local", "sites")}
+    _check_kinds(own, {**plain_kinds(contents.values()), **of_table}, "")
+
+
+def _check_kinds(config: Mapping[str, Any], kinds: Mapping[str, str], prefix: str) -> None:
     for name, value in _leaves(config, ""):
         wanted = kinds.get(name.replace("#", SEP))
-        if wanted is not None and isinstance(value, str) and not _is_expression(value):
+        if wanted and isinstance(value, str) and not _is_expression(value):
             raise ConfigError(f"config id '{prefix}{name}' is the text {value!r}; give {_REMEDY[wanted]}.")
+
+
+def refuse_out_of_range(config: Mapping[str, Any], table: IdTable) -> None:
+    """Refuse values that the table excludes: no batch, half a round, a rate below 0, a choice that there is not.
+
+    Looks at top level, in ``local`` and in every entry of ``sites``. References, expressions and components are left
+    alone.
+
+    Args:
+        config: the live config.
+        table: the bundle's table of ids.
+
+    Raises:
+        ConfigError: for the first such value, with the id, the value and what is allowed.
+    """
+    for prefix, ids in {"": config, **site_sections(config)}.items():
+        for key, value in ids.items():
+            entry = table.get(str(key).lstrip("+"))
+            if entry is None or isinstance(value, Mapping) or _is_expression(value):
+                continue
+            if entry.is_number and not isinstance(value, str) and not entry.allows(value):
+                raise ConfigError(f"config id '{prefix}{key}' is {value!r}; give {entry.allowed()}.")
+            for one in value if isinstance(value, list) else [value]:
+                if entry.choices and one not in entry.choices and not (one is None and entry.optional):
+                    raise ConfigError(f"config id '{prefix}{key}' is {one!r}; choose {entry.allowed()}.")
+
+
+def refuse_unread_ids(config: Mapping[str, Any], table: IdTable) -> None:
+    """Refuse ids of local training that have no effect at the sites of a federation.
+
+    Args:
+        config: the live config of a federation.
+        table: the bundle's table of ids.
+
+    Raises:
+        ConfigError: for the first such id in ``local`` or ``sites``, with the id to set in its place.
+    """
+    for prefix, ids in site_sections(config).items():
+        for key, value in ids.items():
+            entry = table.get(str(key))
+            if entry is not None and (entry.at_sites or entry.read == "alone"):
+                remedy = f"; set {entry.at_sites}." if entry.at_sites else ": it is read when a site trains alone."
+                raise ConfigError(f"config id '{prefix}{key}' (value {value!r}) has no effect in a federation{remedy}")
+
+
+def refuse_without_effect(
+    config: Mapping[str, Any],
+    contents: Mapping[Path, Mapping[str, Any]],
+    table: IdTable,
+    site_config: str = "train.json",
+) -> None:
+    """Refuse top-level ids that were set but do nothing in this config.
+
+    Three ways to do nothing: the id belongs to another config (``--weighting`` beside ``train.json``, ``--preview``
+    beside ``federated.yaml``), what read it was replaced (``--weighting`` under a strategy without weights), or it acts
+    in the other mode only (``lambda_adv`` where a site trains alone, ``epochs`` in a federation). An id at the value
+    that a file of the bundle gives it passes: nobody asked for anything.
+
+    Args:
+        config: the live config.
+        contents: the bundle's config files, from :func:`fedmonai.bundle.ids.read_configs`.
+        table: the bundle's table of ids.
+        site_config: file in ``configs`` whose ids a federation gives to its sites.
+
+    Raises:
+        ConfigError: for the first such id, with its value and where it belongs.
+    """
+    whole = {path.name: content for path, content in contents.items() if "bundle_root" in content}
+    base = next((content for content in whole.values() if content.keys() <= config.keys()), None)
+    if base is None:
+        return
+    in_federation, at_site = "federation" in config, config.get("standalone") is False
+    read, read_before = _read_ids(config), _read_ids(base)
+    passed = _READ_BY_NAME | read | (_GIVEN_TO_SITES if at_site else {"site"})
+    for key, value in config.items():
+        entry = table.get(key)
+        if key in _READ_BY_NAME or (entry is not None and not entry.is_setting) or _is_section(value):
+            continue
+        why = ""
+        if key in base:
+            changed = value != base[key] and not _is_expression(value)
+            if changed and entry is not None and not in_federation and key not in (_GIVEN_TO_SITES if at_site else ()):
+                why = _other_mode(entry, at_site)
+            if key in read_before and key not in passed and not _is_written(key, value, contents.values()):
+                why = "what read it was replaced by another file or override"
+        elif key not in passed:
+            why = _elsewhere(
+                key, entry, [name for name in whole if key in whole[name]], site_config if in_federation else ""
+            )
+        if why:
+            raise ConfigError(f"config id '{key}' (value {value!r:.80}) has no effect here: {why}.")
+
+
+def _other_mode(entry: IdEntry, at_site: bool) -> str:
+    """Why an id of a site's config does nothing where the site runs alone, or at a site of a federation."""
+    if at_site and (entry.at_sites or entry.read == "alone"):
+        return f"in a federation set {entry.at_sites}" if entry.at_sites else "it is read where a site runs alone"
+    if not at_site and entry.read == "federation":
+        return "it acts in a federation only (configs/federated.yaml)"
+    return ""
+
+
+def _elsewhere(key: str, entry: IdEntry | None, files: list[str], site_config: str) -> str:
+    """Why an id does nothing that the base config does not have and that nothing reads; a federation's sites may."""
+    if site_config in files:
+        return _other_mode(entry, at_site=True) if entry is not None else ""
+    if files:
+        return f"it belongs to {', '.join(f'configs/{name}' for name in files)}"
+    return "" if entry is None else "nothing in this config reads it"
+
+
+def _read_ids(config: Mapping[str, Any]) -> set[str]:
+    """The ids that components, sections and lists of a config read, directly or through texts of settings."""
+    found = referred_ids([value for value in config.values() if isinstance(value, (Mapping, list))])
+    found |= read_by_name(config)
+    pending = list(found)
+    while pending:
+        value = config.get(pending.pop())
+        new = referred_ids(value) - found if isinstance(value, str) else set()
+        found |= new
+        pending += new
+    return found
+
+
+def _is_written(key: str, value: Any, contents: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether some file of the bundle gives ``key`` this value, at top level or for sites."""
+    for content in contents:
+        places = [content, *site_sections(content).values()]
+        if any(key in place and place[key] == value for place in places):
+            return True
+        written = (inner for name, inner in content.items() if name.rpartition(SEP)[2] == key)
+        if any(inner == value for inner in written):
+            return True
+    return False
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping) and ("_target_" in value or any(isinstance(v, Mapping) for v in value.values()))
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -89,93 +237,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _kind(value: Any) -> type:
-    return bool if isinstance(value, bool) else float if isinstance(value, (int, float)) else type(value)
+def _kind(value: Any) -> str:
+    kind = "number" if isinstance(value, (int, float)) else type(value).__name__
+    return "bool" if isinstance(value, bool) else kind
 
 
 def _is_expression(value: Any) -> bool:
     """Whether MONAI puts something else in the place of this text: an expression, a reference, a macro."""
     return isinstance(value, str) and (value.startswith(("$", "%")) or "@" in value)
-
-
-@dataclass(frozen=True)
-class NumberRange:
-    """Which numbers an id takes: from ``low`` (or, with ``above``, more than it) to ``high``; null if ``optional``."""
-
-    low: float
-    high: float = math.inf
-    above: bool = False
-    whole: bool = False
-    optional: bool = False
-
-    def allows(self, value: Any) -> bool:
-        """Whether ``value`` is such a number; whole numbers may be written as 2.0."""
-        if value is None:
-            return self.optional
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            return False
-        if self.whole and value != int(value):
-            return False
-        return value <= self.high and (value > self.low if self.above else value >= self.low)
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        most = "" if math.isinf(self.high) else f" and at most {self.high:g}"
-        return f"{kind} {'above' if self.above else 'of at least'} {self.low:g}{most}" + self.optional * ", or null"
-
-
-_COUNT = NumberRange(1, whole=True)
-_COUNT_OR_NULL = NumberRange(1, whole=True, optional=True)
-#: ids that mean the same in every bundle; a component checks what is its own (``accelerations``, ``sample_rate``, ...)
-NUMBERS: dict[str, NumberRange] = {
-    **dict.fromkeys(("num_rounds", "local_epochs", "epochs", "val_interval", "min_sites", "batch_size"), _COUNT),
-    **dict.fromkeys(("local_steps", "resident_sites"), _COUNT_OR_NULL),
-    **dict.fromkeys(("num_workers", "seed"), NumberRange(0, whole=True)),
-    "lr": NumberRange(0, above=True),
-    "fraction": NumberRange(0, 1, above=True),
-    "local_timeout": NumberRange(0, above=True, optional=True),
-}
-#: ids of local training that the federation decides on, and what to set in their place
-UNREAD_AT_SITES: dict[str, str] = {
-    "epochs": "local_epochs, the epochs at a site per round",
-    "val_interval": "val_interval of the federation, in rounds",
-    "ckpt_dir": "output_dir of the federation, where the models are",
-}
-
-
-def refuse_bad_numbers(config: Mapping[str, Any]) -> None:
-    """Refuse numbers that run to nothing or end in a component's traceback: no batch, half a round, a rate below 0.
-
-    Looks at the ids of :data:`NUMBERS` at top level, in ``local`` and in every entry of ``sites``. Texts (references
-    and expressions among them) and components are left alone.
-
-    Args:
-        config: the live config.
-
-    Raises:
-        ConfigError: for the first such number, with the id, the value and what is allowed.
-    """
-    own = {key: value for key, value in config.items() if key in NUMBERS}
-    for prefix, ids in {"": own, **site_sections(config)}.items():
-        for key, value in ids.items():
-            allowed = NUMBERS.get(str(key).lstrip("+"))
-            if allowed and not isinstance(value, (str, Mapping)) and not allowed.allows(value):
-                raise ConfigError(f"config id '{prefix}{key}' is {value!r}; give {allowed}.")
-
-
-def refuse_unread_ids(config: Mapping[str, Any]) -> None:
-    """Refuse ids of local training that have no effect at the sites of a federation.
-
-    Args:
-        config: the live config.
-
-    Raises:
-        ConfigError: for the first such id in ``local`` or ``sites``, with the id to set in its place.
-    """
-    for prefix, ids in site_sections(config).items():
-        for key, value in ids.items():
-            if key in UNREAD_AT_SITES:
-                raise ConfigError(
-                    f"config id '{prefix}{key}' (value {value!r}) has no effect in a federation; "
-                    f"set {UNREAD_AT_SITES[key]}."
-                )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,23 +13,31 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import optional_import
 
+from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.errors import ConfigError
+from fedmonai.gate.known_ids import unknown_ids as gate_unknown_ids
+from fedmonai.gate.reading import config_files
+from fedmonai.gate.references import walk_references
 
 __all__ = [
     "apply_overrides",
-    "bundle_ids",
-    "config_files",
+    "known_ids",
     "nearest_of",
     "parameters_of",
     "read_by_name",
+    "read_configs",
+    "referred_ids",
     "unknown_ids",
+    "written_ids",
 ]
 
 
 SEP = ReferenceResolver.sep
-#: what MONAI itself puts into a config at run time
+#: what MONAI itself puts into a config at run time, and where an overlay declares ids
 RUNTIME_IDS = {
+    TABLE_SECTION,
     "_meta_",
+    "_desc_",
     "run_name",
     "tracking",
     "tracking_uri",
@@ -40,26 +48,31 @@ RUNTIME_IDS = {
 RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
 #: components that may take ids by their names: the one that does, and the one that it completes
 _BY_NAME = ("federation", "strategy")
-#: sections whose keys are names that a user gives
-OPEN_SECTIONS = {"tensor_owners", "sites", "targets"}
 
 
-def config_files(bundle_root: str | Path) -> list[Path]:
-    """All config files of a bundle but its metadata."""
-    folder = Path(bundle_root, "configs")
-    found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
-    return sorted(p for p in found if p != folder / "metadata.json")
+def read_configs(bundle_root: str | Path) -> dict[Path, dict[str, Any]]:
+    """The content of every config file of a bundle, by file."""
+    return {path: ConfigParser.load_config_file(path) or {} for path in config_files(bundle_root)}
 
 
-def bundle_ids(bundle_root: str | Path) -> set[str]:
-    """Every id that stands in some config file of the bundle, sections included."""
+def written_ids(contents: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Every id that stands in some of these contents of config files, sections included."""
     known: set[str] = set()
-    for path in config_files(bundle_root):
-        for key, value in (ConfigParser.load_config_file(path) or {}).items():
+    for content in contents:
+        for key, value in content.items():
             parts = key.lstrip("+").replace("#", SEP).split(SEP)
             known.update(SEP.join(parts[: n + 1]) for n in range(len(parts)))
             known.update(_walk(value, SEP.join(parts)))
     return known
+
+
+def known_ids(contents: Iterable[Mapping[str, Any]], table: IdTable) -> set[str]:
+    """The ids that a config of a bundle may have: those of its table, and all that its files write inside of sections.
+
+    A bundle without a table knows what its files write.
+    """
+    written = written_ids(contents)
+    return {name for name in written if not table or SEP in name} | set(table)
 
 
 def _walk(value: Any, prefix: str) -> Iterator[str]:
@@ -70,17 +83,21 @@ def _walk(value: Any, prefix: str) -> Iterator[str]:
         yield from _walk(inner, name)
 
 
-def unknown_ids(config: Mapping[str, Any], known: set[str]) -> list[str]:
-    """The ids of a live config that no file of the bundle has, nothing refers to, and no component takes."""
-    referred = {SEP.join(ref.split(SEP)[: n + 1]) for ref in _references(config) for n in range(ref.count(SEP) + 1)}
-    accepted = known | referred | RUNTIME_IDS | read_by_name(config)
-    found = []
-    for key, value in config.items():
-        if key not in accepted:
-            found.append(key)
-        elif key not in OPEN_SECTIONS and key != "local" and key not in RUNTIME_IDS:
-            found += _unknown_inside(value, key, accepted)
-    return found
+def unknown_ids(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> list[str]:
+    """The ids of a live config that the bundle does not know, nothing refers to, and no component takes.
+
+    Args:
+        config: the live config.
+        known: from :func:`known_ids`.
+        open_ids: ids whose keys are names that a user gives.
+    """
+    plain = {key: value for key, value in config.items() if key not in RUNTIME_IDS}
+    return gate_unknown_ids(plain, known | read_by_name(config), _argument_names, open_ids)
+
+
+def referred_ids(config: Any) -> set[str]:
+    """The ids that a config refers to by ``@``, with all sections that lead to them."""
+    return {SEP.join(ref.split(SEP)[: n + 1]) for ref in walk_references(config) for n in range(ref.count(SEP) + 1)}
 
 
 def read_by_name(config: Mapping[str, Any]) -> set[str]:
@@ -109,27 +126,6 @@ def parameters_of(component: Any) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != "self"]
 
 
-def _unknown_inside(value: Any, prefix: str, accepted: set[str]) -> list[str]:
-    if not isinstance(value, Mapping):
-        return []
-    found = []
-    for key, inner in value.items():
-        name = f"{prefix}{SEP}{key}"
-        if name in accepted or key in ("_target_", "_disabled_", "_requires_", "_mode_", "_desc_"):
-            found += _unknown_inside(inner, name, accepted)
-        elif not _takes(value.get("_target_"), key, prefix, accepted):
-            found.append(name)
-    return found
-
-
-def _takes(target: Any, key: str, prefix: str, accepted: set[str]) -> bool:
-    """Whether a component takes ``key`` as an argument, or a section without component may hold any key."""
-    if target is not None:
-        names = _argument_names(target)
-        return names is None or key in names
-    return not any(known.startswith(f"{prefix}{SEP}") for known in accepted)
-
-
 def _argument_names(target: Any) -> set[str] | None:
     """Argument names of a component, or None when they cannot be told (no target, ``**kwargs``)."""
     if not isinstance(target, str) or target.startswith("$") or "." not in target:
@@ -147,24 +143,13 @@ def _argument_names(target: Any) -> set[str] | None:
     return {p.name for p in parameters}
 
 
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield from ReferenceResolver.match_refs_pattern(value)
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _references(inner)
-
-
-def refuse_unknown(config: Mapping[str, Any], known: set[str]) -> None:
+def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> None:
     """Raise for the first unknown id, with the nearest known one.
 
     Raises:
         ConfigError: when there is an unknown id.
     """
-    found = unknown_ids(config, known)
+    found = unknown_ids(config, known, open_ids)
     if not found:
         return
     name = found[0]

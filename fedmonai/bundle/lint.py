@@ -3,27 +3,25 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser, ReferenceResolver
-from monai.bundle.utils import merge_kv
-
 from fedmonai.bundle import lint_files
-from fedmonai.bundle.ids import config_files, unknown_ids
+from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
-from fedmonai.bundle.overlay_ids import DATA_IDS, FEDERATION_IDS
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
-from fedmonai.gate.reading import load_strictly, walk
+from fedmonai.gate.known_ids import unknown_ids
+from fedmonai.gate.names import Found, NameProblem, Names, names_for
+from fedmonai.gate.reading import SEP, TABLE_FILE, config_files, load_strictly, walk
+from fedmonai.gate.references import merge_layers, references
+from fedmonai.gate.texts import Texts
 
 __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 
-SEP = ReferenceResolver.sep
 #: overlays in configs/ that are laid over train.json although they are YAML
 OVER_TRAIN = {"outside.yaml"}
 #: folders of overlays that are laid over train.json or over federated.yaml, whatever they set
@@ -46,9 +44,10 @@ class LintFinding:
 
 @dataclass
 class LintReport:
-    """The findings, and how much was looked at."""
+    """The findings, how much was looked at, and notes on the check itself."""
 
     findings: list[LintFinding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     configs: int = 0
     components: int = 0
     expressions: int = 0
@@ -67,26 +66,29 @@ class LintReport:
             self.findings.append(finding)
 
 
-def lint_bundle(bundle: str | Path) -> LintReport:
+def lint_bundle(bundle: str | Path, allow: str | Sequence[str] = ()) -> LintReport:
     """Check every file of a bundle statically.
 
-    A bundle config is code: MONAI evaluates its expressions and calls its components. Here nothing is evaluated:
-    expressions are parsed and compared with a small grammar, components are looked up by name in packages that are
-    installed and allowed. The check narrows what a config can do; it does not replace trust in where it comes from.
+    A bundle config is code: MONAI evaluates its expressions and calls its components. Here nothing is evaluated or
+    imported: expressions are parsed and compared with a small grammar, components are looked up by name in a catalogue
+    and in the sources of admitted packages. The check narrows what a config can do; it does not replace trust in where
+    it comes from.
 
     Args:
         bundle: folder of the bundle.
+        allow: packages of one's own whose public classes and functions the configs may use, such as ``["my_lab"]``.
 
     Returns:
         the findings (none for a bundle that keeps the rules) and counts.
 
     Raises:
-        ConfigError: when ``bundle`` is no bundle folder.
+        ConfigError: when ``bundle`` is no bundle folder, or ``allow`` names no package of one's own.
     """
     root = Path(bundle)
     if not (root / "configs").is_dir():
         raise ConfigError(f"'{bundle}' is no bundle: it has no folder 'configs'.")
-    report = LintReport()
+    names = names_for(allow)
+    report = LintReport(notes=names.catalogue.other_versions())
     for found in lint_files.special_files(root):
         report.add(*found)
     if report.findings:
@@ -97,25 +99,40 @@ def lint_bundle(bundle: str | Path) -> LintReport:
         report.add(".", "", "Python would import modules from this folder; run the check from another one")
         return report
     contents = dict(_contents(root, report))
+    table = _table(root, contents, report)
     suspect = set()
     for path, content in contents.items():
         report.count(content)
-        for config_id, problem in config_problems(content):
+        for config_id, problem in config_problems(content, names):
             report.add(_name(root, path), config_id, problem)
             suspect.add(path)
     for path in contents:
-        # the check of ids looks into components, which imports them: not before all of them are known to be allowed
+        # what is wrong by itself would be said again
         if not suspect & {path, _base_of(root, path, contents)}:
-            _lint_together(root, path, contents, report)
+            _lint_together(root, path, contents, table, names, report)
     _lint_others(root, report)
     return report
 
 
-def _lint_together(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], report: LintReport) -> None:
+def _table(root: Path, contents: Mapping[Path, dict[str, Any]], report: LintReport) -> IdTable:
+    """The bundle's table of ids; empty, with a finding, where it is missing or wrong."""
+    if not (root / "configs" / TABLE_FILE).is_file():
+        report.add(f"configs/{TABLE_FILE}", "", "is missing; it says what each id of the bundle means")
+        return IdTable()
     try:
-        for config_id, problem in _id_problems(root, path, contents[path], contents):
+        return IdTable.of_bundle(root, contents)
+    except ConfigError as error:
+        report.add(f"configs/{TABLE_FILE}", "", str(error))
+        return IdTable()
+
+
+def _lint_together(
+    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, names: Names, report: LintReport
+) -> None:
+    try:
+        for config_id, problem in _id_problems(root, path, contents, table, names):
             report.add(_name(root, path), config_id, problem)
-    except Exception as error:  # MONAI's parser fails in many ways; what cannot be checked is not clean
+    except (KeyError, ValueError, IndexError, TypeError, RecursionError) as error:  # as MONAI's parser would fail
         report.add(_name(root, path), "", f"cannot be checked ({type(error).__name__}: {first_line(error, 120)})")
 
 
@@ -165,14 +182,14 @@ def _base_of(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]]) ->
 
 
 def _id_problems(
-    root: Path, path: Path, content: dict[str, Any], contents: Mapping[Path, dict[str, Any]]
+    root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, names: Names
 ) -> Iterator[tuple[str, str]]:
-    base = _base_of(root, path, contents)
+    content, base = contents[path], _base_of(root, path, contents)
     if base is not None and base not in contents:
         yield "", f"is laid over {base.name}, which is missing or unreadable"
         return
-    merged = _merged([content] if base is None else [contents[base], content])
-    problems = list(config_problems(merged))
+    merged = merge_layers(*([content] if base is None else [contents[base], content]))
+    problems = list(config_problems(merged, names))
     yield from problems
     if problems:
         return
@@ -181,26 +198,53 @@ def _id_problems(
         if isinstance(value, str) and not config_id.endswith("_desc_"):
             yield from ((config_id, f"refers to '@{ref}', which no config has") for ref in _dangling(value, ids))
     if base is not None:
-        known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | FEDERATION_IDS
-        if path.parent.name == "data":  # what stands under an id of data (classes by name, ...) is the data's own
-            known |= {config_id for config_id, _ in walk(content) if config_id.split(SEP)[0] in known & DATA_IDS}
-        yield from ((unknown, "is unknown: nothing reads it") for unknown in unknown_ids(merged, known))
-    yield from data_problems(path, content)
+        # of the table what an overlay may add: what it declares itself, and what no config that stands alone has
+        in_bases = {key for other in contents.values() if "bundle_root" in other for key in other}
+        declared = set(content.get(TABLE_SECTION) or {}) | (set(table) - in_bases)
+        known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | declared
+        known |= _read_by_name(merged, names)
+        plain = {key: value for key, value in merged.items() if key != TABLE_SECTION}
+        found = unknown_ids(plain, known, lambda target: _argument_names(target, names), table.names(open=True))
+        yield from ((unknown, "is unknown: nothing reads it") for unknown in found)
+    if table:
+        yield from ((key, f"has no entry in configs/{TABLE_FILE}") for key in content if not _has_entry(key, table))
+        yield from data_problems(path, content, table.names(data=True))
     yield from file_problems(root, content, contents)
     own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
-    yield from site_problems(content, own)
+    texts = Texts(merged, names)
+    yield from site_problems(content, own, texts)
+    yield from texts.problems()
 
 
-def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    parser = ConfigParser(config={})
-    for layer in layers:
-        for key, value in layer.items():
-            merge_kv(parser, key, copy.deepcopy(value))
-    return dict(parser.get())
+def _has_entry(key: str, table: IdTable) -> bool:
+    plain = key.removeprefix("+")
+    return SEP in plain or plain in table or plain in (TABLE_SECTION, "_desc_")
+
+
+def _argument_names(target: Any, names: Names) -> set[str] | None:
+    try:
+        found = names.component(target)
+    except NameProblem:
+        return None  # said at the target
+    return None if found.takes_any else set(found.parameters or ())
+
+
+def _read_by_name(config: Mapping[str, Any], names: Names) -> set[str]:
+    """The ids that the component ``federation`` takes by their names, for itself and for the strategy."""
+    found = [_component(config.get(name), names) for name in ("federation", "strategy")]
+    if found[0] is None or not found[0].reads_ids:
+        return set()
+    return {name for one in found if one is not None for name in one.parameters or ()}
+
+
+def _component(section: Any, names: Names) -> Found | None:
+    try:
+        return names.component(section.get("_target_")) if isinstance(section, Mapping) else None
+    except NameProblem:
+        return None
 
 
 def _dangling(value: str, ids: set[str]) -> Iterator[str]:
-    references = ReferenceResolver.match_refs_pattern(value) if value.startswith(("$", "@")) else {}
-    yield from (name for name in references if name not in ids)
+    yield from (name for name in references(value) if name not in ids)
     if value.startswith("%") and value[1:] not in ids:
         yield value

@@ -177,6 +177,7 @@ def weight_files(root: Path) -> list[Path]:
 
 def weights_problems(path: Path) -> Iterator[str]:
     """Whether a weight file holds tensors and plain values only; no code in it runs and no tensor is read."""
+
     try:
         load_checked(path, device="meta")
     except ConfigError as error:

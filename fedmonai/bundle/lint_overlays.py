@@ -3,31 +3,27 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow, ReferenceResolver
-
-from fedmonai.bundle.overlay_ids import DATA_IDS
+from fedmonai.bundle.id_table import TABLE_SECTION
 from fedmonai.gate.expressions import composed, expression_problems
-from fedmonai.gate.reading import walk
+from fedmonai.gate.policy import load_policy
+from fedmonai.gate.reading import SEP, walk
+from fedmonai.gate.texts import Texts
 
 __all__ = ["data_problems", "file_problems", "site_problems"]
 
-SEP = ReferenceResolver.sep
 #: sections whose values become ids of the sites' configs, and how many levels above these ids they hold
 _SECTIONS = {"local": 0, "sites": 1}
-#: arguments of MONAI's workflow, which a site is: as ids they would name files to it, and entries to run
-_WORKFLOW = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) - {"self", "override"}
 
 
-def data_problems(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(id, problem) of what an overlay in ``configs/data`` must leave alone."""
+def data_problems(path: Path, content: Mapping[str, Any], data_ids: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(id, problem) of what an overlay in ``configs/data`` must leave alone: all but the ids of data."""
     if path.parent.name == "data":
         for key in content:
-            if key not in DATA_IDS:
+            if key not in data_ids and key != TABLE_SECTION:
                 yield key, "is no id of data; an overlay in configs/data says how data are read, not how to train"
 
 
@@ -42,7 +38,7 @@ def file_problems(root: Path, content: Mapping[str, Any], checked: Collection[Pa
                     yield config_id, f"'{file}' is no config file of this bundle"
 
 
-def site_problems(content: Mapping[str, Any], known: Collection[str]) -> Iterator[tuple[str, str]]:
+def site_problems(content: Mapping[str, Any], known: Collection[str], texts: Texts) -> Iterator[tuple[str, str]]:
     """(id, problem) of ids given to sites: they must be ids of the sites' own config and values that are known now.
 
     A site reads its values again as a config. A text that begins with ``$`` only once it is put together would be
@@ -51,7 +47,7 @@ def site_problems(content: Mapping[str, Any], known: Collection[str]) -> Iterato
     for config_id, name, value in _site_ids(content):
         if name is None:
             yield config_id, f"is {value!r:.60}; it holds a mapping of ids"
-        elif name.split(SEP)[0] in _WORKFLOW:
+        elif name.split(SEP)[0] in load_policy().workflow_arguments:
             yield config_id, "is an argument of MONAI's workflow, not an id of a site"
         elif name != "overlay" and name not in known:
             yield config_id, "is unknown at a site: its train.json has no such id"
@@ -60,6 +56,8 @@ def site_problems(content: Mapping[str, Any], known: Collection[str]) -> Iterato
                 yield inner_id, "is a component, which sites cannot share; put it in a file and name that as overlay"
             elif _is_expression(inner) and not expression_problems(inner) and composed(inner):
                 yield inner_id, f"'{inner}' is more than a sum of references and written values"
+            elif isinstance(inner, str) and not texts.is_written(inner):
+                yield inner_id, f"'{inner}' is made by a component; a site takes what is written in the config"
 
 
 def _is_expression(value: Any) -> bool:

@@ -13,8 +13,14 @@ from typing import Any, cast
 import yaml
 from monai.bundle import ConfigWorkflow, ReferenceResolver, load
 
-from fedmonai.bundle.id_values import refuse_bad_numbers, refuse_unread_ids, refuse_wrong_kinds
-from fedmonai.bundle.ids import bundle_ids, refuse_unknown
+from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
+from fedmonai.bundle.id_values import (
+    refuse_out_of_range,
+    refuse_unread_ids,
+    refuse_without_effect,
+    refuse_wrong_kinds,
+)
+from fedmonai.bundle.ids import known_ids, read_configs, refuse_unknown
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.io import write_text
 
@@ -36,8 +42,9 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
 
     Raises:
         ConfigError: on an unknown id, naming the nearest known one; on a text where the bundle has a switch or a
-            number; on a number out of range (a batch of 0); on an id that a federation decides itself (a site's
-            epochs); when ``bundle_root`` is no bundle.
+            number; on a value out of range (a batch of 0); on an id that has no effect, be it that a federation decides
+            in its place (a site's epochs), that it needs one, or that nothing reads it; when ``bundle_root`` is no
+            bundle.
     """
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
@@ -48,10 +55,13 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
             "give --bundle_root."
         )
     config = live_config()
-    refuse_unknown(config, bundle_ids(bundle_root))
-    refuse_wrong_kinds(config, bundle_root)
-    refuse_bad_numbers(config)
-    refuse_unread_ids(config)
+    contents = read_configs(bundle_root)
+    table = IdTable.of_bundle(bundle_root, contents).extended(config.get(TABLE_SECTION))
+    refuse_unknown(config, known_ids(contents.values(), table), table.names(open=True))
+    refuse_wrong_kinds(config, contents, table)
+    refuse_out_of_range(config, table)
+    refuse_unread_ids(config, table)
+    refuse_without_effect(config, contents, table)
     return config
 
 

@@ -67,6 +67,9 @@ class Federation(Workflow):
         ConfigError: on values outside their ranges and unknown site names.
     """
 
+    #: what expressions of a config may use of an object
+    CONFIG_NAMES = ("prepare",)
+
     def __init__(
         self,
         sites: SitePool,

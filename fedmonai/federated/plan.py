@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from monai.fl.utils.exchange_object import ExchangeObject
 
@@ -48,6 +48,9 @@ class SitePlan:
     Raises:
         ConfigError: on an empty federation or a name that is no folder name.
     """
+
+    #: what becomes files and ids of sites stands in the federation's config itself, where it can be checked
+    CONFIG_FORMS: ClassVar[dict[str, str]] = {"sites": "@sites", "local": "@local", "bundle_root": "@bundle_root"}
 
     bundle_root: str
     sites: Mapping[str, Mapping[str, Any] | None]

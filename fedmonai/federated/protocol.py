@@ -142,6 +142,8 @@ class Strategy(ABC):
         TypeError: when a subclass is made that has a nearly misspelt hook or one that is no method.
     """
 
+    #: what expressions of a config may use of an object
+    CONFIG_NAMES = ("attachments_down",)
     #: names of the attachments that may travel from the sites / to the sites beside the weights
     attachments_up: tuple[str, ...] = ()
     attachments_down: tuple[str, ...] = ()

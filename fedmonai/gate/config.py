@@ -4,31 +4,32 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monai.bundle import ReferenceResolver
-
-from fedmonai.gate.catalogue import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
 from fedmonai.gate.expressions import expression_problems
-from fedmonai.gate.names import NameProblem, find_component, find_name, signature_of, uncheckable_arguments
-from fedmonai.gate.reading import COMPONENT_KEYS, shape_problems, walk
+from fedmonai.gate.names import NameProblem, Names, names_for
+from fedmonai.gate.reading import COMPONENT_KEYS, SEP, shape_problems, walk
+from fedmonai.gate.signatures import REQUIRED
 
 __all__ = ["config_problems"]
 
 
-SEP = ReferenceResolver.sep
-ROOTS = {"fedmonai", "ignite", "monai", "torch"}
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
 _ID = re.compile(r"[A-Za-z0-9_]+(::[A-Za-z0-9_]+)*")
 
 
-def config_problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(id, problem) of everything in a config that can be judged by itself; nothing is evaluated."""
+def config_problems(config: Mapping[str, Any], names: Names | None = None) -> Iterator[tuple[str, str]]:
+    """(id, problem) of everything in a config that can be judged by itself; nothing is evaluated or imported.
+
+    Args:
+        config: content of a file, or of several that are merged.
+        names: what is admitted; what the project admits by default.
+    """
+    names = names or names_for()
     yield from shape_problems(config)
     for config_id, value in walk(config):
         key = config_id.rpartition(SEP)[2]
@@ -37,37 +38,38 @@ def config_problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             if not isinstance(value, str) or value.startswith(("$", "@", "%")):
                 yield config_id, "a description is plain text"
             continue
-        for problem in _value_problems(key, value):
+        for problem in _value_problems(key, value, names):
             yield config_id, problem
 
 
-def _value_problems(key: str, value: Any) -> Iterator[str]:
+def _value_problems(key: str, value: Any, names: Names) -> Iterator[str]:
     """What is wrong with one value; an overlay may set a single key of a component (``loss::_target_: ...``)."""
     if key == "_target_":
         try:
-            find_component(value)
+            names.component(value)
         except NameProblem as problem:
             yield str(problem)
         return
     if key == "_mode_" and value not in ("default", "callable"):
         yield f"is {value!r}; only default and callable are allowed"
-    if key in RISKY_ARGUMENTS and not any(value is harmless for harmless in RISKY_ARGUMENTS[key]):
+    risky, locating = names.policy.risky_arguments, names.policy.locating_arguments
+    if key in risky and not any(value is harmless for harmless in risky[key]):
         yield f"{key}: {value!r} is not allowed"
-    if key in LOCATING_ARGUMENTS:
+    if key in locating:
         for name in value if isinstance(value, list) else [value]:
-            if name is not None and not (isinstance(name, str) and re.fullmatch(LOCATING_ARGUMENTS[key], name)):
+            if name is not None and not (isinstance(name, str) and re.fullmatch(locating[key], name)):
                 yield f"{key}: {name!r:.80} would be looked up in any package; give the short name of a MONAI class"
     if key == "bundle_root" and value not in (".", "@bundle_root"):
         yield f"is {value!r:.80}; a bundle says '.', whoever runs it elsewhere overrides it"
     if isinstance(value, str):
-        yield from _text_problems(value)
+        yield from _text_problems(value, names)
     elif isinstance(value, Mapping) and "_target_" in value:
-        yield from _component_problems(value)
+        yield from _component_problems(value, names)
 
 
-def _text_problems(value: str) -> Iterator[str]:
+def _text_problems(value: str, names: Names) -> Iterator[str]:
     if value.startswith("$"):
-        yield from expression_problems(value)
+        yield from expression_problems(value, names)
     elif value.startswith(("@", "%")):
         yield from _reference_problems(value)
     elif value.startswith(("/", "~", "\\\\")) or _DRIVE.match(value):
@@ -77,19 +79,19 @@ def _text_problems(value: str) -> Iterator[str]:
     elif ".." in re.split(r"[\\/]", value):
         yield f"'{value}' leads out of the bundle"
     elif _DOTTED.match(value):
-        yield from _located_problems(value)
+        yield from _located_problems(value, names)
     if "\0" in value:
         yield "holds a NUL character"
 
 
-def _located_problems(value: str) -> Iterator[str]:
+def _located_problems(value: str, names: Names) -> Iterator[str]:
     """MONAI looks dotted texts up in any package where a transform takes the name of a class."""
     package = value.split(".")[0]
     if package in sys.stdlib_module_names:
         yield f"'{value}' names a function of Python's own library"
-    elif package in ROOTS:
+    elif package in names.policy.roots:
         try:
-            find_name(value)
+            names.find(value)
         except NameProblem as problem:
             yield str(problem)
     elif _is_installed(package):
@@ -114,19 +116,21 @@ def _reference_problems(value: str) -> Iterator[str]:
         yield f"{value!a}{hint} write {value[0]} and the whole id of something in this config"
 
 
-def _component_problems(component: Mapping[str, Any]) -> Iterator[str]:
+def _component_problems(component: Mapping[str, Any], names: Names) -> Iterator[str]:
+    target = component["_target_"]
     try:
-        found = find_component(component["_target_"])
+        found = names.component(target)
     except NameProblem:
         return  # said at the key itself
-    parameters = signature_of(found)
-    takes_any = not parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for key in component:
-        if not takes_any and key not in COMPONENT_KEYS and key not in parameters:
-            yield f"{component['_target_']} takes no argument '{key}'"
-    if component.get("_mode_") == "callable" and (risky := uncheckable_arguments(found)):
-        yield f"{component['_target_']} takes '{risky[0]}'; whoever gets it with _mode_ callable could set that"
-    for name, harmless in RISKY_ARGUMENTS.items():
-        default = parameters[name].default if name in parameters else inspect.Parameter.empty
-        if name not in component and default is not inspect.Parameter.empty and default not in harmless:
+    parameters = found.parameters or {}
+    for key, value in component.items():
+        if not found.takes_any and key not in COMPONENT_KEYS and key not in parameters:
+            yield f"{target} takes no argument '{key}'"
+        if found.forms and key in found.forms and value != found.forms[key]:
+            yield f"{key}: {value!r:.80} is not allowed; {target} takes it as {found.forms[key]!r} only"
+    if component.get("_mode_") == "callable" and (risky := names.uncheckable_arguments(found)):
+        yield f"{target} takes '{risky[0]}'; whoever gets it with _mode_ callable could set that"
+    for name, harmless in names.policy.risky_arguments.items():
+        default = parameters[name].default if name in parameters else REQUIRED
+        if name not in component and default is not REQUIRED and default not in harmless:
             yield f"{name} is {default!r} unless it is given; set it to {harmless[0]!r}"

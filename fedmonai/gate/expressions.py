@@ -4,26 +4,16 @@
 from __future__ import annotations
 
 import ast
-import types
 from collections.abc import Callable, Iterator
 
-from monai.bundle import ReferenceResolver
+from fedmonai.gate.names import NameProblem, Names, names_for
+from fedmonai.gate.reading import SEP
+from fedmonai.gate.references import LOCAL_REFERENCES, as_evaluated, references
 
-from fedmonai.gate.catalogue import ATTRIBUTES, CALLABLE, METHODS
-from fedmonai.gate.names import NameProblem, find_name, uncheckable_arguments
-
-__all__ = ["composed", "expression_problems"]
+__all__ = ["composed", "expression_problems", "parsed", "referred"]
 
 
-ROOTS = {"fedmonai", "ignite", "monai", "torch"}
-IMPORTS = {"fedmonai", "monai", "os", "torch"}
 BUILTINS = {"abs", "bool", "float", "int", "len", "list", "max", "min", "round", "sorted", "str", "sum", "tuple"}
-OS_NAMES = {"os.cpu_count"}
-OS_NAMES |= {f"os.path.{name}" for name in ("basename", "dirname", "exists", "isdir", "isfile", "join")}
-#: what torchrun tells a process; any other variable may be a secret or a path
-VARIABLES = {"LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE"}
-#: how MONAI writes ``@id`` into the text that Python evaluates: ``__local_refs['id']``
-_REFERENCES = ReferenceResolver._vars
 _PLAIN: tuple[type, ...] = (
     ast.Expression,
     ast.Load,
@@ -41,12 +31,16 @@ MAX_NUMBER = 10**9
 MAX_EXPONENT = 16
 
 
-def expression_problems(text: str) -> list[str]:
+def expression_problems(text: str, names: Names | None = None) -> list[str]:
     """What is wrong with an expression (with its ``$``), by the grammar of a bundle's configs.
 
-    Allowed: references ``@id``, listed attributes and methods of them, arithmetic, comparison, choice, lists, names of
-    torch, monai, ignite and fedmonai, calls of listed ones, a few names of os, and a few builtins. No lambda,
-    comprehension, formatted string, private name, import beyond os, torch, monai and fedmonai.
+    Allowed: references ``@id``, listed attributes and methods of them, arithmetic, comparison, choice, lists, admitted
+    names, calls of listed ones, a few names of os, and a few builtins. No lambda, comprehension, formatted string,
+    private name, import beyond os and the packages of admitted names.
+
+    Args:
+        text: the expression.
+        names: what is admitted; what the project admits by default.
     """
     if len(text) > MAX_LENGTH:
         return [f"the expression has {len(text)} characters; {MAX_LENGTH} are the limit"]
@@ -54,29 +48,42 @@ def expression_problems(text: str) -> list[str]:
     if problems:
         return problems
     try:
-        module = ast.parse(_as_evaluated(text))
+        module = ast.parse(as_evaluated(text))
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return [f"not a Python expression ({error})"]
     if len(module.body) != 1:
         return ["more than one statement"]
+    grammar = _Grammar(names or names_for())
     statement = module.body[0]
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        return _import_problems(statement)
+        return grammar.import_problems(statement)
     if not isinstance(statement, ast.Expr):
         return [f"a statement ({type(statement).__name__.lower()}), not an expression"]
-    return list(dict.fromkeys([*_problems(statement.value), *_absolute_paths(statement.value)]))
+    return list(dict.fromkeys([*grammar.problems(statement.value), *_absolute_paths(statement.value)]))
+
+
+def parsed(text: str) -> ast.expr:
+    """The syntax tree of an expression without problems, as Python gets it from MONAI."""
+    return ast.parse(as_evaluated(text), mode="eval").body
 
 
 def composed(text: str) -> bool:
     """Whether an expression without problems is more than references, written values, and sums of them."""
-    tree = ast.parse(_as_evaluated(text), mode="eval").body
-    return not _is_sum(tree)
+    return not _is_sum(parsed(text))
+
+
+def referred(node: ast.expr) -> str | None:
+    """The id that a node refers to; None for another node."""
+    named = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == LOCAL_REFERENCES
+    if named and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return str(node.slice.value)
+    return None
 
 
 def _is_sum(node: ast.expr) -> bool:
     if isinstance(node, ast.BinOp):
         return isinstance(node.op, ast.Add) and _is_sum(node.left) and _is_sum(node.right)
-    return isinstance(node, ast.Constant) or _is_reference(node)
+    return isinstance(node, ast.Constant) or referred(node) is not None
 
 
 def _writing_problems(text: str) -> Iterator[str]:
@@ -85,160 +92,165 @@ def _writing_problems(text: str) -> Iterator[str]:
         yield "an expression is written in ASCII"
     elif "#" in text:
         yield "'#' is not allowed; MONAI reads it as '::', Python as the beginning of a comment"
-    elif _REFERENCES in text:
-        yield f"the name '{_REFERENCES}' is not allowed here"
-    elif any(f"{sign}{ReferenceResolver.sep}" in text for sign in "@%"):
+    elif LOCAL_REFERENCES in text:
+        yield f"the name '{LOCAL_REFERENCES}' is not allowed here"
+    elif any(f"{sign}{SEP}" in text for sign in "@%"):
         yield "a relative reference is not allowed; write the whole id"
-    elif any(not found.strip("@") for found in ReferenceResolver.id_matcher.findall(text)):
+    elif "" in references(text):
         yield "'@' without an id is not allowed"
 
 
-def _as_evaluated(text: str) -> str:
-    """The text that Python gets from MONAI, which replaces references wherever they stand, in strings, too."""
-    references = ReferenceResolver.match_refs_pattern(text)
-    return ReferenceResolver.update_refs_pattern(text, references)[1:]
+class _Grammar:
+    """The checks of the parts of an expression.
 
+    Args:
+        names: what is admitted.
+    """
 
-def _import_problems(statement: ast.Import | ast.ImportFrom) -> list[str]:
-    alias = statement.names[0]
-    plain = isinstance(statement, ast.Import) and len(statement.names) == 1 and alias.asname is None
-    if plain and alias.name in IMPORTS:
-        return []
-    return [f"'{ast.unparse(statement)}': only 'import <name>' of {', '.join(sorted(IMPORTS))} is allowed"]
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.policy = names.policy
+        self._checks: dict[type, Callable[..., Iterator[str]]] = {
+            ast.Attribute: self._attribute,
+            ast.BinOp: self._operation,
+            ast.Call: self._call,
+            ast.Constant: self._constant,
+            ast.Name: self._name,
+            ast.Subscript: self._subscript,
+        }
 
+    def import_problems(self, statement: ast.Import | ast.ImportFrom) -> list[str]:
+        """What is wrong with an import."""
+        allowed = self.policy.roots - {"ignite"} | {"os"}
+        alias = statement.names[0]
+        plain = isinstance(statement, ast.Import) and len(statement.names) == 1 and alias.asname is None
+        if plain and alias.name in allowed:
+            return []
+        return [f"'{ast.unparse(statement)}': only 'import <name>' of {', '.join(sorted(allowed))} is allowed"]
 
-def _problems(node: ast.expr) -> Iterator[str]:
-    check = _CHECKS.get(type(node))
-    if check is not None:
-        yield from check(node)
-    elif isinstance(node, _PLAIN):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.expr):
-                yield from _problems(child)
-    else:
-        yield f"{type(node).__name__} is not allowed ('{ast.unparse(node)[:60]}')"
+    def problems(self, node: ast.expr) -> Iterator[str]:
+        """What is wrong with a node and all in it."""
+        check = self._checks.get(type(node))
+        if check is not None:
+            yield from check(node)
+        elif isinstance(node, _PLAIN):
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.expr):
+                    yield from self.problems(child)
+        else:
+            yield f"{type(node).__name__} is not allowed ('{ast.unparse(node)[:60]}')"
 
+    def _name(self, node: ast.Name) -> Iterator[str]:
+        if node.id not in BUILTINS:
+            yield f"the name '{node.id}' is not allowed here"
 
-def _is_reference(node: ast.expr) -> bool:
-    named = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == _REFERENCES
-    return named and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
+    def _attribute(self, node: ast.Attribute) -> Iterator[str]:
+        dotted = self._dotted(node)
+        if dotted is None:
+            if node.attr not in self.names.attributes:
+                allowed = ", ".join(sorted(self.names.attributes))
+                yield f"the attribute '{node.attr}' is not allowed (of references: {allowed})"
+            yield from self.problems(node.value)
+        elif dotted.startswith("os."):
+            if dotted not in self.policy.os:
+                variables = "os.environ of " + " ".join(sorted(self.policy.variables))
+                yield f"'{dotted}' is not allowed (of os: {', '.join(sorted([*self.policy.os, variables]))})"
+        else:
+            yield from self._value_problems(dotted)
 
+    def _value_problems(self, dotted: str) -> Iterator[str]:
+        """A name used as a value: whoever gets it may call it with anything."""
+        try:
+            found = self.names.find(dotted)
+        except NameProblem as problem:
+            yield str(problem)
+            return
+        if found.kind == "module":  # as a value it would lead to names that nobody checks
+            yield f"'{dotted}' is a module, not a value"
+        elif risky := self.names.uncheckable_arguments(found):
+            yield f"'{dotted}' takes '{risky[0]}'; call it as a component (_target_), whose arguments are checked"
 
-def _name(node: ast.Name) -> Iterator[str]:
-    if node.id not in BUILTINS:
-        yield f"the name '{node.id}' is not allowed here"
+    def _dotted(self, node: ast.expr) -> str | None:
+        """``torch.nn.L1Loss`` for a chain of attributes that begins at a module, else None."""
+        if isinstance(node, ast.Name):
+            return node.id if node.id in self.policy.roots | {"os"} else None
+        if isinstance(node, ast.Attribute):
+            base = self._dotted(node.value)
+            return None if base is None else f"{base}.{node.attr}"
+        return None
 
+    def _subscript(self, node: ast.Subscript) -> Iterator[str]:
+        if referred(node) is not None:
+            return
+        if self._dotted(node.value) == "os.environ":
+            variables = self.policy.variables
+            if not (isinstance(node.slice, ast.Constant) and node.slice.value in variables):
+                yield f"'{ast.unparse(node)[:60]}' is not allowed; of os.environ: {', '.join(sorted(variables))}"
+            return
+        if isinstance(node.value, (ast.Constant, ast.BinOp)):
+            yield "a part of a written text or number is not allowed"
+        yield from self.problems(node.value)
+        yield from self.problems(node.slice)
 
-def _attribute(node: ast.Attribute) -> Iterator[str]:
-    dotted = _dotted(node)
-    if dotted is None:
-        if node.attr not in ATTRIBUTES:
-            yield f"the attribute '{node.attr}' is not allowed (of references: {', '.join(sorted(ATTRIBUTES))})"
-        yield from _problems(node.value)
-    elif dotted.startswith("os."):
-        if dotted not in OS_NAMES:
-            allowed = ", ".join(sorted([*OS_NAMES, "os.environ of " + " ".join(sorted(VARIABLES))]))
-            yield f"'{dotted}' is not allowed (of os: {allowed})"
-    else:
-        yield from _value_problems(dotted)
+    def _call(self, node: ast.Call) -> Iterator[str]:
+        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+        if any(keyword.arg is None for keyword in node.keywords):
+            yield "** is not allowed"
+        if referred(node.func) is not None:
+            if arguments:
+                yield "a reference is called without arguments; give them to the component, where they are checked"
+        elif isinstance(node.func, ast.Name) and node.func.id in BUILTINS:
+            if node.keywords:
+                yield f"'{node.func.id}' is called without names of arguments"
+        elif isinstance(node.func, (ast.Name, ast.Attribute)):
+            yield from self._callee_problems(node.func, len(arguments))
+        else:
+            yield f"'{ast.unparse(node.func)[:60]}' is called; only names and methods may be"
+        for argument in arguments:
+            yield from self.problems(argument)
 
+    def _callee_problems(self, callee: ast.Name | ast.Attribute, count: int) -> Iterator[str]:
+        dotted = self._dotted(callee)
+        if dotted is None and isinstance(callee, ast.Attribute):
+            if callee.attr not in self.names.methods:
+                allowed = ", ".join(sorted(self.names.methods))
+                yield f"the method '{callee.attr}' is not allowed (of references: {allowed})"
+            yield from self.problems(callee.value)
+            return
+        problems = list(self.problems(callee))
+        yield from problems
+        if not problems and dotted is not None and not dotted.startswith("os."):
+            most = self.policy.callable.get(dotted)
+            if most is None:
+                yield f"'{dotted}' is called; call it as a component (_target_), whose arguments are checked"
+            elif count > most:
+                yield f"'{dotted}' gets {count} arguments; it may get {most}"
 
-def _value_problems(dotted: str) -> Iterator[str]:
-    """A name used as a value: whoever gets it may call it with anything."""
-    try:
-        found = find_name(dotted)
-    except NameProblem as problem:
-        yield str(problem)
-        return
-    if isinstance(found, types.ModuleType):  # as a value it would lead to names that nobody checks
-        yield f"'{dotted}' is a module, not a value"
-    elif risky := uncheckable_arguments(found):
-        yield f"'{dotted}' takes '{risky[0]}'; call it as a component (_target_), whose arguments are checked"
+    def _operation(self, node: ast.BinOp) -> Iterator[str]:
+        sides = (node.left, node.right)
+        if isinstance(node.op, ast.Pow):
+            exponent = node.right.value if isinstance(node.right, ast.Constant) else None
+            if not isinstance(exponent, (int, float)) or abs(exponent) > MAX_EXPONENT:
+                yield f"a power needs a written exponent of at most {MAX_EXPONENT}"
+        if isinstance(node.op, (ast.LShift, ast.RShift, ast.MatMult)):
+            yield f"the operator {type(node.op).__name__} is not allowed"
+        if isinstance(node.op, ast.Mult) and any(
+            isinstance(side, (ast.List, ast.Tuple)) or _is_text(side) for side in sides
+        ):
+            yield "repeating a list or a text is not allowed"
+        for side in sides:
+            yield from self.problems(side)
 
-
-def _dotted(node: ast.expr) -> str | None:
-    """``torch.nn.L1Loss`` for a chain of attributes that begins at a module, else None."""
-    if isinstance(node, ast.Name):
-        return node.id if node.id in ROOTS | {"os"} else None
-    if isinstance(node, ast.Attribute):
-        base = _dotted(node.value)
-        return None if base is None else f"{base}.{node.attr}"
-    return None
-
-
-def _subscript(node: ast.Subscript) -> Iterator[str]:
-    if _is_reference(node):
-        return
-    if _dotted(node.value) == "os.environ":
-        if not (isinstance(node.slice, ast.Constant) and node.slice.value in VARIABLES):
-            yield f"'{ast.unparse(node)[:60]}' is not allowed; of os.environ: {', '.join(sorted(VARIABLES))}"
-        return
-    if isinstance(node.value, (ast.Constant, ast.BinOp)):
-        yield "a part of a written text or number is not allowed"
-    yield from _problems(node.value)
-    yield from _problems(node.slice)
-
-
-def _call(node: ast.Call) -> Iterator[str]:
-    arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-    if any(keyword.arg is None for keyword in node.keywords):
-        yield "** is not allowed"
-    if _is_reference(node.func):
-        if arguments:
-            yield "a reference is called without arguments; give them to the component, where they are checked"
-    elif isinstance(node.func, ast.Name) and node.func.id in BUILTINS:
-        if node.keywords:
-            yield f"'{node.func.id}' is called without names of arguments"
-    elif isinstance(node.func, (ast.Name, ast.Attribute)):
-        yield from _callee_problems(node.func, len(arguments))
-    else:
-        yield f"'{ast.unparse(node.func)[:60]}' is called; only names and methods may be"
-    for argument in arguments:
-        yield from _problems(argument)
-
-
-def _callee_problems(callee: ast.Name | ast.Attribute, count: int) -> Iterator[str]:
-    dotted = _dotted(callee)
-    if dotted is None and isinstance(callee, ast.Attribute):
-        if callee.attr not in METHODS:
-            yield f"the method '{callee.attr}' is not allowed (of references: {', '.join(sorted(METHODS))})"
-        yield from _problems(callee.value)
-        return
-    problems = list(_problems(callee))
-    yield from problems
-    if not problems and dotted is not None and not dotted.startswith("os."):
-        if dotted not in CALLABLE:
-            yield f"'{dotted}' is called; call it as a component (_target_), whose arguments are checked"
-        elif count > CALLABLE[dotted]:
-            yield f"'{dotted}' gets {count} arguments; it may get {CALLABLE[dotted]}"
-
-
-def _operation(node: ast.BinOp) -> Iterator[str]:
-    sides = (node.left, node.right)
-    if isinstance(node.op, ast.Pow):
-        exponent = node.right.value if isinstance(node.right, ast.Constant) else None
-        if not isinstance(exponent, (int, float)) or abs(exponent) > MAX_EXPONENT:
-            yield f"a power needs a written exponent of at most {MAX_EXPONENT}"
-    if isinstance(node.op, (ast.LShift, ast.RShift, ast.MatMult)):
-        yield f"the operator {type(node.op).__name__} is not allowed"
-    if isinstance(node.op, ast.Mult) and any(
-        isinstance(side, (ast.List, ast.Tuple)) or _is_text(side) for side in sides
-    ):
-        yield "repeating a list or a text is not allowed"
-    yield from _problems(node.left)
-    yield from _problems(node.right)
-
-
-def _constant(node: ast.Constant) -> Iterator[str]:
-    if not isinstance(node.value, (str, int, float, bool, type(None))):
-        yield f"the constant {node.value!r} is not allowed"
-    elif isinstance(node.value, (int, float)) and not abs(node.value) <= MAX_NUMBER:
-        yield f"a number above {MAX_NUMBER} is not allowed"
-    elif isinstance(node.value, str):
-        if "://" in node.value or ".." in node.value.split("/"):
-            yield f"the text '{node.value}' leads out of the bundle"
-        if _REFERENCES in node.value or any(sign in node.value for sign in "@%$"):
-            yield "a text with @, % or $ in it is not allowed in an expression"
+    def _constant(self, node: ast.Constant) -> Iterator[str]:
+        if not isinstance(node.value, (str, int, float, bool, type(None))):
+            yield f"the constant {node.value!r} is not allowed"
+        elif isinstance(node.value, (int, float)) and not abs(node.value) <= MAX_NUMBER:
+            yield f"a number above {MAX_NUMBER} is not allowed"
+        elif isinstance(node.value, str):
+            if "://" in node.value or ".." in node.value.split("/"):
+                yield f"the text '{node.value}' leads out of the bundle"
+            if LOCAL_REFERENCES in node.value or any(sign in node.value for sign in "@%$"):
+                yield "a text with @, % or $ in it is not allowed in an expression"
 
 
 def _absolute_paths(node: ast.AST, appended: bool = False) -> Iterator[str]:
@@ -257,13 +269,3 @@ def _absolute_paths(node: ast.AST, appended: bool = False) -> Iterator[str]:
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-_CHECKS: dict[type, Callable[..., Iterator[str]]] = {
-    ast.Attribute: _attribute,
-    ast.BinOp: _operation,
-    ast.Call: _call,
-    ast.Constant: _constant,
-    ast.Name: _name,
-    ast.Subscript: _subscript,
-}

@@ -1,133 +1,244 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking up the Python names of a config without calling anything."""
+"""Names of a config: whether they may be used, what they stand for, which arguments they take; nothing is imported."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import types
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from monai.bundle.config_item import ComponentLocator
+from fedmonai.gate import sources
+from fedmonai.gate.catalogue import Catalogue, load_catalogue
+from fedmonai.gate.policy import Policy, admitted, is_within, load_policy
+from fedmonai.gate.signatures import UNKNOWN, Parameter, parameters_of, parameters_of_text
 
-from fedmonai.gate.catalogue import (
-    ALLOWED,
-    LOCATING_ARGUMENTS,
-    ORIGINS,
-    REFUSED,
-    RISKY_ARGUMENTS,
-    is_allowed,
-    is_within,
-)
+__all__ = ["Found", "NameProblem", "Names", "names_for"]
 
-__all__ = [
-    "LOCATING_ARGUMENTS",
-    "RISKY_ARGUMENTS",
-    "NameProblem",
-    "find_component",
-    "find_name",
-    "signature_of",
-    "uncheckable_arguments",
-]
-
-
-#: it looks through all of MONAI at its first use, and remembers
-_LOCATOR = ComponentLocator()
+#: bases that give a class no parameters
+_BARE = {"abc.ABC", "typing.Generic", "typing.Protocol", "builtins.object"}
 
 
 class NameProblem(ValueError):  # noqa: N818 (a finding, not a failure)
     """Why a name may not be used."""
 
 
-def find_component(target: Any) -> Any:
-    """The class or function behind a ``_target_``: a dotted name, or the short name of a MONAI component.
+@dataclass(frozen=True)
+class Found:
+    """What a name stands for.
 
-    Raises:
-        NameProblem: when it is outside the allowed packages, cannot be found, or is no class or function.
+    Args:
+        name: where it is defined.
+        kind: ``"callable"`` (a class or function), ``"module"`` or ``"value"``.
+        parameters: by name; None when they cannot be told.
+        forms: arguments with the one form that a config may give them.
+        own: whether its source was read, rather than the catalogue.
+        reads_ids: whether it takes arguments that are not given from ids of the same names.
     """
-    if not isinstance(target, str) or not target.isascii() or not all(p.isidentifier() for p in target.split(".")):
-        raise NameProblem(f"'{target}' is not a plain dotted name")
-    name = target
-    if "." not in target:
-        module = _LOCATOR.get_component_module_name(target)
-        if not isinstance(module, str):
-            raise NameProblem(f"'{target}' is {'ambiguous' if module else 'unknown'} in MONAI; give its dotted name")
-        name = f"{module}.{target}"
-    found = find_name(name)
-    if not isinstance(found, (type, types.FunctionType, types.BuiltinFunctionType)):
-        raise NameProblem(f"'{name}' is {type(found).__name__}, not a class or function")
-    if name == "torch.distributed.init_process_group":
-        raise NameProblem(f"'{name}' is no component; call it with the name of the backend only")
-    return found
+
+    name: str
+    kind: str
+    parameters: Mapping[str, Parameter] | None = None
+    forms: Mapping[str, Any] | None = None
+    own: bool = False
+    reads_ids: bool = False
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether arguments with any name may be given, as far as can be told."""
+        return not self.parameters or any(one.collects for one in self.parameters.values())
 
 
-def signature_of(component: Any) -> dict[str, inspect.Parameter]:
-    """The parameters of a class or function by name; empty when Python cannot tell them."""
-    try:
-        return dict(inspect.signature(component).parameters)
-    except (TypeError, ValueError):
-        return {}
+class Names:
+    """Looks names up by a policy, in the catalogue and in the sources of one's own packages.
 
-
-def uncheckable_arguments(component: Any) -> list[str]:
-    """The arguments of a class or function that may only be given where they can be checked by name."""
-    return [name for name in signature_of(component) if name in RISKY_ARGUMENTS or name in LOCATING_ARGUMENTS]
-
-
-@lru_cache(maxsize=4096)
-def find_name(name: str) -> Any:
-    """The object behind a dotted name; only modules of allowed packages are imported, nothing is called.
-
-    Raises:
-        NameProblem: when it is outside the allowed packages, does not exist, or is a method of a class.
+    Args:
+        policy: what is admitted.
+        catalogue: of the packages of others.
     """
-    parts = name.split(".")
-    private = [part for part in parts if part.startswith("_")]
-    if private:
-        raise NameProblem(f"'{name}' uses the private name '{private[0]}'")
-    if not is_allowed(name):
-        raise NameProblem(f"'{name}' is not among the names a bundle may use ({_short_list()})")
-    found: Any = _module(parts[0])
-    for depth, part in enumerate(parts[1:], start=2):
-        prefix = ".".join(parts[:depth])
-        found = _child(found, part, prefix)
-        if isinstance(found, types.ModuleType) and found.__name__ != prefix:
-            raise NameProblem(f"'{name}' leads through '{prefix}' to the module '{found.__name__}'")
-    _check_origin(found, name)
-    return found
+
+    def __init__(self, policy: Policy, catalogue: Catalogue) -> None:
+        self.policy = policy
+        self.catalogue = catalogue
+        self.find = lru_cache(maxsize=4096)(self._find)
+        declared = sources.declared_names(policy.own)
+        self.attributes = policy.attributes | declared
+        self.methods = policy.methods | declared
+
+    def component(self, target: Any) -> Found:
+        """The class or function behind a ``_target_``: a dotted name, or the short name of a MONAI component.
+
+        Raises:
+            NameProblem: when it is not admitted, cannot be found, or is no class or function.
+        """
+        if not isinstance(target, str) or not target.isascii() or not all(p.isidentifier() for p in target.split(".")):
+            raise NameProblem(f"'{target}' is not a plain dotted name")
+        name = target
+        if "." not in target:
+            homes = self.catalogue.homes(target)
+            if len(homes) != 1:
+                raise NameProblem(f"'{target}' is {'ambiguous' if homes else 'unknown'} in MONAI; give its dotted name")
+            name = f"{homes[0]}.{target}"
+        found = self.find(name)
+        if found.kind != "callable":
+            raise NameProblem(f"'{name}' is a {found.kind}, not a class or function")
+        if name in self.policy.no_component:
+            raise NameProblem(f"'{name}' is no component; call it with the name of the backend only")
+        return found
+
+    def uncheckable_arguments(self, found: Found) -> list[str]:
+        """The arguments that may only be given where they can be checked by name."""
+        checked = {*self.policy.risky_arguments, *self.policy.locating_arguments}
+        return [name for name in found.parameters or () if name in checked]
+
+    def _find(self, name: str) -> Found:
+        """What stands behind a dotted name.
+
+        Raises:
+            NameProblem: when it is not admitted, does not exist, or is a part of a class.
+        """
+        private = [part for part in name.split(".") if part.startswith("_")]
+        if private:
+            raise NameProblem(f"'{name}' uses the private name '{private[0]}'")
+        if reason := self.policy.reason_against(name):
+            raise NameProblem(f"'{name}' is not among the names a bundle may use: it {reason}")
+        if is_within(name, self.policy.own):
+            return self._find_own(name)
+        if not self.policy.admits(name):
+            raise NameProblem(f"'{name}' is not among the names a bundle may use ({self._short_list()})")
+        return self._find_catalogued(name)
+
+    def _find_catalogued(self, name: str) -> Found:
+        holder, depth = self._longest(name)
+        entries, rest = self.catalogue.modules.get(holder, {}), name.split(".")[depth:]
+        if not rest or any(is_within(module, [name]) for module in self.catalogue.modules):
+            return Found(name, "module")
+        if rest[0] not in entries:
+            versions = " ".join(f"{one} {version}" for one, version in self.catalogue.versions.items())
+            raise NameProblem(f"'{holder}.{rest[0]}' is not in the catalogue of names a bundle may use ({versions})")
+        entry = entries[rest[0]]
+        if isinstance(entry, list) and len(rest) == 2 and rest[1] in entry:
+            return Found(name, "value")
+        if len(rest) > 1 and entry is not True:
+            raise NameProblem(f"'{name}' is a method of a class or a part of it; name a class or a function")
+        if len(rest) > 1:
+            raise NameProblem(f"'{name}' does not exist")
+        if entry is True:
+            return Found(name, "value")
+        if isinstance(entry, str) and not entry.startswith("("):
+            return self._elsewhere(name, entry)
+        return Found(name, "callable", parameters_of_text(entry) if isinstance(entry, str) else None)
+
+    def _longest(self, name: str) -> tuple[str, int]:
+        """The longest beginning of a name that is a module of the catalogue, and its number of parts."""
+        parts = name.split(".")
+        for depth in range(len(parts), 0, -1):
+            if ".".join(parts[:depth]) in self.catalogue.modules:
+                return ".".join(parts[:depth]), depth
+        return ".".join(parts[:-1]), len(parts) - 1
+
+    def _elsewhere(self, name: str, origin: str) -> Found:
+        """What a name stands for that is defined elsewhere; that must be admitted, too."""
+        try:
+            return self.find(origin)
+        except NameProblem as problem:
+            reason = self.policy.reason_against(origin)
+            raise NameProblem(f"'{name}' is really '{origin}'{', which ' + reason if reason else ''}") from problem
+
+    def _find_own(self, name: str) -> Found:
+        parts = name.split(".")
+        for depth in range(len(parts), 0, -1):
+            holder = ".".join(parts[:depth])
+            module = sources.find_module(holder)
+            if module is not None:
+                return self._in_module(name, module, parts[depth:])
+        raise NameProblem(f"'{name}' does not exist: the package '{parts[0]}' cannot be found")
+
+    def _in_module(self, name: str, module: sources.Module, rest: list[str]) -> Found:
+        if not rest:
+            return Found(name, "module")
+        first, inner = rest[0], rest[1:]
+        if first in module.imports:
+            origin = module.imports[first]
+            if inner:
+                raise NameProblem(f"'{name}' leads through '{module.name}.{first}' to the module '{origin}'")
+            return self._elsewhere(name, origin)
+        if not {first} & {*module.classes, *module.functions, *module.values}:
+            raise NameProblem(f"'{module.name}.{first}' does not exist")
+        if inner:
+            raise NameProblem(f"'{name}' is a method of a class or a part of it; name a class or a function")
+        if first in module.classes:
+            node = module.classes[first]
+            return Found(name, "callable", self._parameters(module, node), self._forms(module, node), own=True)
+        if first in module.functions:
+            return self._function(name, module, first)
+        written = module.values[first]
+        if written is None or sources.plain_value(written) is UNKNOWN:
+            raise NameProblem(f"'{name}' is no class, no function and no written value")
+        return Found(name, "value", own=True)
+
+    def _function(self, name: str, module: sources.Module, last: str) -> Found:
+        """A function, whose arguments are those of classes where its module says so."""
+        written = module.values.get(sources.CONFIG_ARGUMENTS)
+        declared = sources.plain_value(written) if written is not None else None
+        classes = declared.get(last, ()) if isinstance(declared, dict) else ()
+        if not classes:
+            return Found(name, "callable", parameters_of(module.functions[last].args), own=True)
+        parts = [self._find_own(one) for one in classes]
+        parameters = {key: one for part in parts for key, one in (part.parameters or {}).items()}
+        forms = {key: form for part in parts for key, form in (part.forms or {}).items()}
+        return Found(name, "callable", parameters, forms, own=True, reads_ids=True)
+
+    def _forms(self, module: sources.Module, node: ast.ClassDef) -> dict[str, Any]:
+        """Arguments that a config gives in one form only, by a class and those that it is derived from."""
+        own = sources.literal_of(node, sources.CONFIG_FORMS)
+        found = dict(own) if isinstance(own, dict) else {}
+        for base in node.bases:
+            holder, _, last = module.origin_of(ast.unparse(base)).rpartition(".")
+            above = sources.find_module(holder) if is_within(holder, self.policy.own) else None
+            if above is not None and last in above.classes:
+                found = {**self._forms(above, above.classes[last]), **found}
+        return found
+
+    def _parameters(self, module: sources.Module, node: ast.ClassDef) -> Mapping[str, Parameter] | None:
+        """Parameters of a class, of its own or of the first base that says some; None when they cannot be told."""
+        own = sources.own_parameters(node)
+        if own is not None and not (sources.is_dataclass(node) and node.bases):
+            return own
+        for base in node.bases:
+            text = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+            found = self._parameters_at(module.origin_of(text), text)
+            if found is None or found:
+                return None if found is None else {**found, **(own or {})}
+        return own or {}
+
+    def _parameters_at(self, origin: str, text: str) -> Mapping[str, Parameter] | None:
+        if origin in _BARE or text == "object":
+            return {}
+        holder, _, last = origin.rpartition(".")
+        if is_within(origin, [root.split(".")[0] for root in self.policy.own]):
+            module = sources.find_module(holder)
+            if module is None:
+                return None
+            if last in module.classes:
+                return self._parameters(module, module.classes[last])
+            return self._parameters_at(module.imports[last], last) if last in module.imports else None
+        try:
+            return self.find(origin).parameters
+        except NameProblem:
+            return None
+
+    def _short_list(self) -> str:
+        return "fedmonai, ignite, and the parts of monai and torch that neither download, load nor start anything"
 
 
-def _child(holder: Any, part: str, prefix: str) -> Any:
-    if isinstance(holder, types.ModuleType):
-        found = getattr(holder, part, None)
-        return _module(prefix) if found is None else found
-    if part not in dir(holder):
-        raise NameProblem(f"'{prefix}' does not exist")
-    found = inspect.getattr_static(holder, part)
-    if callable(found) or isinstance(found, (classmethod, staticmethod, property)):
-        raise NameProblem(f"'{prefix}' is a method, which may do more than its class; name a class or a function")
-    return found
+def names_for(allow: str | Sequence[str] | None = None) -> Names:
+    """Names by the project's policy and the packages that a site admits besides, which are read anew in every call."""
+    packages = admitted(allow)
+    return Names(load_policy(packages), load_catalogue()) if packages else _project_names()
 
 
-def _module(name: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # an import can fail in any way; what counts is that the name is of no use
-        raise NameProblem(f"'{name}' cannot be imported ({type(error).__name__}: {error})") from error
-
-
-def _check_origin(found: Any, name: str) -> None:
-    """Refuse what a module of an allowed package merely imported: ``torch.serialization.os.system`` is os.system."""
-    if isinstance(found, types.ModuleType) or not callable(found):
-        return
-    home = getattr(found, "__module__", None) or getattr(getattr(found, "__self__", None), "__module__", None)
-    origin = f"{home}.{getattr(found, '__qualname__', '')}".rstrip(".")
-    # what is written in C has no home of its own; torch's top level is allowed name by name
-    known = name.startswith("torch.") and name in ALLOWED and origin.split(".")[0] in ("torch", "builtins")
-    if not known and (is_within(origin, REFUSED) or not (is_allowed(origin) or is_within(origin, ORIGINS))):
-        raise NameProblem(f"'{name}' is really '{origin}'")
-
-
-def _short_list() -> str:
-    return "fedmonai, ignite, and the parts of monai and torch that neither download, load nor start anything"
+@lru_cache(maxsize=1)
+def _project_names() -> Names:
+    return Names(load_policy(), load_catalogue())

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ReferenceResolver
-
 from fedmonai.io import read_strictly
 
-__all__ = ["load_strictly", "shape_problems", "walk"]
+__all__ = ["COMPONENT_KEYS", "SEP", "TABLE_FILE", "config_files", "load_strictly", "shape_problems", "walk"]
 
 
-SEP = ReferenceResolver.sep
+#: the table of a bundle's ids, in its folder ``configs``
+TABLE_FILE = "ids.yaml"
+#: between the parts of an id
+SEP = "::"
 #: a part of an id; MONAI writes ids into expressions, so that nothing that means something to Python may stand in one
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\- ]*")
 #: the keys of a component that MONAI reads itself
@@ -33,6 +34,13 @@ def load_strictly(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("holds no mapping of ids")
     return content
+
+
+def config_files(bundle_root: str | Path) -> list[Path]:
+    """All config files of a bundle but its metadata and its table of ids."""
+    folder = Path(bundle_root, "configs")
+    found = (p for p in folder.rglob("*") if p.suffix in (".json", ".yaml", ".yml") and p.is_file())
+    return sorted(p for p in found if p not in (folder / "metadata.json", folder / TABLE_FILE))
 
 
 def walk(value: Any, config_id: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,8 @@ __all__ = ["OptimizerReset", "PolyLR", "RoundLR"]
 class RoundLR(SiteHandler):
     """Multiplies the learning rate by ``gamma`` after each milestone of rounds.
 
+    Where nobody counts rounds (a site that trains alone, a stock ``MonaiAlgo``) every epoch is a round.
+
     In round r (from 1) the rate is ``lr * gamma ** (number of milestones < r)``: with ``milestones=[40]`` rounds 1 to
     40 run at the full rate. The rate is computed from the round, not stepped, so skipped rounds and restarts change
     nothing. With ``step`` the rate falls after every ``step`` rounds as well (StepLR once per round).
@@ -26,8 +28,6 @@ class RoundLR(SiteHandler):
         milestones: rounds after which the rate falls; empty for a constant rate.
         gamma: factor, above 0; 1 for a constant rate.
         step: rounds between further milestones, or None.
-
-    Under a stock ``MonaiAlgo``, which does not tell the round, runs of the trainer are counted instead.
 
     Raises:
         ConfigError: when ``gamma`` is not positive or a milestone or ``step`` is below 1.
@@ -47,14 +47,12 @@ class RoundLR(SiteHandler):
         self.milestones = sorted(milestones)
         self.gamma = gamma
         self.full_rates = [group["lr"] for group in optimizer.param_groups]
-        self._runs = 0
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        self._runs += 1
-        number = _round(engine, self._runs)
+        number = _round(engine, engine.state.epoch)
         falls = sum(milestone < number for milestone in self.milestones)
         falls += (number - 1) // self.step if self.step else 0
         for group, rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
@@ -119,7 +117,7 @@ class OptimizerReset(SiteHandler):
 
     FL-MR (Guo et al., CVPR 2021, released program) builds a new RMSprop every round. Emptying the state of the one at
     hand is the same update rule without the rebuilding, and a site then holds nothing between rounds. ``MonaiAlgo``
-    alone keeps moments over rounds.
+    alone keeps moments over rounds. A site that trains alone has one run, which begins without moments anyway.
 
     Args:
         optimizer: the trainer's optimizer.

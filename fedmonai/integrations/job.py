@@ -16,11 +16,11 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from fedmonai.bundle.ids import config_files
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
 from fedmonai.federated.formats import JOB_FORMAT, check_format
-from fedmonai.gate.names import LOCATING_ARGUMENTS, RISKY_ARGUMENTS
+from fedmonai.gate.policy import load_policy
+from fedmonai.gate.reading import config_files
 from fedmonai.io import parse_strictly, read_strictly
 from fedmonai.names import as_list
 
@@ -103,7 +103,10 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return f"a setting{_MACHINE}"
     if _site_id(parts) in WORKFLOW_ARGUMENTS:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
-    if (last in LOCATING_ARGUMENTS and value is not None) or value not in RISKY_ARGUMENTS.get(last, (value,)):
+    policy = load_policy()
+    if (last in policy.locating_arguments and value is not None) or value not in policy.risky_arguments.get(
+        last, (value,)
+    ):
         return f"an argument that can load code or data from elsewhere{_PLAIN}"
     if (key in ("local", "sites") or re.fullmatch("sites::[^:]+", key)) and not isinstance(value, Mapping):
         return "" if value is None and key.startswith("sites::") else f"'{value}'; give ids with their values."
@@ -284,7 +287,9 @@ def unpack_files(text: str, folder: str | Path) -> None:
         target.write_text(content, encoding="utf-8")
 
 
-def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None, target: str | Path) -> Path:
+def unpacked_bundle(
+    folder: str | Path, deployment: Deployment, own: str | None, target: str | Path, allow: Sequence[str] = ()
+) -> Path:
     """The bundle to use: the machine's own copy if it has one, else the one that came with the job, after a lint.
 
     Args:
@@ -292,6 +297,7 @@ def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None,
         deployment: the job's description.
         own: folder of the machine's own copy.
         target: folder for the job's copy; what a runtime put beside its files (signatures) stays behind.
+        allow: packages that the machine admits besides what the project does.
 
     Raises:
         ConfigError: when the own copy differs from the job's, or the job's breaks a rule of
@@ -309,7 +315,7 @@ def unpacked_bundle(folder: str | Path, deployment: Deployment, own: str | None,
     for part in PARTS:
         shutil.rmtree(Path(target, part), ignore_errors=True)
     _copy_parts(Path(folder, BUNDLE), Path(target))
-    findings = lint_bundle(target).findings
+    findings = lint_bundle(target, allow).findings
     if findings:
         raise ConfigError(f"the job's bundle is refused: {findings[0]} ({len(findings)} findings of the lint).")
     if bundle_digest(target) != deployment.digest:

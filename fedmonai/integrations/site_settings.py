@@ -13,6 +13,9 @@ from monai.bundle import ConfigParser, ReferenceResolver
 
 from fedmonai.errors import ConfigError, first_line, root_user_error
 from fedmonai.federated.plan import SitePlan
+from fedmonai.gate.config import config_problems
+from fedmonai.gate.names import names_for
+from fedmonai.gate.policy import admitted
 from fedmonai.integrations.job import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized, refuse_other_files
 from fedmonai.io import read_strictly
 from fedmonai.names import as_list, shown
@@ -37,6 +40,8 @@ class SiteSettings:
         state_dir: where private state, cases and personal models are kept.
         exchange_filters: components as in ``federated.yaml``, applied to every update after those of the job. They may
             refer to ``@output_dir`` and ``@bundle_root``, to nothing of the job.
+        allow: packages of this site's own, such as ``[my_lab]``, whose public classes and functions a job's configs may
+            name; without it a job that names them is refused.
 
     Raises:
         ConfigError: on a value of another kind.
@@ -47,6 +52,7 @@ class SiteSettings:
     bundle: str | None = None
     state_dir: str | None = None
     exchange_filters: list[dict[str, Any]] = field(default_factory=list)
+    allow: str | list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not isinstance(self.ids, Mapping) or not all(isinstance(key, str) for key in self.ids):
@@ -64,6 +70,7 @@ class SiteSettings:
         filters: Any = self.exchange_filters
         if not isinstance(filters, list) or not all(isinstance(one, dict) and "_target_" in one for one in filters):
             raise ConfigError(_wrong("exchange_filters", filters, "a list of components, as [{_target_: ...}]"))
+        object.__setattr__(self, "allow", list(admitted(self.allow)))
 
     @classmethod
     def read(cls, path: str | Path, required: bool = False) -> SiteSettings:
@@ -227,6 +234,8 @@ def _texts(value: Any) -> Iterator[str]:
 def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]:
     """The site's filters, built out of reach of the job's config."""
     own = {"bundle_root": str(bundle), "output_dir": str(state), "exchange_filters": list(settings.exchange_filters)}
+    for config_id, problem in config_problems({"exchange_filters": own["exchange_filters"]}, names_for(settings.allow)):
+        raise ConfigError(f"exchange_filters of this site's {SETTINGS}: {config_id}: {problem}")
     try:
         filters = ConfigParser(own).get_parsed_content("exchange_filters")
     except Exception as error:  # whatever a component raises, it is this file that named it

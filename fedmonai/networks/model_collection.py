@@ -25,6 +25,9 @@ PathLike = str | os.PathLike[str]
 class ModelCollection:
     """State dicts of one network: ``personal`` by site name, and the ``global_state`` of the federation."""
 
+    #: what expressions of a config may use of an object
+    CONFIG_NAMES = ("personal", "global_state", "names", "mean_of_personals")
+
     personal: dict[str, State]
     global_state: State
 

@@ -35,6 +35,8 @@ class KspaceMask(ABC):
     A mask holds its settings only; the random numbers come from the generator of whoever draws.
     """
 
+    #: what expressions of a config may use of an object
+    CONFIG_NAMES = ("is_column",)
     #: whether whole columns are kept or dropped; only then k-space may be stored in hybrid form
     is_column: bool = False
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from fedmonai.bundle.ids import bundle_ids, config_files, refuse_unknown, unknown_ids
+from fedmonai.bundle.id_table import IdTable
+from fedmonai.bundle.ids import known_ids, read_configs, refuse_unknown, unknown_ids
 from fedmonai.errors import ConfigError
+from fedmonai.gate.reading import config_files
 
 LAYER = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}
 TRAIN = {"epochs": 3, "lr": 0.1, "layer": LAYER, "plain": {"a": 1}, "open": {}, "sites": {}, "steps": ["@lr", {"b": 2}]}
@@ -19,7 +21,8 @@ TRAIN = {"epochs": 3, "lr": 0.1, "layer": LAYER, "plain": {"a": 1}, "open": {}, 
 @pytest.fixture
 def known(make_bundle: Callable[..., Path]) -> set[str]:
     overlay = "'+steps': [1]\n'layer#bias': false\nonly_here::deep: 1\n"
-    return bundle_ids(make_bundle({"train.json": TRAIN, "data/own.yaml": overlay, "metadata.json": {"version": "1"}}))
+    root = make_bundle({"train.json": TRAIN, "data/own.yaml": overlay, "metadata.json": {"version": "1"}})
+    return known_ids(read_configs(root).values(), IdTable())
 
 
 def test_ids_of_all_files_and_sections_but_not_of_the_metadata(known: set[str]) -> None:
@@ -30,7 +33,14 @@ def test_ids_of_all_files_and_sections_but_not_of_the_metadata(known: set[str]) 
 
 def test_config_files_are_found_at_any_depth(make_bundle: Callable[..., Path]) -> None:
     root = make_bundle(
-        {"train.json": {}, "data/own.yaml": "", "federation/all.yml": "", "metadata.json": {}, "a.md": ""}
+        {
+            "train.json": {},
+            "data/own.yaml": "",
+            "federation/all.yml": "",
+            "metadata.json": {},
+            "ids.yaml": "",
+            "a.md": "",
+        }
     )
     assert [p.relative_to(root).as_posix() for p in config_files(root)] == [
         "configs/data/own.yaml",
@@ -79,3 +89,18 @@ def test_nearest_id_is_named(known: set[str], change: dict[str, Any], text: str)
 
 def test_known_ids_are_let_through(known: set[str]) -> None:
     refuse_unknown(TRAIN, known)
+
+
+def test_top_level_is_what_the_table_says_and_sections_are_what_the_files_write() -> None:
+    contents = [{"epochs": 3, "typo": 1, "layer": LAYER}]
+    table = IdTable({"epochs": {"meaning": "epochs"}, "layer": {"meaning": "the layer", "kind": "component"}})
+    known = known_ids(contents, table)
+    assert unknown_ids({"epochs": 5, "layer": {**LAYER, "in_features": 3}}, known) == []
+    assert unknown_ids({"typo": 1}, known) == ["typo"]  # a misspelt id in a file of the bundle is not known by that
+
+
+def test_keys_of_open_ids_are_the_users(known: set[str]) -> None:
+    known = known | {"label_map", "label_map::255"}
+    config = {"label_map": {100: 1, "cup": None}}
+    assert unknown_ids(config, known) == ["label_map::100", "label_map::cup"]
+    assert unknown_ids(config, known, {"label_map"}) == []

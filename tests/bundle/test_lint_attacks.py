@@ -131,8 +131,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"x": "$torch.PyTorchFileWriter('f')"}, "not among the names"),
     ({"x": "$torch.import_ir_module_from_buffer(@a, 'b')"}, "not among the names"),
     ({"x": "$torch.from_file('f', True, 10)"}, "not among the names"),
-    ({"x": "$torch.nn.functional.torch.load('f')"}, "to the module 'torch'"),
-    ({"x": "$torch.optim.optimizer.torch.load('f')"}, "leads through"),
+    ({"x": "$torch.nn.functional.torch.load('f')"}, "'torch.nn.functional.torch' is not in the catalogue"),
+    ({"x": "$torch.optim.optimizer.torch.load('f')"}, "'torch.optim.optimizer.torch' is not in the catalogue"),
     ({"x": {"_target_": "torch.nn.Module.load_state_dict", "self": "@net"}}, "is a method"),
     ({"x": {"_target_": "monai.networks.nets.resnet18", "_args_": [True]}}, "'_args_' is none"),
     ({"x": {"_target_": "monai.networks.nets.resnet18", "_mode_": "callable"}}, "whoever gets it"),
@@ -307,3 +307,48 @@ def test_command_line_ends_on_a_file_that_waits(bundle: Path) -> None:
     ended = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 1
     assert "configs/x.yaml: is no regular file" in ended.stdout
+
+
+#: bundles that ran code at a site, or sent images away, although the check found nothing in them
+FEDERATION = {
+    "ids of sites that transforms make": (
+        "made: {_target_: CopyItemsd, keys: [B], names: ['loss::_target_']}\nfederation::sites: '@made'\n",
+        "configs/demo.yaml: federation: sites: '@made' is not allowed",
+    ),
+    "ids of sites as an expression": (
+        "hidden: [{}, {}]\nfederation::local: '$@hidden[1:][0]'\n",
+        "configs/demo.yaml: federation: local: '$@hidden[1:][0]' is not allowed",
+    ),
+    "value of a site that a component makes": (
+        "made: {_target_: CopyItemsd, keys: [B], names: [C]}\nsites: {B: {lr: '@made'}}\n",
+        "configs/demo.yaml: sites::B::lr: '@made' is made by a component",
+    ),
+    "address in parts": (
+        "handlers: [{_target_: TensorBoardImageHandler, log_dir: \"$'ftp:' + '/' + '/host/' + @method\"}]\n",
+        "configs/demo.yaml: handlers::0::log_dir: \"$'ftp:' + '/' + '/host/' + @method\" becomes an address",
+    ),
+}
+HANDLERS: list[tuple[dict[str, Any], str]] = [
+    ({"_target_": "LogfileHandler", "output_dir": ".", "filename": "torchio.py"}, "writes texts under any name"),
+    ({"_target_": "TorchIO", "name": "x"}, "imports a package that the working folder could hold"),
+    ({"_target_": "monai.transforms.RandTorchVisiond", "keys": "a", "name": "x"}, "imports a package"),
+    ({"_target_": "monai.transforms.CuCIM", "name": "x"}, "imports a package"),
+    ({"_target_": "fedmonai.io.write_json", "path": "$@hidden[1:]", "content": "@x"}, "not among the names"),
+    ({"_target_": "monai.handlers.CheckpointSaver", "save_dir": "$@hidden[1:]"}, "is a path that cannot be told here"),
+    ({"_target_": "MetricsSaver", "save_dir": "$@bundle_root + '/x.py'"}, "names a file of code"),
+]
+
+
+@pytest.mark.parametrize("name", FEDERATION)
+def test_attack_on_a_federation_is_found(name: str, bundle: Path) -> None:
+    text, line = FEDERATION[name]
+    (bundle / "configs" / "demo.yaml").write_text(text)
+    lines = [str(finding) for finding in lint_bundle(bundle).findings]
+    assert [found for found in lines if found.startswith(line)], lines
+
+
+@pytest.mark.parametrize(("component", "reason"), HANDLERS, ids=range(len(HANDLERS)))
+def test_attack_by_a_handler_is_found(component: dict[str, Any], reason: str, bundle: Path) -> None:
+    rewritten(bundle, hidden="x/home/fedmonai.yaml", attack={"x": component})
+    lines = [str(finding) for finding in lint_bundle(bundle).findings]
+    assert [found for found in lines if "attack::x" in found and reason in found], lines

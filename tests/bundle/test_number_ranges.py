@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers out of range, and ids of sites that a federation does not read."""
+"""Values out of the range of the bundles' tables, and ids of sites that a federation does not read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigParser
 
-from fedmonai.bundle.id_values import NUMBERS, UNREAD_AT_SITES, refuse_bad_numbers, refuse_unread_ids
-from fedmonai.bundle.ids import config_files
+from fedmonai.bundle.id_table import IdTable
+from fedmonai.bundle.id_values import refuse_out_of_range, refuse_unread_ids
+from fedmonai.bundle.ids import read_configs
 from fedmonai.errors import ConfigError
 
-BUNDLES = sorted((Path(__file__).parents[2] / "bundles").glob("*/configs"))
+BUNDLES = sorted(path.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs"))
+TABLES = {bundle.name: IdTable.of_bundle(bundle, read_configs(bundle)) for bundle in BUNDLES}
+FL_MR = TABLES["fl_mr"]
+UNREAD = sorted(name for name, entry in FL_MR.items() if entry.at_sites)
 
 
 @pytest.mark.parametrize(
@@ -35,11 +38,14 @@ BUNDLES = sorted((Path(__file__).parents[2] / "bundles").glob("*/configs"))
         ({"fraction": 1.5}, "config id 'fraction' is 1.5; give a number above 0 and at most 1."),
         ({"local_timeout": 0}, "config id 'local_timeout' is 0; give a number above 0, or null."),
         ({"batch_size": [4]}, "config id 'batch_size' is [4];"),
+        ({"local": {"norm": "layer"}}, "'local::norm' is 'layer'; choose one of instance, instance_affine, batch."),
+        ({"mask_kind": ["random", "raster"]}, "'mask_kind' is 'raster'; choose one of random, equispaced."),
+        ({"key_metric_mode": None}, "'key_metric_mode' is None; choose one of max, min."),
     ],
 )
 def test_a_number_out_of_range_is_refused(config: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        refuse_bad_numbers(config)
+        refuse_out_of_range(config, FL_MR)
     assert text in str(caught.value)
 
 
@@ -66,30 +72,30 @@ def test_a_number_out_of_range_is_refused(config: dict[str, Any], text: str) -> 
     ],
 )
 def test_the_rest_is_let_through(config: dict[str, Any]) -> None:
-    refuse_bad_numbers(config)
+    refuse_out_of_range(config, FL_MR)
 
 
 @pytest.mark.parametrize("section", ["local", "sites"])
-@pytest.mark.parametrize("name", UNREAD_AT_SITES)
+@pytest.mark.parametrize("name", UNREAD)
 def test_ids_of_sites_without_effect(name: str, section: str) -> None:
     ids = {name: 3}
     prefix = "local::" if section == "local" else "sites::A::"
     with pytest.raises(ConfigError) as caught:
-        refuse_unread_ids({section: ids if section == "local" else {"A": ids, "B": {}}})
+        refuse_unread_ids({section: ids if section == "local" else {"A": ids, "B": {}}}, FL_MR)
     assert f"config id '{prefix}{name}' (value 3) has no effect in a federation; set " in str(caught.value)
-    refuse_unread_ids({name: 3, section: {}})  # the federation's own, or local training by itself
+    refuse_unread_ids({name: 3, section: {}}, FL_MR)  # the federation's own, or local training by itself
 
 
-def test_the_files_of_all_bundles_pass() -> None:
-    assert BUNDLES
-    read: set[str] = set()
-    for folder in BUNDLES:
-        for path in config_files(folder.parent):
-            config = ConfigParser.load_config_file(path) or {}
-            plain = {key.removeprefix("local::"): value for key, value in config.items()}
-            refuse_bad_numbers(config)
-            refuse_bad_numbers(plain)
-            refuse_unread_ids(config)
-            assert not any(f"local::{name}" in config for name in UNREAD_AT_SITES)
-            read |= set(NUMBERS) & set(plain)
-    assert read == set(NUMBERS)  # an id that no bundle has would be a misspelt one
+def test_ids_of_other_commands_are_refused_at_sites() -> None:
+    with pytest.raises(ConfigError, match=r"'local::overwrite' \(value True\) has no effect in a federation: "):
+        refuse_unread_ids({"local": {"overwrite": True}}, FL_MR)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=[bundle.name for bundle in BUNDLES])
+def test_the_files_of_a_bundle_pass(bundle: Path) -> None:
+    for config in read_configs(bundle).values():
+        plain = {key.removeprefix("local::"): value for key, value in config.items()}
+        refuse_out_of_range(config, TABLES[bundle.name])
+        refuse_out_of_range(plain, TABLES[bundle.name])
+        refuse_unread_ids(config, TABLES[bundle.name])
+        refuse_unread_ids({"local": {key.removeprefix("local::"): 1 for key in config if "local::" in key}}, FL_MR)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedmonai.bundle.id_values import refuse_wrong_kinds, switch_and_number_ids
-from fedmonai.bundle.ids import config_files
+from fedmonai.bundle.id_table import IdTable
+from fedmonai.bundle.id_values import plain_kinds, refuse_wrong_kinds
+from fedmonai.bundle.ids import read_configs
 from fedmonai.errors import ConfigError
 
 TRAIN = {
@@ -31,8 +32,8 @@ def bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 def test_ids_of_one_plain_kind_everywhere(bundle: Path) -> None:
-    kinds = switch_and_number_ids(config_files(bundle))
-    assert kinds["residual"] is bool and kinds["lr"] is float and kinds["split::a"] is float
+    kinds = plain_kinds(read_configs(bundle).values())
+    assert kinds["residual"] == "bool" and kinds["lr"] == "number" and kinds["split::a"] == "number"
     assert not {"sequence", "device", "local_timeout"} & set(kinds)
 
 
@@ -48,7 +49,7 @@ def test_ids_of_one_plain_kind_everywhere(bundle: Path) -> None:
 )
 def test_a_text_is_refused(bundle: Path, change: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        refuse_wrong_kinds({**FEDERATED, **change}, bundle)
+        refuse_wrong_kinds({**FEDERATED, **change}, read_configs(bundle), IdTable())
     assert text in str(caught.value)
 
 
@@ -63,4 +64,10 @@ def test_a_text_is_refused(bundle: Path, change: dict[str, Any], text: str) -> N
     ],
 )
 def test_the_rest_is_let_through(bundle: Path, change: dict[str, Any]) -> None:
-    refuse_wrong_kinds({**FEDERATED, **change}, bundle)
+    refuse_wrong_kinds({**FEDERATED, **change}, read_configs(bundle), IdTable())
+
+
+def test_the_table_knows_kinds_that_no_file_shows(bundle: Path) -> None:
+    table = IdTable({"local_timeout": {"meaning": "seconds", "kind": "float", "optional": True}})
+    with pytest.raises(ConfigError, match="'local_timeout' is the text '10'; give a number"):
+        refuse_wrong_kinds({**FEDERATED, "local_timeout": "10"}, read_configs(bundle), table)

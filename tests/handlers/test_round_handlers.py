@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.protocol import RoundContext
@@ -52,6 +52,16 @@ def test_rate_by_round(number: int, rate: float) -> None:
     engine.state.round_context = RoundContext(number, "A", {}, [])
     engine.run([0], max_epochs=1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_where_nobody_counts_rounds_every_epoch_is_one() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    engine = engine_for(optimizer, torch.nn.Parameter(torch.zeros(1)))
+    RoundLR(optimizer, milestones=[1], gamma=0.1).attach(engine)
+    rates: list[float] = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: rates.append(optimizer.param_groups[0]["lr"]))
+    engine.run([0], max_epochs=3)
+    assert rates == pytest.approx([0.1, 0.01, 0.01])
 
 
 def test_bad_schedules_are_named() -> None:

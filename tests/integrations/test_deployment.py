@@ -87,6 +87,23 @@ def test_hostile_bundle_is_refused_before_anything_of_it_runs(job: Path, tmp_pat
     assert not (tmp_path / "was_here").exists()
 
 
+def test_package_of_a_site_is_used_where_its_settings_admit_it(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_package.py").write_text("class Loss:\n    def __init__(self, weight=1.0): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = job / "bundle" / "configs" / "train.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "loss": {"_target_": "own_package.Loss"}}))
+    description = json.loads((job / "fedmonai.json").read_text())
+    description["digest"] = bundle_digest(job / "bundle")
+    (job / "fedmonai.json").write_text(json.dumps(description))
+    with pytest.raises(ConfigError, match=r"job's bundle is refused: .* 'own_package.Loss' is not among the names"):
+        site_service(job, "a", SiteSettings(), tmp_path / "refused")
+    settings = tmp_path / "fedmonai.yaml"
+    settings.write_text("allow: [own_package]\n")
+    assert site_service(job, "a", SiteSettings.read(settings), tmp_path / "admitted").name == "a"
+
+
 def test_altered_bundle_is_refused(job: Path, tmp_path: Path) -> None:
     path = job / "bundle" / "configs" / "train.json"
     path.write_text(path.read_text().replace('"lr": 0.0001', '"lr": 0.5'))

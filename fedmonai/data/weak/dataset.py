@@ -64,6 +64,9 @@ class WeakSliceDataset(Dataset):
             when it is read, with its name.
     """
 
+    #: what expressions of a config may use of an object
+    CONFIG_NAMES = ("without_transform",)
+
     def __init__(
         self,
         files: Sequence[Mapping[str, str]],

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table of a bundle's ids (``configs/ids.yaml``): what each means, which values it takes, and where it is read."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedmonai.errors import ConfigError
+from fedmonai.gate.reading import TABLE_FILE, load_strictly
+
+__all__ = ["KINDS", "TABLE_SECTION", "IdEntry", "IdTable"]
+
+#: top-level id under which an overlay declares ids of its own, in the same form
+TABLE_SECTION = "ids"
+#: kinds of values, and how a value of that kind is called in a message
+KINDS = {
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number",
+    "text": "a text",
+    "path": "a file or folder",
+    "list": "a list",
+    "map": "a mapping",
+    "component": "a component",
+    "any": "any value",
+}
+_READ = ("alone", "federation", "both")
+_FIELDS = {"min": "low", "max": "high"}
+
+
+@dataclass(frozen=True)
+class IdEntry:
+    """One id of the table.
+
+    In the file the numbers' limits are called ``min``, ``above`` and ``max``.
+
+    Args:
+        name: the id.
+        meaning: what it does, one sentence.
+        kind: a key of :data:`KINDS`.
+        read: ``alone`` (when a site's config runs by itself), ``federation`` (at the server or at its sites), ``both``.
+        optional: whether it may be null.
+        low: smallest number.
+        above: number that it must exceed.
+        high: largest number.
+        choices: all values that it takes, alone or as the entries of a list.
+        unit: of a number.
+        data: whether an overlay of a data set (``configs/data``) may set it.
+        open: whether its keys are names that a user gives (classes, sites).
+        at_sites: what a federation decides in its place, so that its sites refuse the id.
+    """
+
+    name: str
+    meaning: str
+    kind: str = "any"
+    read: str = "both"
+    optional: bool = False
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    choices: tuple[Any, ...] = ()
+    unit: str = ""
+    data: bool = False
+    open: bool = False
+    at_sites: str = ""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the id takes one number."""
+        return self.kind in ("int", "float")
+
+    @property
+    def is_setting(self) -> bool:
+        """Whether the id holds a value, in contrast to a component or a section of components."""
+        return self.kind != "component"
+
+    def allows(self, value: Any) -> bool:
+        """Whether a number is in range; whole numbers may be written as 2.0."""
+        if value is None:
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return False
+        if self.kind == "int" and value != int(value):
+            return False
+        if self.above is not None and not value > self.above:
+            return False
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def allowed(self) -> str:
+        """What the id takes, as a message or a table says it."""
+        if self.choices:
+            text = "one of " + ", ".join(str(choice) for choice in self.choices)
+        else:
+            limits = {"above": self.above, "of at least": self.low, "at most": self.high}
+            given = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+            text = " ".join([KINDS[self.kind], " and ".join(given)]).strip()
+        return text + ", or null" * self.optional
+
+
+class IdTable(Mapping[str, IdEntry]):
+    """Entries by id.
+
+    Args:
+        content: entries as a file holds them: ``{id: {meaning: ..., kind: ...}}``.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: on an entry that is no mapping, has an unknown field, or lacks its meaning.
+    """
+
+    def __init__(self, content: Mapping[str, Any] | None = None, where: str = TABLE_FILE) -> None:
+        self._entries = {str(name): _entry(str(name), spec, where) for name, spec in (content or {}).items()}
+
+    @classmethod
+    def of_bundle(cls, bundle_root: str | Path, contents: Mapping[Path, Mapping[str, Any]]) -> IdTable:
+        """The table of a bundle and what its overlays declare; empty for a bundle that has neither.
+
+        Args:
+            bundle_root: folder of the bundle.
+            contents: the bundle's config files, from :func:`fedmonai.bundle.ids.read_configs`.
+        """
+        path = Path(bundle_root, "configs", TABLE_FILE)
+        try:
+            table = cls(load_strictly(path) if path.is_file() else None)
+        except ValueError as error:
+            raise ConfigError(f"configs/{TABLE_FILE}: {error}") from error
+        for file, content in contents.items():
+            table = table.extended(content.get(TABLE_SECTION), file.name)
+        return table
+
+    def extended(self, content: Any, where: str = "an overlay") -> IdTable:
+        """This table and the entries that an overlay declares.
+
+        Raises:
+            ConfigError: when ``content`` is no mapping or holds a wrong entry.
+        """
+        if content is None:
+            return self
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{where}: '{TABLE_SECTION}' is {content!r:.60}; give entries by id.")
+        both = IdTable(content, where)
+        both._entries = {**self._entries, **both._entries}
+        return both
+
+    def names(self, **flags: bool) -> set[str]:
+        """The ids whose entries have all these flags: ``names(data=True)``."""
+        return {name for name, entry in self.items() if all(getattr(entry, flag) is on for flag, on in flags.items())}
+
+    def __getitem__(self, name: str) -> IdEntry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _entry(name: str, spec: Any, where: str) -> IdEntry:
+    prefix = f"{where}: the entry of '{name}'"
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{prefix} is {spec!r:.60}; give a mapping with 'meaning' and 'kind'.")
+    names = {_FIELDS.get(str(key), str(key)): value for key, value in spec.items()}
+    known = {field.name for field in fields(IdEntry)} - {"name"}
+    for key in spec:
+        shown = sorted((known | set(_FIELDS)) - set(_FIELDS.values()))
+        if str(key) not in shown:
+            nearest = difflib.get_close_matches(str(key), shown, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{prefix} has a field '{key}'; did you mean '{nearest}'?")
+    for key, choices in (("kind", tuple(KINDS)), ("read", _READ)):
+        if names.get(key, choices[0]) not in choices:
+            raise ConfigError(f"{prefix}: {key} is {names[key]!r}; choose one of {', '.join(choices)}.")
+    if not isinstance(names.get("meaning"), str):
+        raise ConfigError(f"{prefix} lacks its 'meaning', one sentence.")
+    if "choices" in names:
+        names["choices"] = tuple(names["choices"])
+    return IdEntry(name=name, **names)
