@@ -126,5 +126,5 @@ def test_the_command_of_the_lint_starts_without_torch() -> None:
 
 @pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_package_file_imports_nothing_of_the_package(package: str) -> None:
-    """Nothing is listed twice; a function that shared its module's name would hide it, or be hidden, in a config."""
+    """Nothing is listed twice, and no function that shares its module's name is hidden by it, or hides it."""
     assert not GRAPH[package]

@@ -73,7 +73,7 @@ class LocalPool:
                 raise
             raise ConfigError(f"site '{name}': {cause}") from error
         if self.simulated:
-            site.peer = self._trainer_of
+            site.other_trainer = self._trainer_of
         if name in self.state_rounds:
             site.load_state_dict(load_checked(self.plan.state_file(name, self.state_rounds[name])))
         self._resident[name] = site

@@ -41,7 +41,7 @@ class RoundContext:
         shared_keys: names of the tensors that travel; all others stay at the site.
         previous: the site's own weights from before the round's were loaded; ``None`` unless one of the site's handlers
             sets ``needs_previous``.
-        other_trainer: trainer of another site by its name; ``None`` unless all sites live in this process.
+        other_trainer: trainer of another site by its name; ``None`` unless the federation is ``simulated``.
     """
 
     round: int

@@ -103,8 +103,8 @@ class SiteAlgo(MonaiAlgo):
         #: shared weights as they came, for filters that work on the difference; nothing may be written to them
         self.received: Mapping[str, Tensor] | None = None
         self.cases: dict[str, dict[str, float]] = {}
-        #: trainers of other sites by name; only the in-process federation sets it
-        self.peer: Callable[[str], Any] | None = None
+        #: trainers of other sites by name; only a simulated federation sets it
+        self.other_trainer: Callable[[str], Any] | None = None
 
     def initialize(self, extra: dict | None = None) -> None:
         """Build the workflow. The network starts from the base seed, so that all sites start from the same weights.
@@ -162,7 +162,7 @@ class SiteAlgo(MonaiAlgo):
             received=attachments_of(data),
             shared_keys=self.shared,
             previous=before.get("held"),
-            other_trainer=self.peer,
+            other_trainer=self.other_trainer,
         )
         try:
             copy_weights(data.weights or {}, self.tensors, self.shared)

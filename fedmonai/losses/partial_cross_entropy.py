@@ -37,6 +37,10 @@ class PartialCrossEntropyLoss(nn.Module):
     gives NaN there and the run is lost. The event is counted in ``empty_batches``. On a CPU it is also warned of at
     once; on an accelerator that would stop the device, so call :meth:`warn_if_empty` now and then.
 
+    >>> loss = PartialCrossEntropyLoss(ignore_index=2)
+    >>> round(float(loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 2]]]))), 4)  # log 2 at the one labeled pixel
+    0.6931
+
     Args:
         ignore_index: label of unlabeled pixels; in FedICRA's files it is the number of classes.
     """

@@ -26,6 +26,10 @@ class SiteContrastLoss(nn.Module):
     ours: without one the optimum of the published loss is that every gate saturates at 0 or 1, where it no longer
     learns; watch :func:`gate_saturation`. With one site, or ``margin = 0``, the loss is 0.
 
+    >>> gates = torch.tensor([[[0.2, 0.8]], [[0.4, 0.8]]])  # two sites, one image, two channels: MSE 0.02
+    >>> round(float(SiteContrastLoss(margin=0.1)(gates, site=0)), 4)
+    0.08
+
     Args:
         mode: ``intended`` or ``released``.
         margin: mean squared difference of gates beyond which sites count as apart (two independent uniform gates

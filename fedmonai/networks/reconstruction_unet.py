@@ -25,6 +25,9 @@ class ReconstructionUNet(nn.Module):
     ``encoder.bottleneck`` returns the latent features (B, base_channels * 2^num_pool, H // 2^num_pool,
     W // 2^num_pool).
 
+    >>> ReconstructionUNet(base_channels=4, num_pool=2)(torch.zeros(1, 1, 21, 16)).shape
+    torch.Size([1, 1, 21, 16])
+
     Args:
         in_channels: channels of the input image.
         out_channels: channels of the output image.

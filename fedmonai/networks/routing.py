@@ -38,6 +38,10 @@ def route_network(
     gives them their values. Only the routers and the affine parameters of the normalization layers keep
     ``requires_grad``: these adapt at test time (Jiang et al., IOP-FL), everything else stays as it is.
 
+    >>> network = route_network(nn.Sequential(nn.Conv2d(1, 2, kernel_size=3)), num_experts=3)
+    >>> network[0].expert_weights.shape
+    torch.Size([3, 2, 1, 3, 3])
+
     Args:
         network: any network of ``nn.Conv2d`` and ``nn.ConvTranspose2d`` layers; changed and returned.
         num_experts: number of experts per layer: K personal models and the global one make K + 1. 0 leaves the

@@ -21,6 +21,9 @@ class SegmentationUNet(nn.Module):
     stride 2 and bias; concatenation [up, skip]; a last 1x1 convolution. With 32 channels and 4 levels the widths are
     32, 64, 128, 256 and 512 at the bottleneck (7.76 million parameters).
 
+    >>> SegmentationUNet(base_channels=4, num_pool=2)(torch.zeros(1, 3, 20, 18)).shape
+    torch.Size([1, 2, 20, 18])
+
     Args:
         in_channels: channels of the image; 3 = the slice between its two neighbors.
         out_channels: number of classes, background included.

@@ -99,6 +99,11 @@ def zero_filled(
 ) -> Tensor:
     """Zero-filled reconstruction ``sqrt(sum_c |crop(IFFT(mask * kspace_c))|^2)``.
 
+    >>> kspace = fft2c(torch.full((2, 6, 6), 3.0, dtype=torch.complex64))  # two coils
+    >>> zero_filled(kspace, 2).round(decimals=3)
+    tensor([[4.2430, 4.2430],
+            [4.2430, 4.2430]])
+
     Args:
         kspace: complex (..., coils, H, W), or the output of :func:`to_hybrid_kspace` if ``hybrid_kspace``.
         resolution: the image is cropped to min(resolution, H) x min(resolution, W); or a pair (rows, columns).

@@ -118,6 +118,11 @@ class RandQuarterTurnFlipd(_RandTogetherd):
 class RandRotateFilld(_RandTogetherd):
     """Dictionary version of :class:`RandRotateFill`; one angle for all keys.
 
+    >>> data = {"image": np.ones((1, 4, 4)), "label": np.ones((1, 4, 4))}
+    >>> turned = RandRotateFilld(["image", "label"], pad_value=(0.0, 2), prob=1.0, angles=(45, 45))(data)
+    >>> float(turned["image"][0, 0, 0]), float(turned["label"][0, 0, 0])
+    (0.0, 2.0)
+
     Args:
         keys: usually ``image`` and ``label``.
         pad_value: value outside of the picture, one for each key; FedICRA takes 0.8 (avascular zone) or 0 (cup and

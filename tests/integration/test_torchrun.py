@@ -25,7 +25,8 @@ def test_two_processes_train_one_site(tmp_path: Path, bundle: Path) -> None:
     files = "['configs/train.json','configs/multi_gpu_train.json']"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
     ids = {**site_ids(bundle, tmp_path, tmp_path), "bundle_root": ".", "epochs": 2}
-    overrides = [text for key, value in ids.items() for text in (f"--{key}", str(value))]
+    # on a command line None would mean that nothing is given
+    overrides = [text for key, value in ids.items() for text in (f"--{key}", "$None" if value is None else str(value))]
     done = subprocess.run(
         [*launch, "run", "--config_file", files, *overrides],
         cwd=bundle,

@@ -187,6 +187,7 @@ def test_what_a_site_decides_holds(altered: Callable[..., Path], tmp_path: Path)
     assert site.config_train_filename == ["configs/train.json", "configs/data/ixi.yaml"]
     assert service.plan.output_dir == tmp_path / "state" / "try"
     assert service.plan.names == ["a"]
+    assert service.plan.device is None  # of the server's config; a site's own files say where it trains
     assert not (tmp_path / "root").exists()
 
 

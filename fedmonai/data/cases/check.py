@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from fedmonai.data.cases.list import case_images, mask_of
-from fedmonai.data.cases.read import CaseVolume, read_case_file
+from fedmonai.data.cases.read import CaseVolume, affine_shift, read_case_file
 from fedmonai.errors import ConfigError
 
 __all__ = ["CaseProblem", "check_prostate", "problem_table"]
 
 
 PathLike = str | os.PathLike[str]
-AFFINE_TOLERANCE = 0.1  # of the shortest voxel side; headers written by two programs differ by less
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,5 @@ def _check_mask(mask: CaseVolume, path: Path) -> Iterator[tuple[str, str]]:
 def _check_geometry(image: CaseVolume, mask: CaseVolume, path: Path) -> Iterator[tuple[str, str]]:
     if image.values.shape != mask.values.shape:
         yield "shape mismatch", f"image {image.values.shape}, mask {mask.values.shape}"
-    elif image.affine is not None and mask.affine is not None and image.spacing is not None:
-        shift = float(np.abs(image.affine - mask.affine)[:3].max())
-        if shift > AFFINE_TOLERANCE * min(image.spacing):
-            yield "affine mismatch", f"the headers of image and {path.name} differ by {shift:.3g} mm"
+    elif shift := affine_shift(image, mask):
+        yield "affine mismatch", f"the headers of image and {path.name} differ by {shift:.3g} mm"

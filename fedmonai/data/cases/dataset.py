@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedmonai.data.cache import available_memory, refuse_if_larger
-from fedmonai.data.cases.read import CaseVolume, read_case_file, volume_shape
+from fedmonai.data.cases.read import CaseVolume, affine_shift, read_case_file, volume_shape
 from fedmonai.data.provenance import VolumeFingerprint, case_fingerprint
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import NORMALIZATIONS, labeled_slices, merge_labels, neighbor_indices, normalize_volume
@@ -205,10 +205,8 @@ def _check_grid(mask: CaseVolume, image: CaseVolume, path: str) -> None:
     """Mask and image must have one shape and, after reorientation, affines that agree to a tenth of a voxel."""
     if mask.values.shape != image.values.shape:
         raise ConfigError(f"{path} has shape {mask.values.shape}, its image {image.values.shape}; they must fit.")
-    if mask.affine is not None and image.affine is not None and image.spacing is not None:
-        shift = np.abs(mask.affine - image.affine)[:3].max()
-        if shift > 0.1 * min(image.spacing):
-            raise ConfigError(
-                f"{path}: its affine is not that of the image (they differ by {shift:.3g} mm), so they may be flipped "
-                "against each other; run scripts/prepare_prostate.py --check and repair the header."
-            )
+    if shift := affine_shift(image, mask):
+        raise ConfigError(
+            f"{path}: its affine is not that of the image (they differ by {shift:.3g} mm), so they may be flipped "
+            "against each other; run scripts/prepare_prostate.py --check and repair the header."
+        )

@@ -18,7 +18,7 @@ from fedmonai.data.cache import fits_in_memory
 from fedmonai.data.pictures import PICTURE_SUFFIXES, picture_size, read_picture
 from fedmonai.errors import ConfigError, first_line
 
-__all__ = ["CaseVolume", "read_case_file", "turn_to", "volume_shape"]
+__all__ = ["CaseVolume", "affine_shift", "read_case_file", "turn_to", "volume_shape"]
 
 
 PathLike = str | os.PathLike[str]
@@ -69,6 +69,14 @@ def volume_shape(path: PathLike, orientation: str | None = "PLS") -> tuple[int, 
         return shape
     axes = [int(axis) for axis in turn_to(_affine(image, path), orientation)[:, 0]]
     return shape[axes.index(0)], shape[axes.index(1)], shape[axes.index(2)]
+
+
+def affine_shift(image: CaseVolume, mask: CaseVolume) -> float:
+    """How far two affines differ in mm, 0 within a tenth of the shortest voxel side (headers of two programs do)."""
+    if image.affine is None or mask.affine is None or image.spacing is None:
+        return 0.0
+    shift = float(np.abs(image.affine - mask.affine)[:3].max())
+    return shift if shift > 0.1 * min(image.spacing) else 0.0
 
 
 def is_nifti(path: PathLike) -> bool:

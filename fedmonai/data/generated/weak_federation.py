@@ -25,8 +25,6 @@ from fedmonai.seeding import stream
 from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_labels
 
 __all__ = [
-    "generate_fundus_federation",
-    "generate_octa_federation",
     "generated_fundus_site",
     "generated_octa_site",
 ]
@@ -58,38 +56,6 @@ _FUNDUS = _Task(
     ((10, 6, 8), (20, 6, 8), (32, 6, 8), (32, 6, 8), (20, 6, 8)),
 )
 _OCTA = _Task("octa", draw_octa, OCTA_SITES, OCTA_CLASSES, ((24, 6, 8), (15, 6, 8), (20, 6, 8), (40, 6, 8), (6, 6, 8)))
-
-
-def generate_fundus_federation(
-    root: PathLike,
-    domains: Sequence[int] = (1, 2, 3, 4, 5),
-    images: Sequence[int] | None = None,
-    size: int = 384,
-    seed: int = 0,
-) -> str:
-    """Generate sites of fundus-like pictures, ``<root>/Domain<n>``, and return ``root``.
-
-    Nothing is done for what is there already; see :func:`generated_fundus_site` for files, arguments and errors.
-    """
-    for domain in domains:
-        generated_fundus_site(root, domain, images, size, seed)
-    return str(root)
-
-
-def generate_octa_federation(
-    root: PathLike,
-    domains: Sequence[int] = (1, 2, 3, 4, 5),
-    images: Sequence[int] | None = None,
-    size: int = 256,
-    seed: int = 0,
-) -> str:
-    """Generate sites of angiography-like pictures, ``<root>/Domain<n>``, and return ``root``.
-
-    Nothing is done for what is there already; see :func:`generated_octa_site` for files, arguments and errors.
-    """
-    for domain in domains:
-        generated_octa_site(root, domain, images, size, seed)
-    return str(root)
 
 
 def generated_fundus_site(

@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedmonai.data.cache import available_memory, refuse_if_larger
-from fedmonai.data.pictures import read_picture
 from fedmonai.data.provenance import VolumeFingerprint, weak_fingerprint
 from fedmonai.data.weak.read import (
     count_slices,
     min_max_normalize,
     read_h5_image,
     read_h5_label,
-    read_picture_mask,
+    read_pair,
 )
 from fedmonai.errors import ConfigError
 from fedmonai.transforms.slices import RESIZE_MODES, fit_plane
@@ -180,10 +179,7 @@ class WeakSliceDataset(Dataset):
         return self._image(read_h5_image(entry["image"], place), entry["image"]), label
 
     def _read_pair(self, entry: Mapping[str, str]) -> tuple[Tensor, np.ndarray]:
-        image = read_picture(entry["image"], self.image_channels)
-        mask = read_picture_mask(entry["mask"], self.label_map, self.threshold)
-        if mask.shape != image.shape[1:]:
-            raise ConfigError(f"{entry['mask']} is {mask.shape}, its image is {image.shape[1:]}; they must fit.")
+        image, mask = read_pair(entry, self.label_map, self.threshold, self.image_channels)
         if self.split != "train" or self.resize_mode == "resize":
             mask = self._fitted(torch.from_numpy(mask)[None], 0)[0].numpy()
         label = weak_label(mask, self.annotation, self.num_classes, seed=self.seed)

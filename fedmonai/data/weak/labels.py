@@ -12,14 +12,13 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from fedmonai.data.kspace.read import open_volume
-from fedmonai.data.pictures import read_picture
-from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_picture_mask
+from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_pair
 from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
+from fedmonai.transforms.slices import fit_plane
 from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label_statistics, weak_labels
 
 __all__ = ["make_weak_labels", "report_weak_labels", "stored_recipe", "write_release_file"]
@@ -102,7 +101,9 @@ def make_weak_labels(
     statistics: dict[str, list[dict[str, float]]] = {annotation: [] for annotation in annotations}
     recipe = json.dumps([num_classes, list(annotations), _plain(label_map), threshold, size, image_channels, seed])
     for entry in tqdm(files, "weak labels", disable=not progress, leave=False):
-        image, masks = _resized(*_source(entry, label_map, threshold, image_channels), size)
+        image, masks = _source(entry, label_map, threshold, image_channels)
+        image = fit_plane(torch.from_numpy(image.astype(np.float32)), size, "resize").numpy()
+        masks = fit_plane(torch.from_numpy(masks), size, "resize").numpy()
         if masks.min() < 0 or masks.max() >= num_classes:
             raise ConfigError(
                 f"{entry['image']}: the mask holds {masks.min()} to {masks.max()}; with num_classes {num_classes} it "
@@ -159,20 +160,8 @@ def _source(
         slices = range(count_slices(path))
         image = np.concatenate([read_h5_image(path, place) for place in slices])
         return image, np.stack([read_h5_label(path, "mask", place) for place in slices])
-    image, mask = read_picture(path, image_channels), read_picture_mask(entry["mask"], label_map, threshold)
-    if mask.shape != image.shape[1:]:
-        raise ConfigError(f"{entry['mask']} is {mask.shape}, its image is {image.shape[1:]}; they must fit.")
+    image, mask = read_pair(entry, label_map, threshold, image_channels)
     return image, mask[None]
-
-
-def _resized(image: np.ndarray, masks: np.ndarray, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    if size is None:
-        return image, masks
-    shape = (size, size)
-    pixels = torch.from_numpy(image.astype(np.float32))[None]
-    pixels = interpolate(pixels, size=shape, mode="bilinear", align_corners=False, antialias=True)
-    planes = interpolate(torch.from_numpy(masks.astype(np.float32))[None], size=shape, mode="nearest-exact")
-    return pixels[0].numpy(), planes[0].numpy().astype(np.int64)
 
 
 def _means(statistics: Mapping[str, Iterable[Mapping[str, float]]]) -> list[Row]:

@@ -42,7 +42,7 @@ def weak_files(
         ConfigError: unknown layout, and what the three functions refuse.
     """
     if layout == "release":
-        return release_files(dataset_dir, split, None, val_fraction, seed)
+        return release_files(dataset_dir, split, val_fraction, seed)
     if layout == "pairs":
         root = Path(dataset_dir)
         return paired_files(root / "image", root / "mask", split, val_fraction, test_fraction, seed)
@@ -51,18 +51,15 @@ def weak_files(
     raise ConfigError(f"layout: '{layout}' is unknown; choose one of release, pairs, volumes.")
 
 
-def release_files(
-    dataset_dir: PathLike, split: str, domain: int | str | None = None, val_fraction: float = 0.2, seed: int = 0
-) -> list[dict[str, str]]:
-    """HDF5 files of one site in the layout of the release: ``<dataset_dir>/Domain<domain>/<train|test>/*.h5``.
+def release_files(dataset_dir: PathLike, split: str, val_fraction: float = 0.2, seed: int = 0) -> list[dict[str, str]]:
+    """HDF5 files of one site in the layout of the release: ``<dataset_dir>/<train|test>/*.h5``.
 
     The release has no validation split and selects its models on the test images. Here ``val`` is the folder ``val``
     where there is one (generated federations have it), else a fixed share of ``train``, which then lacks it.
 
     Args:
-        dataset_dir: folder of the federation, or with ``domain`` None of the site.
+        dataset_dir: folder of the site (``Domain1`` to ``Domain5`` in the release).
         split: ``train``, ``val`` or ``test``.
-        domain: number of the site (1 to 5 in the release), or the name of its folder.
         val_fraction: share of ``train`` held out, in [0, 1); unused where there is a folder ``val``.
         seed: of the choice of the held-out files.
 
@@ -73,8 +70,7 @@ def release_files(
         ConfigError: unknown split or fraction, missing folder, empty split.
     """
     _check_split(split)
-    part = "" if domain is None else f"Domain{domain}" if str(domain).isdigit() else str(domain)
-    site = Path(dataset_dir) / part
+    site = Path(dataset_dir)
     has_val = (site / "val").is_dir()
     folder = site / (split if split != "val" or has_val else "train")
     paths = _listed(folder, (".h5",), f"{site}/<train|val|test>/*.h5 (val is optional)")

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from fedmonai.data.kspace.read import open_volume, own_dataset, read_slice
-from fedmonai.data.pictures import MAX_SIDE, open_picture
+from fedmonai.data.pictures import MAX_SIDE, open_picture, read_picture
 from fedmonai.errors import ConfigError
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "read_dataset",
     "read_h5_image",
     "read_h5_label",
+    "read_pair",
     "read_picture_mask",
 ]
 
@@ -124,6 +125,20 @@ def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold:
     lookup = np.zeros(256, dtype=np.int64)
     lookup[list(table)] = list(table.values())
     return lookup[gray]
+
+
+def read_pair(
+    entry: Mapping[str, str], label_map: Mapping[int, int] | None, threshold: int | None, image_channels: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image ``(C, H, W)`` and class labels ``(H, W)`` of an entry of :func:`paired_files`.
+
+    Raises:
+        ConfigError: as the two readers, or the mask has another size than the image.
+    """
+    image, mask = read_picture(entry["image"], image_channels), read_picture_mask(entry["mask"], label_map, threshold)
+    if mask.shape != image.shape[1:]:
+        raise ConfigError(f"{entry['mask']} is {mask.shape}, its image is {image.shape[1:]}; they must fit.")
+    return image, mask
 
 
 def _mask_key(file: h5py.File) -> str:

@@ -14,8 +14,6 @@ import pytest
 from fedmonai.data.generated.fundus import FUNDUS_SITES, draw_fundus
 from fedmonai.data.generated.octa import OCTA_SITES, draw_octa
 from fedmonai.data.generated.weak_federation import (
-    generate_fundus_federation,
-    generate_octa_federation,
     generated_fundus_site,
     generated_octa_site,
 )
@@ -26,7 +24,7 @@ from fedmonai.transforms.weak_labels import ANNOTATIONS
 
 Generate = Callable[..., str]
 SMALL = {"images": (2, 1, 1), "size": 48}
-TASKS = [(generate_fundus_federation, 3, 3), (generate_octa_federation, 1, 2)]
+TASKS = [(generated_fundus_site, 3, 3), (generated_octa_site, 1, 2)]
 
 
 def contents(root: str | Path) -> dict[str, bytes]:
@@ -35,12 +33,11 @@ def contents(root: str | Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("generate", "channels", "classes"), TASKS)
 def test_layout_of_the_release(tmp_path: Path, generate: Generate, channels: int, classes: int) -> None:
-    assert generate(tmp_path, **SMALL) == str(tmp_path)
-    sites = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
-    assert sites == [f"Domain{n}" for n in range(1, 6)]
     for domain in range(1, 6):
+        site = generate(tmp_path, domain, **SMALL)
+        assert site == str(tmp_path / f"Domain{domain}")
         for split, count in (("train", 2), ("val", 1), ("test", 1)):
-            files = release_files(tmp_path, split, domain)
+            files = release_files(site, split)
             assert len(files) == count
             with h5py.File(files[0]["image"]) as file:
                 assert set(file) == {"image", "mask", *(ANNOTATIONS if split == "train" else ())}
@@ -48,9 +45,7 @@ def test_layout_of_the_release(tmp_path: Path, generate: Generate, channels: int
                 assert file["image"].dtype == np.float32
                 assert np.array_equal(np.unique(file["mask"][()]), np.arange(classes))
         for annotation in ANNOTATIONS:
-            item = WeakSliceDataset(
-                release_files(tmp_path, "train", domain), classes, annotation, image_channels=channels
-            )[0]
+            item = WeakSliceDataset(release_files(site, "train"), classes, annotation, image_channels=channels)[0]
             assert classes in item["label"].unique()
 
 
@@ -72,10 +67,6 @@ def test_a_picture_depends_on_its_own_number_only(tmp_path: Path) -> None:
     assert all(more[name] == data for name, data in few.items())
     assert len(more) == len(few) + 2
     assert not any(other[name] == data for name, data in few.items())
-    federation = contents(generate_octa_federation(tmp_path / "all", (3, 1), **SMALL))
-    assert {name: data for name, data in federation.items() if "Domain3" in name} == {
-        f"Domain3/{name}": data for name, data in few.items()
-    }
 
 
 def test_what_is_there_is_kept_and_other_parameters_are_refused(tmp_path: Path) -> None:

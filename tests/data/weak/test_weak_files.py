@@ -23,22 +23,22 @@ def names_of(files: list[dict[str, str]]) -> list[str]:
 
 
 def test_release_layout_with_a_held_out_part(tmp_path: Path) -> None:
-    touch(tmp_path / "Domain2" / "train", [f"{n}.h5" for n in range(10)] + ["notes.txt", ".hidden.h5"])
-    touch(tmp_path / "Domain2" / "test", ["a.h5", "b.h5"])
-    train, val = (names_of(release_files(tmp_path, split, 2)) for split in ("train", "val"))
+    site = tmp_path / "Domain2"
+    touch(site / "train", [f"{n}.h5" for n in range(10)] + ["notes.txt", ".hidden.h5"])
+    touch(site / "test", ["a.h5", "b.h5"])
+    train, val = (names_of(release_files(site, split)) for split in ("train", "val"))
     assert len(val) == 2
     assert sorted(train + val) == [str(n) for n in range(10)]
-    assert names_of(release_files(tmp_path, "test", "Domain2")) == ["a", "b"]
-    assert val == names_of(release_files(tmp_path, "val", 2))
-    assert val == names_of(release_files(tmp_path / "Domain2", "val"))
-    assert any(val != names_of(release_files(tmp_path, "val", 2, seed=seed)) for seed in range(1, 5))
+    assert names_of(release_files(site, "test")) == ["a", "b"]
+    assert val == names_of(release_files(site, "val"))
+    assert any(val != names_of(release_files(site, "val", seed=seed)) for seed in range(1, 5))
 
 
 def test_validation_folder_is_used_where_there_is_one(tmp_path: Path) -> None:
     touch(tmp_path / "Domain1" / "train", ["a.h5", "b.h5"])
     touch(tmp_path / "Domain1" / "val", ["c.h5"])
-    assert names_of(release_files(tmp_path, "val", 1)) == ["c"]
-    assert names_of(release_files(tmp_path, "train", 1)) == ["a", "b"]
+    assert names_of(release_files(tmp_path / "Domain1", "val")) == ["c"]
+    assert names_of(release_files(tmp_path / "Domain1", "train")) == ["a", "b"]
 
 
 def test_a_further_file_moves_no_other_between_test_and_train(tmp_path: Path) -> None:
@@ -78,9 +78,9 @@ def test_all_volumes_of_a_subject_fall_into_one_split(tmp_path: Path) -> None:
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Domain7/train is not a folder; expected .*Domain7/<train"):
-        release_files(tmp_path, "train", 7)
+        release_files(tmp_path / "Domain7", "train")
     with pytest.raises(ConfigError, match="split: 'validation' is unknown"):
-        release_files(tmp_path, "validation", 1)
+        release_files(tmp_path, "validation")
     touch(tmp_path, ["a.txt"])
     with pytest.raises(ConfigError, match=r"holds no \.h5"):
         volume_files(tmp_path, "train")

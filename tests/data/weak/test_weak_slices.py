@@ -236,6 +236,7 @@ def test_release_layout_end_to_end(tmp_path: Path, mask: np.ndarray) -> None:
         for name in ("x", "y"):
             content = dict.fromkeys(keys, mask)
             write_h5(tmp_path / "Domain4" / split / f"{name}.h5", image=mask.astype(np.float32), **content)
-    data = WeakSliceDataset(release_files(tmp_path, "train", 4, val_fraction=0.5), 3, annotation="keypoint")
+    data = WeakSliceDataset(release_files(tmp_path / "Domain4", "train", val_fraction=0.5), 3, annotation="keypoint")
     assert len(data) == 1
-    assert len(WeakSliceDataset(release_files(tmp_path, "test", 4), 3, annotation="keypoint", split="test")) == 2
+    test = release_files(tmp_path / "Domain4", "test")
+    assert len(WeakSliceDataset(test, 3, annotation="keypoint", split="test")) == 2
