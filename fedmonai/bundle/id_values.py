@@ -140,7 +140,7 @@ def refuse_without_effect(
     Three ways to do nothing: the id belongs to another config (``--weighting`` beside ``train.json``, ``--preview``
     beside ``federated.yaml``), what read it was replaced (``--weighting`` under a strategy without weights), or it acts
     in the other mode only (``lambda_adv`` where a site trains alone, ``epochs`` in a federation). An id at the value
-    that a file of the bundle gives it passes: nobody asked for anything.
+    that a file of the bundle gives it passes: an overlay may set more than one config reads.
 
     Args:
         config: the live config.
@@ -155,7 +155,9 @@ def refuse_without_effect(
     base = next((content for content in whole.values() if content.keys() <= config.keys()), None)
     if base is None:
         return
-    in_federation, at_site = "federation" in config, config.get("standalone") is False
+    in_federation = "federation" in config
+    at_site = not in_federation and config.get("standalone") is False
+    overlaid = _overlaid(config, contents)
     read, read_before = _read_ids(config), _read_ids(base)
     passed = _READ_BY_NAME | read | (_GIVEN_TO_SITES if at_site else {"site"})
     for key, value in config.items():
@@ -164,17 +166,27 @@ def refuse_without_effect(
             continue
         why = ""
         if key in base:
-            changed = value != base[key] and not _is_expression(value)
+            changed = value != base[key] and not _is_expression(value) and (at_site or key not in overlaid)
             if changed and entry is not None and not in_federation and key not in (_GIVEN_TO_SITES if at_site else ()):
                 why = _other_mode(entry, at_site)
             if key in read_before and key not in passed and not _is_written(key, value, contents.values()):
                 why = "what read it was replaced by another file or override"
-        elif key not in passed:
-            why = _elsewhere(
-                key, entry, [name for name in whole if key in whole[name]], site_config if in_federation else ""
-            )
+        elif key not in passed | overlaid:
+            files = [name for name, content in whole.items() if key in content]
+            why = _elsewhere(key, entry, files, site_config if in_federation else "")
         if why:
             raise ConfigError(f"config id '{key}' (value {value!r:.80}) has no effect here: {why}.")
+
+
+def _overlaid(config: Mapping[str, Any], contents: Mapping[Path, Mapping[str, Any]]) -> set[str]:
+    """The ids that a config has from overlays of a site's config, which are those whose plain values it all has."""
+    found: set[str] = set()
+    for path, content in contents.items():
+        plain = {key: value for key, value in content.items() if SEP not in key and not isinstance(value, Mapping)}
+        applied = all(key in config and config[key] == value for key, value in plain.items())
+        if applied and "bundle_root" not in content and path.parent.name != "federation":
+            found |= plain.keys()
+    return found
 
 
 def _other_mode(entry: IdEntry, at_site: bool) -> str:

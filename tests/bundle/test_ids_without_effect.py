@@ -45,6 +45,7 @@ def refused(bundle: str, files: list[str], **ids: Any) -> str | None:
         ("fl_mr", "train.json", {"save_latents": True}, "it acts in a federation only"),
         ("fl_mrcm", "train.json", {"lambda_adv": 0.1}, "it acts in a federation only"),
         ("fedmri", "train.json", {"beta": 1.0}, "it acts in a federation only"),
+        ("fedmri", "train.json", {"negatives": "self"}, "it acts in a federation only"),  # as an overlay has it
         ("iop_fl", "train.json", {"personalize": False}, "it acts in a federation only"),
         ("fedicra", "train.json", {"mixing": False}, "it acts in a federation only"),
         ("fl_mr", "train.json", {"dataset_dir": "/data", "generated_shift": "none"}, "what read it was replaced"),
@@ -62,6 +63,8 @@ def test_refused(bundle: str, file: str, ids: dict[str, Any], text: str) -> None
         ("fl_mr", ["train.json"], {"epochs": 3, "lr": 0.1, "lr_milestones": [1], "mu": 0.1, "val_interval": 2}),
         ("fl_mr", ["train.json"], {"reset_optimizer": True, "save_latents": False}),  # the defaults
         ("fl_mr", ["train.json"], {"site": "X", "dataset_dir": "/data"}),
+        ("fedmri", ["train.json", "network/dual_domain.yaml"], {}),
+        ("fedmri", ["inference.json", "network/dual_domain.yaml"], {}),  # an overlay may set more than one config reads
         ("fl_mr", ["train.json", "evaluate.json"], {"ckpt_path": "model.pt"}),
         ("fl_mr", ["train.json"], {"standalone": False, "reset_optimizer": False, "seed": 5, "output_dir": "/o"}),
         ("fl_mr", ["federated.yaml"], {"lr": 0.5, "mu": 0.1, "weighting": "steps"}),  # sites read the first two

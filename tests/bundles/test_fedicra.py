@@ -229,7 +229,7 @@ def test_shuffled_labels_drop_the_dice(tmp_path: Path) -> None:
     ("ids", "texts"),
     [
         ({"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all", "<train|val|test>")),
-        ({"form": "scribbel"}, ("scribbel", "scribble", "keypoint")),
+        ({"annotation": "scribbel"}, ("scribbel", "scribble", "keypoint")),
         ({"layout": "released"}, ("released", "release, pairs, volumes")),
         ({"tree_weight": -1.0}, ("tree_weight", "-1", "at least 0")),
         ({"contrast_mode": "other"}, ("other", "intended, released")),
