@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import logging
+import signal
 import sys
 from typing import Any
 
