@@ -22,7 +22,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 
 def seed_local_training(seed: int, loader: Any, randomizables: Iterable[Any]) -> None:
-    """Seed everything that one site's turn draws from.
+    """Seed everything that a site's local training draws from.
 
     The global generators of torch, NumPy and Python, the loader's own generator, the transforms inside the dataset
     (MONAI's ``set_rnd``) and every given object with ``set_random_state``. ``monai.utils.set_determinism`` is avoided

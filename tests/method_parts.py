@@ -13,7 +13,6 @@ import doctest
 import importlib
 import inspect
 import pkgutil
-import sys
 import types
 import typing
 from typing import Any, TypeVar
@@ -84,10 +83,11 @@ def _argument(kind: type, name: str, hint: Any) -> Any:
 
 def examples(kind: type[Part]) -> list[Part]:
     """The objects that the examples in a class's docstring make, or one with as few arguments as possible."""
-    scope = vars(sys.modules[kind.__module__])
     objects = []
     for example in doctest.DocTestParser().get_examples(kind.__doc__ or ""):
         for node in ast.walk(ast.parse(example.source)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == kind.__name__:
-                objects.append(eval(ast.unparse(node), dict(scope)))  # noqa: S307 (our own docstrings)
+                arguments = [ast.literal_eval(value) for value in node.args]
+                named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+                objects.append(kind(*arguments, **named))
     return objects or [made(kind)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -82,4 +83,6 @@ def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = F
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing into `head` ends with it
     fire.Fire({"check": check, "ids": ids, "lint": lint})

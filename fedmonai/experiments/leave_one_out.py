@@ -32,8 +32,8 @@ def leave_one_out(
 ) -> dict[str, Path]:
     """For every site: a federation of all the others, then ``configs/outside.yaml`` at this one.
 
-    The federation is built without the outside site: it has no turn, no validation and no test there. What is finished
-    is not done again, and a federation that was interrupted goes on after its last round, so the same command resumes.
+    The federation is built without the outside site: it is neither trained, validated nor tested there. What is
+    finished is not done again, and an interrupted federation goes on after its last round: the same command resumes.
 
     Args:
         output_dir: ``<output_dir>/<site>/federation`` and ``<output_dir>/<site>/outside`` are written.

@@ -401,12 +401,12 @@ class FedALA(SiteHandler):
 
     def state_dict(self) -> dict[str, Any]:
         """W and what decides about the next mixing."""
-        return {"weights": dict(self.mix.weights), "turns": self._rounds, "settled": self._settled}
+        return {"weights": dict(self.mix.weights), "rounds": self._rounds, "settled": self._settled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state written by :meth:`state_dict`."""
         self.mix.weights = {name: weight.clone() for name, weight in state["weights"].items()}
-        self._rounds, self._settled = state["turns"], state["settled"]
+        self._rounds, self._settled = state["rounds"], state["settled"]
 
 
 def _statistics_of(names: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
