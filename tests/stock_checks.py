@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,16 @@ SCHEMA = Path(__file__).parent / "bundles" / "meta_schema_20240725.json"
 Check = Callable[[Path, Path], None]
 
 
-def stock_checks(bundle: Path) -> dict[str, Check]:
-    """The checks of a bundle by name; each is ``check(sites, out)`` and raises an AssertionError."""
+def stock_checks(bundle: Path, allow: Sequence[str] = ()) -> dict[str, Check]:
+    """The checks of a bundle by name; each is ``check(sites, out)`` and raises an AssertionError.
+
+    Args:
+        bundle: folder of the bundle.
+        allow: packages of one's own that its configs may name.
+    """
     checks: dict[str, Callable[..., None]] = {
         "files": check_files,
-        "lint": check_lint,
+        "lint": partial(check_lint, allow=allow),
         "metadata": check_metadata,
         "properties for training": partial(check_properties, files=("train.json",)),
         "properties for evaluation": partial(check_properties, files=("train.json", "evaluate.json")),
@@ -79,9 +84,9 @@ def check_files(bundle: Path, sites: Path, out: Path) -> None:
         assert overlay in config_files(bundle) or overlay.name == TABLE_FILE
 
 
-def check_lint(bundle: Path, sites: Path, out: Path) -> None:
+def check_lint(bundle: Path, sites: Path, out: Path, allow: Sequence[str]) -> None:
     """Overlays set what the lint lets them set, in whatever folder they lie."""
-    report = lint_bundle(bundle)
+    report = lint_bundle(bundle, allow)
     assert [str(finding) for finding in report.findings] == []
     assert report.configs == len(config_files(bundle)) > 0
 

@@ -207,7 +207,8 @@ def _id_problems(
         found = unknown_ids(plain, known, lambda target: _argument_names(target, names), table.names(open=True))
         yield from ((unknown, "is unknown: nothing reads it") for unknown in found)
     if table:
-        yield from ((key, f"has no entry in configs/{TABLE_FILE}") for key in content if not _has_entry(key, table))
+        remedy = f"has no entry in configs/{TABLE_FILE}; describe it there, or under '{TABLE_SECTION}' of this file"
+        yield from ((key, remedy) for key in content if not _has_entry(key, table))
         yield from data_problems(path, content, table.names(data=True))
     yield from file_problems(root, content, contents)
     own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}

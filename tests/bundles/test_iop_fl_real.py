@@ -60,9 +60,9 @@ def test_five_sites_train_and_the_sixth_is_adapted_to(prostate: Path, tmp_path: 
 
 def test_nifti_case_trains_tests_and_is_segmented(prostate: Path, tmp_path: Path) -> None:
     data = prostate / "prostatex_nifti"
-    splits = {f"{split}_split": "all" for split in ("train", "val", "test")}
-    ids = {"dataset_dir": str(data), "folder": ".", "label_suffix": "_lab", "ckpt_dir": str(tmp_path), **splits, **TINY}
-    run(tmp_path / "train", "train.json", epochs=1, **ids)
+    ids = {"dataset_dir": str(data), "folder": ".", "label_suffix": "_lab", "ckpt_dir": str(tmp_path), **TINY}
+    ids["test_split"] = "all"
+    run(tmp_path / "train", "train.json", epochs=1, train_split="all", val_split="all", **ids)
     run(tmp_path / "test", "train.json", "evaluate.json", **ids)
     text = (tmp_path / "test" / "metrics.csv").read_text()
     assert all(name in text for name in ("dice", "hd95", "assd", "release_dice"))
