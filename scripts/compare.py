@@ -16,13 +16,11 @@ from tqdm import tqdm
 
 from fedmonai.command_line import run_command
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.experiments.comparison import PlannedRun, check_runs, execute, planned_runs
+from fedmonai.experiments.comparison import PlannedRun, check_runs, execute, planned_runs, write_cross_site
 from fedmonai.experiments.plan import read_plan
-from fedmonai.federated.cross_site import write_cross_site
 from fedmonai.names import as_list
-from fedmonai.report.compared import ComparedRun
-from fedmonai.report.comparison import write_comparison
-from fedmonai.report.comparison_figures import check_projection
+from fedmonai.report.comparison import ComparedRun
+from fedmonai.report.comparison_page import check_projection, write_comparison
 
 
 def compare(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs of a plan, methods times seeds over one federation: checked all together, then executed one by one."""
+"""Runs of a plan, methods times seeds over one federation: checked all together, then executed one by one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from monai.bundle import ConfigWorkflow
 from fedmonai.bundle.ids import apply_overrides, nearest_of
 from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.experiments.plan import Method, Plan
-from fedmonai.io import write_text
+from fedmonai.federated.federation import Federation
+from fedmonai.federated.local_pool import LocalPool
+from fedmonai.io import load_checked, write_table, write_text
 
-__all__ = ["PlannedRun", "check_runs", "execute", "planned_runs"]
-
+__all__ = ["PlannedRun", "check_runs", "execute", "planned_runs", "write_cross_site"]
 
 #: a run's inputs beside its results, so that a changed plan is never mistaken for the one that was run
 RECORD = "planned.json"
+CROSS_SITE_COLUMNS = ("model_site", "test_site", "metric", "value")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,38 @@ def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
             write_text(run.record, run.folder / RECORD)
             workflow.run()
     return federation
+
+
+def write_cross_site(federation: Federation, path: str | Path) -> bool:
+    """Test the personal model of every site on the test split of every tested site, and write a table of means.
+
+    For a finished run in this process. The evaluation leaves no trace at the sites. A site's test data are prepared as
+    that site prepares them (mask, size), whichever model is tested.
+
+    Args:
+        federation: the engine of the run.
+        path: CSV file with the columns ``model_site, test_site, metric, value``.
+
+    Raises:
+        ConfigError: when the sites live elsewhere.
+
+    Returns:
+        whether there are such models; a method with one global model for all has no matrix.
+    """
+    sites, plan = federation.sites, federation.sites.plan
+    if not isinstance(sites, LocalPool):
+        raise ConfigError("the models of sites elsewhere stay there; cross_site needs a federation in this process.")
+    files = {name: plan.own_model(name) for name in plan.names if plan.own_model(name).is_file()}
+    if not files:
+        return False
+    rows = []
+    for owner, file in files.items():
+        weights = load_checked(file)
+        for name in federation.test_sites:
+            metrics = sites.open(name).evaluate_weights(weights, "test")
+            rows += [(owner, name, metric, value) for metric, value in metrics.items()]
+    write_table(CROSS_SITE_COLUMNS, rows, path)
+    return True
 
 
 @contextmanager

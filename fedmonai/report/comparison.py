@@ -1,166 +1,167 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison of methods as markdown and CSV."""
+"""Comparison of runs: values per test volume, their spread, and paired tests against one method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedmonai.io import write_table, write_text
-from fedmonai.report.compared import ComparedRun, Comparison, Difference, Score
-from fedmonai.report.comparison_figures import draw_latents, draw_scores
-from fedmonai.report.page import UNITS, markdown_table
+from fedmonai.errors import ConfigError
+from fedmonai.report.run_tables import RunTables, read_run
 
-__all__ = ["write_comparison"]
+__all__ = ["ComparedRun", "Comparison", "Difference", "Score"]
 
-SCORE_COLUMNS = ("mean", "sd_over_seeds", "sd_over_volumes", "seeds", "volumes", "difference", "pairs", "p")
-LOWER_IS_BETTER = ("nmse", "hd95", "assd")
-COLUMNS = ("method", "site", "metric", *SCORE_COLUMNS)
+#: fewest pairs for a test: with five, Wilcoxon's exact two-sided p cannot fall below 0.06
+FEWEST_PAIRS = 6
 
 
-def write_comparison(
-    runs: Iterable[ComparedRun], reference: str, output_dir: str | Path, projection: str = "pca"
-) -> str:
-    """Write ``comparison.md``, ``comparison.csv`` and the figures of finished runs; return the path of the first.
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run folder and what it is a run of."""
+
+    method: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over seeds of the mean over test volumes.
+
+    ``over_seeds`` and ``over_volumes`` are standard deviations: of the seeds' means, and of the volumes' means over
+    seeds; 0 where there is one only.
+    """
+
+    mean: float
+    over_seeds: float
+    over_volumes: float
+    seeds: int
+    volumes: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean paired difference to the reference method, and p of Wilcoxon's signed-rank test, ``None`` without one."""
+
+    mean: float
+    pairs: int
+    p: float | None
+
+
+class Comparison:
+    """Reads the runs of a comparison; a method is judged by the model that counts, a site's own one where it has one.
 
     Args:
-        runs: the runs that have ended.
+        runs: finished runs; those of one method differ in their seed only.
         reference: the method that the others are tested against.
-        output_dir: folder to write in.
-        projection: of the latent features to two dimensions: ``pca``, ``tsne``, or ``none`` for no such figure.
 
     Raises:
-        ConfigError: see :class:`Comparison`; also when scikit-learn is needed and not installed.
+        ConfigError: when there is no run, none of the reference, or one without a final test.
     """
-    comparison, folder = Comparison(runs, reference), Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = [draw_scores(comparison, folder / "scores.png")]
-    latents = draw_latents(comparison, folder / "latents.png", projection)
-    figures += [latents] if latents else []
-    _write_csv(comparison, folder / "comparison.csv")
-    parts = [_heading(comparison)]
-    for metric in comparison.metrics:
-        parts += [_scores(comparison, metric), _differences(comparison, metric)]
-    parts += [_costs(comparison), _matrices(comparison)]
-    parts += [f"![{path.stem}]({path.name})" for path in figures]
-    path = folder / "comparison.md"
-    write_text("\n\n".join(part for part in parts if part) + "\n", path)
-    return str(path)
+
+    def __init__(self, runs: Iterable[ComparedRun], reference: str) -> None:
+        self.runs = list(runs)
+        self.reference = reference
+        self.methods = list(dict.fromkeys(run.method for run in self.runs))
+        if reference not in self.methods:
+            raise ConfigError(f"comparison: no finished run of the reference method '{reference}'.")
+        self.tables = {run: read_run(run.folder) for run in self.runs}
+        for run, tables in self.tables.items():
+            if not tables.metric_names("test"):
+                raise ConfigError(f"comparison: '{run.folder}' has no final test; finish that run first.")
+        first = next(iter(self.tables.values()))
+        self.metrics = first.metric_names("test")
+        self.sites = sorted({site for tables in self.tables.values() for site in tables.run["test_sites"]})
+        self.untrained = [m for _, m, end in first.test_columns() if end < 0 and m not in ("global", "personal")]
+        self._values = {run: self._read(tables) for run, tables in self.tables.items()}
+
+    def _read(self, tables: RunTables) -> dict[tuple[str, str, str], dict[str, float]]:
+        """{(model or "", site, metric): {volume: value}}; "" is the model that counts."""
+        found = {}
+        for site in self.sites:
+            for metric in self.metrics:
+                own = tables.named_test_cases(site, metric, "personal")
+                found["", site, metric] = own or tables.named_test_cases(site, metric, "global")
+                for model in self.untrained:
+                    found[model, site, metric] = tables.named_test_cases(site, metric, model)
+        return found
+
+    def seeds(self, method: str) -> set[int]:
+        """The seeds of which a method has a run."""
+        return {run.seed for run in self._of(method)}
+
+    def volumes(
+        self, method: str, metric: str, site: str | None = None, model: str = "", seeds: set[int] | None = None
+    ) -> dict[str, float]:
+        """Mean over seeds (all by default) of every test volume of a site, or of all sites (named site/volume)."""
+        collected: dict[str, list[float]] = {}
+        for run in [run for run in self._of(method) if seeds is None or run.seed in seeds]:
+            for name in self.sites if site is None else [site]:
+                for case, value in self._values[run][model, name, metric].items():
+                    collected.setdefault(f"{name}/{case}", []).append(value)
+        return {name: statistics.fmean(values) for name, values in collected.items()}
+
+    def score(self, method: str, metric: str, site: str | None = None, model: str = "") -> Score | None:
+        """The score at a site, or the mean of the sites' scores; ``None`` where it was not tested."""
+        by_seed = [mean for run in self._of(method) if (mean := self._mean(run, metric, site, model)) is not None]
+        volumes = list(self.volumes(method, metric, site, model).values())
+        if not by_seed:
+            return None
+        return Score(statistics.fmean(by_seed), _spread(by_seed), _spread(volumes), len(by_seed), len(volumes))
+
+    def _mean(self, run: ComparedRun, metric: str, site: str | None, model: str) -> float | None:
+        found = [list(self._values[run][model, name, metric].values()) for name in ([site] if site else self.sites)]
+        means = [statistics.fmean(values) for values in found if values]
+        return statistics.fmean(means) if means else None
+
+    def difference(self, method: str, metric: str, site: str | None = None) -> Difference | None:
+        """The method's volumes against the reference's, paired by volume after the mean over the seeds of both."""
+        both = self.seeds(method) & self.seeds(self.reference)
+        ours, theirs = (self.volumes(name, metric, site, seeds=both) for name in (method, self.reference))
+        differences = [ours[name] - theirs[name] for name in sorted(ours) if name in theirs]
+        if not differences:
+            return None
+        return Difference(statistics.fmean(differences), len(differences), _wilcoxon(differences))
+
+    def cost(self, method: str) -> tuple[float, float, float]:
+        """Bytes up and down per round (mean over rounds and seeds), and seconds per round (median)."""
+        records = [record for run in self._of(method) for record in self.tables[run].rounds]
+        up, down = (statistics.fmean(_bytes(record[f"bytes_{way}"]) for record in records) for way in ("up", "down"))
+        return up, down, statistics.median(record["seconds"] for record in records)
+
+    def cross_site(self, method: str, metric: str) -> dict[tuple[str, str], float]:
+        """{(site of the model, site of the test): mean over seeds}; empty for a method with one model for all."""
+        collected: dict[tuple[str, str], list[float]] = {}
+        for run in self._of(method):
+            path = run.folder / "cross_site.csv"
+            if path.is_file():
+                with path.open(encoding="utf-8", newline="") as stream:
+                    for row in csv.DictReader(stream):
+                        if row["metric"] == metric:
+                            place = row["model_site"], row["test_site"]
+                            collected.setdefault(place, []).append(float(row["value"]))
+        return {place: statistics.fmean(values) for place, values in collected.items()}
+
+    def _of(self, method: str) -> list[ComparedRun]:
+        return [run for run in self.runs if run.method == method]
 
 
-def _label(metric: str) -> tuple[str, int]:
-    return UNITS.get(metric, (metric, 4))
+def _bytes(by_site: Mapping[str, Mapping[str, int]]) -> int:
+    return sum(size for items in by_site.values() for size in items.values())
 
 
-def _heading(comparison: Comparison) -> str:
-    wanted = sorted({run.seed for run in comparison.runs})
-    found = {method: len(comparison.seeds(method)) for method in comparison.methods}
-    missing = [f"{method} has {count} of {len(wanted)} seeds" for method, count in found.items() if count < len(wanted)]
-    lines = [
-        "# Comparison",
-        "",
-        f"Seeds {', '.join(map(str, wanted))}. A cell is the mean over seeds of the mean over test volumes, ± the "
-        "standard deviation over seeds, and in brackets the standard deviation over test volumes of their means over "
-        "seeds (in the last column over the volumes of all sites). Every model is that of its best validated round; a "
-        "site that has its own model is tested with that.",
-        *_about_differences(comparison),
-        *(f"Note: {note}." for note in missing),
-    ]
-    return "\n".join(lines)
+def _spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _about_differences(comparison: Comparison) -> list[str]:
-    if len(comparison.methods) < 2:
-        return []
-    lower = [_label(metric)[0].partition(" ")[0] for metric in comparison.metrics if metric in LOWER_IS_BETTER]
-    return [
-        "",
-        f"Differences to {comparison.reference} are paired by test volume after the mean over the seeds of both; p of "
-        "Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests."
-        + (f" Lower is better for {', '.join(lower)}: there a negative difference is a gain." if lower else ""),
-    ]
+def _wilcoxon(differences: list[float]) -> float | None:
+    if len(differences) < FEWEST_PAIRS:
+        return None
+    if not any(differences):
+        return 1.0
+    from scipy.stats import wilcoxon
 
-
-def _scores(comparison: Comparison, metric: str) -> str:
-    label, digits = _label(metric)
-    places: list[str | None] = [*comparison.sites, None]
-    rows = [["method", *comparison.sites, "mean"]]
-    for model in comparison.untrained:
-        found = [comparison.score(comparison.reference, metric, site, model) for site in places]
-        rows.append([model.replace("_", "-"), *(_score_text(score, digits, False) for score in found)])
-    for method in comparison.methods:
-        found = [comparison.score(method, metric, site) for site in places]
-        rows.append([method, *(_score_text(score, digits) for score in found)])
-    return f"## {label}\n\n{markdown_table(rows)}"
-
-
-def _score_text(score: Score | None, digits: int, spread: bool = True) -> str:
-    if score is None:
-        return "-"
-    text = f"{score.mean:.{digits}f}"
-    if spread and score.seeds > 1:
-        text += f" ± {score.over_seeds:.{digits}f}"
-    return f"{text} ({score.over_volumes:.{digits}f})" if score.volumes > 1 else text
-
-
-def _differences(comparison: Comparison, metric: str) -> str:
-    others = [method for method in comparison.methods if method != comparison.reference]
-    if not others:
-        return ""
-    label, digits = _label(metric)
-    rows = [["method", *comparison.sites, "all volumes"]]
-    for method in others:
-        found = [comparison.difference(method, metric, site) for site in [*comparison.sites, None]]
-        rows.append([method, *(_difference_text(one, digits) for one in found)])
-    return f"## {label}, difference to {comparison.reference}\n\n{markdown_table(rows)}"
-
-
-def _difference_text(difference: Difference | None, digits: int) -> str:
-    if difference is None:
-        return "-"
-    tail = f"p {difference.p:.3g}" if difference.p is not None else f"{difference.pairs} pairs, too few to test"
-    return f"{difference.mean:+.{digits}f} ({tail})"
-
-
-def _costs(comparison: Comparison) -> str:
-    rows = [["method", "MB up per round", "MB down per round", "s per round"]]
-    for method in comparison.methods:
-        up, down, seconds = comparison.cost(method)
-        rows.append([method, f"{up / 1e6:.3f}", f"{down / 1e6:.3f}", f"{seconds:.2f}"])
-    return f"## Cost\n\nAll sites together; seconds are the median, with validation.\n\n{markdown_table(rows)}"
-
-
-def _matrices(comparison: Comparison) -> str:
-    metric = comparison.metrics[0]
-    label, digits = _label(metric)
-    parts = []
-    for method in comparison.methods:
-        found = comparison.cross_site(method, metric)
-        if found:
-            owners = sorted({owner for owner, _ in found})
-            rows = [["model of", *(f"tested at {site}" for site in comparison.sites)]]
-            rows += [
-                [owner, *(f"{found[owner, s]:.{digits}f}" if (owner, s) in found else "-" for s in comparison.sites)]
-                for owner in owners
-            ]
-            parts.append(f"### {method}\n\n{markdown_table(rows)}")
-    if not parts:
-        return ""
-    heading = f"## {label}, every site's model at every site\n\nMethods with one model for all have none."
-    return "\n\n".join([heading, *parts])
-
-
-def _write_csv(comparison: Comparison, path: Path) -> None:
-    lines = []
-    for method in comparison.methods:
-        for metric in comparison.metrics:
-            for site in [*comparison.sites, None]:
-                score, difference = comparison.score(method, metric, site), comparison.difference(method, metric, site)
-                if score is not None:
-                    row = [method, site or "all", metric, score.mean, score.over_seeds, score.over_volumes]
-                    row += [score.seeds, score.volumes]
-                    row += [difference.mean, difference.pairs, difference.p] if difference else [None] * 3
-                    lines.append(row)
-        for name, value in zip(("bytes_up", "bytes_down", "seconds_per_round"), comparison.cost(method), strict=True):
-            lines.append([method, "all", name, value])
-    write_table(COLUMNS, ([*line, *[None] * (len(COLUMNS) - len(line))] for line in lines), path)
+    return float(wilcoxon(differences).pvalue)

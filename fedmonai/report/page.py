@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a run: tables, figures, what left the sites; of an outside site, too."""
+"""Page of a run: tables, figures, what left the sites; table of outside sites."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedmonai.io import write_text
 from fedmonai.report.figures import draw_figures
 from fedmonai.report.run_tables import RunTables, read_run
 
-__all__ = ["UNITS", "finish", "format_table", "markdown_table", "outside_table", "write_outside_report", "write_report"]
+__all__ = ["UNITS", "finish", "format_table", "markdown_table", "write_outside_report", "write_report"]
 
 
 def outside_table(folders: Mapping[str, Path], metric: str = "dice") -> list[list[str]]:
@@ -39,9 +39,7 @@ def outside_table(folders: Mapping[str, Path], metric: str = "dice") -> list[lis
 
 def write_outside_report(folders: Mapping[str, Path], path: Path, metric: str = "dice") -> str:
     """Write the table as markdown to ``path`` and return the text."""
-    rows = outside_table(folders, metric)
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    text = "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+    text = markdown_table(outside_table(folders, metric)) + "\n"
     write_text(text, path)
     return text
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from fedmonai.errors import ConfigError
-from fedmonai.report.compared import ComparedRun, Comparison
-from fedmonai.report.comparison import write_comparison
-from fedmonai.report.comparison_figures import project
+from fedmonai.report.comparison import ComparedRun, Comparison
+from fedmonai.report.comparison_page import project, write_comparison
 
 VOLUMES = 6
 
