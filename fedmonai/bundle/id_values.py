@@ -10,8 +10,9 @@ from typing import Any
 from monai.bundle import ReferenceResolver
 
 from fedmonai.bundle.id_table import IdEntry, IdTable
-from fedmonai.bundle.ids import RUNTIME_IDS, read_by_name, referred_ids
+from fedmonai.bundle.ids import RUNTIME_IDS, read_by_name
 from fedmonai.errors import ConfigError
+from fedmonai.gate.references import referred_ids
 
 __all__ = [
     "plain_kinds",

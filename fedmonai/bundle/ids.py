@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +15,8 @@ from monai.utils import optional_import
 
 from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.errors import ConfigError
-from fedmonai.gate.known_ids import unknown_ids as gate_unknown_ids
-from fedmonai.gate.reading import config_files
-from fedmonai.gate.references import walk_references
+from fedmonai.gate.reading import config_files, walk
+from fedmonai.gate.references import unknown_ids as gate_unknown_ids
 
 __all__ = [
     "apply_overrides",
@@ -26,9 +25,7 @@ __all__ = [
     "parameters_of",
     "read_by_name",
     "read_configs",
-    "referred_ids",
     "unknown_ids",
-    "written_ids",
 ]
 
 
@@ -62,7 +59,7 @@ def written_ids(contents: Iterable[Mapping[str, Any]]) -> set[str]:
         for key, value in content.items():
             parts = key.lstrip("+").replace("#", SEP).split(SEP)
             known.update(SEP.join(parts[: n + 1]) for n in range(len(parts)))
-            known.update(_walk(value, SEP.join(parts)))
+            known.update(name for name, _ in walk(value, SEP.join(parts)))
     return known
 
 
@@ -75,14 +72,6 @@ def known_ids(contents: Iterable[Mapping[str, Any]], table: IdTable) -> set[str]
     return {name for name in written if not table or SEP in name} | set(table)
 
 
-def _walk(value: Any, prefix: str) -> Iterator[str]:
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        name = f"{prefix}{SEP}{key}"
-        yield name
-        yield from _walk(inner, name)
-
-
 def unknown_ids(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> list[str]:
     """The ids of a live config that the bundle does not know, nothing refers to, and no component takes.
 
@@ -93,11 +82,6 @@ def unknown_ids(config: Mapping[str, Any], known: set[str], open_ids: Collection
     """
     plain = {key: value for key, value in config.items() if key not in RUNTIME_IDS}
     return gate_unknown_ids(plain, known | read_by_name(config), _argument_names, open_ids)
-
-
-def referred_ids(config: Any) -> set[str]:
-    """The ids that a config refers to by ``@``, with all sections that lead to them."""
-    return {SEP.join(ref.split(SEP)[: n + 1]) for ref in walk_references(config) for n in range(ref.count(SEP) + 1)}
 
 
 def read_by_name(config: Mapping[str, Any]) -> set[str]:

@@ -14,10 +14,9 @@ from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.bundle.lint_overlays import data_problems, file_problems, site_problems
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.gate.config import config_problems
-from fedmonai.gate.known_ids import unknown_ids
 from fedmonai.gate.names import Found, NameProblem, Names, names_for
 from fedmonai.gate.reading import SEP, TABLE_FILE, config_files, load_strictly, walk
-from fedmonai.gate.references import merge_layers, references
+from fedmonai.gate.references import merge_layers, references, unknown_ids
 from fedmonai.gate.texts import Texts
 
 __all__ = ["LintFinding", "LintReport", "lint_bundle"]

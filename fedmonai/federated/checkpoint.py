@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.formats import STATE_FORMAT, FormatError, check_format
+from fedmonai.federated.messages import STATE_FORMAT, FormatError, check_format
 from fedmonai.federated.run_log import RunFolder, save_atomic
 from fedmonai.io import load_checked, read_weights, sync_folder
 

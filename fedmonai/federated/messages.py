@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages: shared keys, attachments, their bytes, requests and replies and their form on the wire."""
+"""Messages: shared keys, attachments, their bytes, requests and replies, their form on the wire and its version."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.federated.formats import MESSAGE_FORMAT, check_format
+from fedmonai.errors import ConfigError
 from fedmonai.names import as_list, compiled_patterns, matching_names
 
 __all__ = [
+    "JOB_FORMAT",
     "KINDS",
+    "MESSAGE_FORMAT",
+    "STATE_FORMAT",
+    "FormatError",
     "KeepSharedKeys",
     "Reply",
     "Request",
     "SharedKeys",
     "attachments_of",
+    "check_format",
     "copy_weights",
     "message_bytes",
     "pack",
@@ -32,6 +37,36 @@ __all__ = [
     "unpack_request",
     "weights_message",
 ]
+
+#: format versions: a number goes up when what is written is no longer understood by the version before;
+#: ``tests/golden/formats`` holds one file of each, so that no change goes unnoticed. Of :func:`pack`
+MESSAGE_FORMAT = 1
+#: of ``federation.pt`` and of the sites' ``round_NNNN.pt``
+STATE_FORMAT = 1
+#: of a job's ``fedmonai.json``
+JOB_FORMAT = 1
+
+
+class FormatError(ConfigError):
+    """Written in another format: nothing is damaged, and nothing of it is used."""
+
+
+def check_format(what: str, content: Any, known: int, remedy: str) -> None:
+    """Refuse content that does not say that it is of the format that is read here.
+
+    Args:
+        what: name of the content, for the message.
+        content: mapping with the number under ``format``.
+        known: the format that is read.
+        remedy: what to do about another one.
+
+    Raises:
+        FormatError: on another format, or on none.
+    """
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if isinstance(found, bool) or found != known:
+        said = "names no format" if found is None else f"is of format {str(found)[:20]}"
+        raise FormatError(f"{what} {said}; this version of fedmonai reads format {known}. {remedy}")
 
 
 class SharedKeys:

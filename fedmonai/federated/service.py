@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.formats import FormatError
 from fedmonai.federated.local_pool import LocalPool
-from fedmonai.federated.messages import KINDS, Reply, Request, attachments_of, weights_message
+from fedmonai.federated.messages import KINDS, FormatError, Reply, Request, attachments_of, weights_message
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.run_log import RunFolder, reason_of, save_atomic
 from fedmonai.federated.site import SiteAlgo

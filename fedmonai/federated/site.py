@@ -17,9 +17,15 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.formats import STATE_FORMAT, check_format
 from fedmonai.federated.local_training import LocalTrainingMonitor, load_stateful, reset_engine, stateful_parts
-from fedmonai.federated.messages import SharedKeys, attachments_of, copy_weights, weights_message
+from fedmonai.federated.messages import (
+    STATE_FORMAT,
+    SharedKeys,
+    attachments_of,
+    check_format,
+    copy_weights,
+    weights_message,
+)
 from fedmonai.federated.protocol import RoundContext, SiteHandler, refuse_foreign_hooks
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.seeding import derive_seed, seed_local_training

@@ -12,7 +12,7 @@ from typing import Any
 from fedmonai.gate.expressions import expression_problems
 from fedmonai.gate.names import NameProblem, Names, names_for
 from fedmonai.gate.reading import COMPONENT_KEYS, SEP, shape_problems, walk
-from fedmonai.gate.signatures import REQUIRED
+from fedmonai.gate.sources import REQUIRED
 
 __all__ = ["config_problems"]
 

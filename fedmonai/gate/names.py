@@ -12,7 +12,7 @@ from typing import Any
 from fedmonai.gate import sources
 from fedmonai.gate.catalogue import Catalogue, load_catalogue
 from fedmonai.gate.policy import Policy, admitted, is_within, load_policy
-from fedmonai.gate.signatures import UNKNOWN, Parameter, parameters_of, parameters_of_text
+from fedmonai.gate.sources import UNKNOWN, Parameter, parameters_of, parameters_of_text
 
 __all__ = ["Found", "NameProblem", "Names", "names_for"]
 
@@ -106,7 +106,10 @@ class Names:
         if is_within(name, self.policy.own):
             return self._find_own(name)
         if not self.policy.admits(name):
-            raise NameProblem(f"'{name}' is not among the names a bundle may use ({self._short_list()})")
+            raise NameProblem(
+                f"'{name}' is not among the names a bundle may use (fedmonai, ignite, and the parts of "
+                "monai and torch that neither download, load nor start anything)"
+            )
         return self._find_catalogued(name)
 
     def _find_catalogued(self, name: str) -> Found:
@@ -228,9 +231,6 @@ class Names:
             return self.find(origin).parameters
         except NameProblem:
             return None
-
-    def _short_list(self) -> str:
-        return "fedmonai, ignite, and the parts of monai and torch that neither download, load nor start anything"
 
 
 def names_for(allow: str | Sequence[str] | None = None) -> Names:

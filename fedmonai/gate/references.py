@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids and references of a config as MONAI reads them, without MONAI: a test compares both."""
+"""Ids and references of a config as MONAI reads them, without MONAI (a test compares both); its unknown ids."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from fedmonai.gate.reading import SEP
+from fedmonai.gate.reading import COMPONENT_KEYS, SEP
 
-__all__ = ["LOCAL_REFERENCES", "as_evaluated", "merge_layers", "references", "value_at", "walk_references"]
+__all__ = [
+    "LOCAL_REFERENCES",
+    "as_evaluated",
+    "merge_layers",
+    "references",
+    "referred_ids",
+    "unknown_ids",
+    "value_at",
+    "walk_references",
+]
 
 #: how MONAI writes ``@id`` into the text that Python evaluates: ``__local_refs['id']``
 LOCAL_REFERENCES = "__local_refs"
 _REFERENCE = re.compile(r"@(?:\w*)(?:::\w*)*")
+#: sections in which every key is the name of a site or an id of its config
+SITE_SECTIONS = {"local", "sites"}
+#: names of the arguments of a ``_target_``; None when they cannot be told
+ArgumentNames = Callable[[Any], Collection[str] | None]
 
 
 def references(text: str) -> list[str]:
@@ -97,3 +110,48 @@ def walk_references(value: Any) -> Iterator[str]:
     elif isinstance(value, (Mapping, list)):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from walk_references(inner)
+
+
+def referred_ids(config: Any) -> set[str]:
+    """The ids that a config refers to by ``@``, with all sections that lead to them."""
+    return {SEP.join(ref.split(SEP)[: n + 1]) for ref in walk_references(config) for n in range(ref.count(SEP) + 1)}
+
+
+def unknown_ids(
+    config: Mapping[str, Any], known: Collection[str], argument_names: ArgumentNames, open_ids: Collection[str] = ()
+) -> list[str]:
+    """The ids of a config that are not known, that nothing refers to, and that no component takes.
+
+    Args:
+        config: the config.
+        known: ids that are accepted.
+        argument_names: tells the arguments of a component.
+        open_ids: ids whose keys are names that a user gives.
+    """
+    accepted = set(known) | referred_ids(config)
+    found = []
+    for key, value in config.items():
+        if key not in accepted:
+            found.append(key)
+        elif key not in SITE_SECTIONS and key not in open_ids:
+            found += _unknown_inside(value, key, accepted, argument_names)
+    return found
+
+
+def _unknown_inside(value: Any, prefix: str, accepted: set[str], argument_names: ArgumentNames) -> list[str]:
+    if not isinstance(value, Mapping):
+        return []
+    taken = argument_names(value["_target_"]) if value.get("_target_") is not None else _taken(prefix, accepted)
+    found = []
+    for key, inner in value.items():
+        name = f"{prefix}{SEP}{key}"
+        if name in accepted or key in COMPONENT_KEYS:
+            found += _unknown_inside(inner, name, accepted, argument_names)
+        elif taken is not None and key not in taken:
+            found.append(name)
+    return found
+
+
+def _taken(prefix: str, accepted: set[str]) -> Collection[str] | None:
+    """Keys of a section without component: any, unless some are known."""
+    return () if any(known.startswith(f"{prefix}{SEP}") for known in accepted) else None

@@ -1,24 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of one's own packages, read from their sources; no module of them is imported."""
+"""Sources: names of one's own packages and parameters of signatures, read as text; nothing is imported."""
 
 from __future__ import annotations
 
 import ast
+import enum
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from fedmonai.gate.signatures import REQUIRED, Parameter, parameters_of, plain_value
-
-__all__ = ["Module", "declared_names", "find_module", "is_dataclass", "literal_of", "own_parameters"]
+__all__ = [
+    "REQUIRED",
+    "UNKNOWN",
+    "Module",
+    "Parameter",
+    "declared_names",
+    "find_module",
+    "is_dataclass",
+    "literal_of",
+    "own_parameters",
+    "parameters_of",
+    "parameters_of_text",
+    "plain_value",
+]
 
 #: what a class says to the gate about itself: names that expressions may use of its objects, and arguments that a
 #: config gives in one written form only; for its functions a module says the latter, by function
 CONFIG_NAMES, CONFIG_FORMS = "CONFIG_NAMES", "CONFIG_FORMS"
 #: what a module says about its functions: the classes whose arguments they take, from ids of the same names, too
 CONFIG_ARGUMENTS = "CONFIG_ARGUMENTS"
+
+
+class _Mark(enum.Enum):
+    """Marks of defaults that are no plain values."""
+
+    REQUIRED = "no default"
+    UNKNOWN = "a default that is no plain value"
+
+
+REQUIRED, UNKNOWN = _Mark.REQUIRED, _Mark.UNKNOWN
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: its name, its default, whether it collects further arguments, whether it is declared as a path."""
+
+    name: str
+    default: Any = REQUIRED
+    collects: bool = False
+    is_path: bool = False
+
+
+def parameters_of(arguments: ast.arguments, bound: bool = False) -> dict[str, Parameter]:
+    """The parameters of a function in order.
+
+    Args:
+        arguments: of its definition.
+        bound: whether the first one is the object itself.
+    """
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    found = [_parameter(arg, default) for arg, default in zip(positional, defaults, strict=True)]
+    found = found[1:] if bound else found
+    pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    found += [_parameter(arg, default) for arg, default in pairs]
+    # arguments of a config are given by name, so that *args are out of its reach
+    if arguments.kwarg:
+        found.append(Parameter(arguments.kwarg.arg, collects=True))
+    return {one.name: one for one in found}
+
+
+def _parameter(arg: ast.arg, default: ast.expr | None) -> Parameter:
+    is_path = arg.annotation is not None and "Path" in ast.unparse(arg.annotation)
+    return Parameter(arg.arg, REQUIRED if default is None else plain_value(default), is_path=is_path)
+
+
+def plain_value(node: ast.expr) -> Any:
+    """The value that is written, or a mark that it is no plain one."""
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return UNKNOWN
+    return UNKNOWN if value is Ellipsis else value
+
+
+@lru_cache(maxsize=4096)
+def parameters_of_text(text: str) -> dict[str, Parameter]:
+    """The parameters of a signature as text, ``(keys, reader=None, log_dir: Path = ..., **kwargs)``."""
+    function = ast.parse(f"def f{text}: pass").body[0]
+    assert isinstance(function, ast.FunctionDef)  # noqa: S101 (what has just been written)
+    return parameters_of(function.args)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from monai.bundle import ConfigWorkflow
 
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
-from fedmonai.federated.formats import JOB_FORMAT, check_format
+from fedmonai.federated.messages import JOB_FORMAT, check_format
 from fedmonai.gate.policy import load_policy
 from fedmonai.gate.reading import config_files
 from fedmonai.io import parse_strictly, read_strictly

@@ -2,7 +2,7 @@
 """Messages, state on disk and jobs say which format they have: stored ones are read, others are refused in a line.
 
 ``golden/formats`` was written once by the version that set the formats to what they are. A change that these files do
-not survive needs a higher number in ``fedmonai.federated.formats`` and new files.
+not survive needs a higher number in ``fedmonai.federated.messages`` and new files.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import torch
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import Checkpoint
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.formats import FormatError
-from fedmonai.federated.messages import attachments_of, pack, unpack
+from fedmonai.federated.messages import FormatError, attachments_of, pack, unpack
 from fedmonai.integrations.job import Deployment, stage
 
 STORED = Path(__file__).parents[1] / "golden" / "formats"
