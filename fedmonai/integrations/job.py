@@ -20,7 +20,7 @@ from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import JOB_FORMAT, check_format
 from fedmonai.gate.policy import load_policy
-from fedmonai.gate.reading import config_files
+from fedmonai.gate.reading import SEP, config_files
 from fedmonai.io import parse_strictly, read_strictly
 from fedmonai.names import as_list
 
@@ -28,13 +28,9 @@ __all__ = [
     "MACHINE_IDS",
     "WORKFLOW_ARGUMENTS",
     "Deployment",
-    "bundle_digest",
     "describe",
-    "file_ids",
-    "id_problems",
     "named_files",
     "normalized",
-    "overlay_files",
     "packed",
     "refuse_other_files",
     "stage",
@@ -43,7 +39,6 @@ __all__ = [
 ]
 
 
-SEP = "::"
 #: ids that every machine decides for itself
 MACHINE_IDS = ("bundle_root", "output_dir", "standalone")
 #: sections through which a job could undo what a machine decides: how the federation is built, the check of ids

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.remote_pool import Transport
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, named_files, refuse_other_files, unpacked_bundle
-from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings, apply_site_policy
+from fedmonai.integrations.site_settings import SiteSettings, apply_site_policy
 
-__all__ = ["SETTINGS", "STATE_ROOT", "SiteSettings", "federation_config", "run_server", "site_service"]
+__all__ = ["federation_config", "run_server", "site_service"]
 
 
 def federation_config(deployment: Deployment, bundle: Path, output_dir: Path) -> ConfigParser:
@@ -55,11 +55,9 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     if name not in sites:
         raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sorted(sites))}.")
     parser["sites"] = {name: sites[name]}  # nothing of other sites is built here
-    try:
+    with _unwrapped():
         parser.get_parsed_content("check")
         plan = job_plan(parser.ref_resolver)
-    except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
-        raise (root_user_error(error) or error) from error
     return SiteService(apply_site_policy(plan, name, settings, bundle, state), name)
 
 
@@ -77,16 +75,18 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     output = settings.state(root, deployment.run, "server")
     bundle = unpacked_bundle(folder, deployment, settings.bundle, output / "bundle", settings.allow)
     parser = federation_config(deployment, bundle, output)
-    try:
+    with _unwrapped():
         parser.get_parsed_content("check")
         # what '@federation' stands for in the bundle's own steps
         parser.ref_resolver.resolved_content["federation"] = federation_from(parser.ref_resolver, transport=transport)
         parser.get_parsed_content("run")
-    except RuntimeError as error:  # MONAI's parser wraps what a component or an expression raises
-        raise (root_user_error(error) or error) from error
     return output
 
 
-def valid_name(name: str) -> bool:
-    """Whether a site's name will do as the name of a participant of a runtime."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) is not None
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise a user's mistake itself, not what MONAI's parser wraps around it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise (root_user_error(error) or error) from error

@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import ConfigParser
 
 from fedmonai.errors import ConfigError, first_line, root_user_error
 from fedmonai.federated.plan import SitePlan
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.names import names_for
 from fedmonai.gate.policy import admitted
-from fedmonai.integrations.job import MACHINE_IDS, SEP, WORKFLOW_ARGUMENTS, normalized, refuse_other_files
+from fedmonai.gate.reading import SEP
+from fedmonai.gate.references import value_at, walk_references
+from fedmonai.integrations.job import MACHINE_IDS, WORKFLOW_ARGUMENTS, normalized, refuse_other_files
 from fedmonai.io import read_strictly
 from fedmonai.names import as_list, shown
 
@@ -92,12 +94,13 @@ class SiteSettings:
             content = read_strictly(file)
         except ValueError as error:
             raise ConfigError(f"{file}: no readable YAML ({error}).") from error
-        fields = ", ".join(cls.__dataclass_fields__)
+        known = list(cls.__dataclass_fields__)
         content = {} if content is None else content
-        if not isinstance(content, dict) or set(content) - set(cls.__dataclass_fields__):
-            unknown = [key for key in content if key not in cls.__dataclass_fields__] if _is_mapping(content) else []
-            what = (unknown or [content])[0]
-            raise ConfigError(f"{file}: '{what}' is unknown here; it may set {fields} (data paths under ids).")
+        if not isinstance(content, dict) or set(content) - set(known):
+            what = next(key for key in content if key not in known) if isinstance(content, dict) else content
+            raise ConfigError(
+                f"{file}: '{what}' is unknown here; it may set {', '.join(known)} (data paths under ids)."
+            )
         try:
             return cls(**content)
         except ConfigError as error:
@@ -118,10 +121,6 @@ def _is_text(value: Any) -> bool:
 
 def _is_file(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _wrong(name: str, value: Any, wanted: str) -> str:
@@ -205,30 +204,16 @@ class _References:
         found: set[str] = set()
         todo = [name]
         while todo:
-            for text in _texts(self._value(todo.pop())):
-                new = set(ReferenceResolver.match_refs_pattern(text)) - found
-                found |= new
-                todo += sorted(new)
+            new = set(walk_references(self._value(todo.pop()))) - found
+            found |= new
+            todo += sorted(new)
         return found
 
     def _value(self, name: str) -> Any:
-        value = self._config
-        for part in name.split(SEP):
-            if isinstance(value, Mapping) and part in value:
-                value = value[part]
-            elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-                value = value[int(part)]
-            else:
-                return None
-        return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
+        try:
+            return value_at(self._config, name)
+        except KeyError:
+            return None
 
 
 def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]:

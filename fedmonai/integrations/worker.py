@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker: a site's service in a process of its own, so that what ends the process costs one local training only.
+"""A site's service, in this process or in a worker process, whose end costs one local training only.
 
 A GPU that runs out of memory, a crash inside a reader or an operator's ``kill`` end the process that trains. The
 runtime's own process lives on, says so to the server, and starts another one for the next request; private state is on
@@ -25,7 +25,8 @@ from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request
 from fedmonai.federated.run_log import reason_of
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment
-from fedmonai.integrations.runtime import SETTINGS, SiteSettings, site_service
+from fedmonai.integrations.runtime import site_service
+from fedmonai.integrations.site_settings import SETTINGS, SiteSettings
 
 __all__ = ["LocalSite", "SiteEnd", "SiteProcess", "end_process", "site_end"]
 

@@ -23,7 +23,7 @@ from federation_runs import (
 from tiny_sites import BUNDLES, ROOT
 
 from fedmonai.integrations.job import describe, packed, stage
-from fedmonai.integrations.runtime import STATE_ROOT
+from fedmonai.integrations.site_settings import STATE_ROOT
 
 pytestmark = [
     pytest.mark.integration,

@@ -19,7 +19,8 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import KeepSharedKeys, Reply, Request
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, bundle_digest, describe, stage, unpacked_bundle
-from fedmonai.integrations.runtime import STATE_ROOT, SiteSettings, run_server, site_service
+from fedmonai.integrations.runtime import run_server, site_service
+from fedmonai.integrations.site_settings import STATE_ROOT, SiteSettings
 from fedmonai.integrations.worker import SiteProcess, site_end
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"

@@ -15,7 +15,8 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import KeepSharedKeys
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, describe
-from fedmonai.integrations.runtime import SiteSettings, federation_config, run_server, site_service
+from fedmonai.integrations.runtime import federation_config, run_server, site_service
+from fedmonai.integrations.site_settings import SiteSettings
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 FILTER = {"_target_": "fedmonai.federated.messages.KeepSharedKeys", "shared_keys": ["decoder"]}

@@ -10,8 +10,7 @@ from typing import Any
 import fire
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.integrations.flower.app import write_app
-from fedmonai.integrations.flower.trial import Trial
+from fedmonai.integrations.flower.app import Trial, write_app
 from fedmonai.integrations.job import describe
 from fedmonai.integrations.runtime import federation_config
 from fedmonai.names import as_list

@@ -1,25 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's end: a ClientApp that answers one request with a site built from its own folder.
+"""A site's end as a ClientApp, and requests and replies as Flower's ``RecordDict``.
 
 Flower makes a new ClientApp for every message, so nothing is kept between two of them but what is on the site's disk.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.integrations.flower.exchange import reply_content, request_from
+from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.integrations.job import unpack_files
 from fedmonai.integrations.site_settings import SETTINGS
 from fedmonai.integrations.worker import LocalSite
 
-__all__ = ["client_app", "site_of"]
+__all__ = ["client_app", "reply_content", "reply_from", "request_content", "request_from", "site_of"]
+
+#: tensors travel as an ArrayRecord, the rest as JSON text in a ConfigRecord
+_TENSORS, _PLAIN = "tensors", "fedmonai"
+
+
+def request_content(request: Request) -> RecordDict:
+    """A request for the wire."""
+    return _records(*pack_request(request))
+
+
+def request_from(content: RecordDict) -> Request:
+    """A request from the wire."""
+    return unpack_request(*_parts(content))
+
+
+def reply_content(reply: Reply) -> RecordDict:
+    """A reply for the wire."""
+    return _records(*pack_reply(reply))
+
+
+def reply_from(content: RecordDict) -> Reply:
+    """A reply from the wire."""
+    return unpack_reply(*_parts(content))
+
+
+def _records(tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> RecordDict:
+    arrays = ArrayRecord({key: Array(tensor.cpu().numpy()) for key, tensor in tensors.items()})
+    return RecordDict({_TENSORS: arrays, _PLAIN: ConfigRecord({"json": json.dumps(plain)})})
+
+
+def _parts(content: RecordDict) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    arrays, plain = content.array_records[_TENSORS], content.config_records[_PLAIN]
+    tensors = {key: torch.from_numpy(np.array(array.numpy())) for key, array in arrays.items()}
+    return tensors, json.loads(str(plain["json"]))
 
 
 def client_app(job: str | Path) -> ClientApp:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's end: our engine in a ServerApp, every request as a message to the node of its site."""
+"""The server's end: the federation in a ServerApp, every request as a message to the node of its site."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmonai.federated.messages import Reply, Request
 from fedmonai.federated.run_log import SiteError, reason_of
-from fedmonai.integrations.flower.exchange import reply_from, request_content
+from fedmonai.integrations.flower.client import reply_from, request_content
 from fedmonai.integrations.job import BUNDLE, Deployment, unpack_files
-from fedmonai.integrations.runtime import SETTINGS, SiteSettings, federation_config, run_server
+from fedmonai.integrations.runtime import federation_config, run_server
+from fedmonai.integrations.site_settings import SETTINGS, SiteSettings
 
 __all__ = ["GridTransport", "server_app"]
 

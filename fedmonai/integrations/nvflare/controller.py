@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's end: our engine as an NVFlare workflow, every request as a task of its own for one site."""
+"""The server's end: the federation as an NVFlare workflow, every request as a task of its own for one site."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from fedmonai.federated.messages import Reply, Request
 from fedmonai.federated.run_log import SiteError
 from fedmonai.integrations.job import Deployment
 from fedmonai.integrations.nvflare.executor import TASK, reply_from, request_model
-from fedmonai.integrations.runtime import SETTINGS, SiteSettings, run_server
+from fedmonai.integrations.runtime import run_server
+from fedmonai.integrations.site_settings import SETTINGS, SiteSettings
 
 __all__ = ["FederationController"]
 
@@ -40,8 +41,7 @@ class JobAborted(BaseException):
 class FederationController(Controller):
     """Runs the job's federation. Targets of a task are always one site: what is meant for it reaches no other.
 
-    NVFlare's ``broadcast`` with edits per client sends the first client's edit to all of them; this is why there is
-    none here.
+    NVFlare's ``broadcast`` with edits per client is not used: it sends the first client's edit to all of them.
     """
 
     def start_controller(self, fl_ctx: FLContext) -> None:

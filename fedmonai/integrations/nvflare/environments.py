@@ -23,7 +23,8 @@ from nvflare.tool.poc import poc_commands as poc
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.integrations.job import Deployment, describe
 from fedmonai.integrations.nvflare.job import federation_job, site_names
-from fedmonai.integrations.runtime import STATE_ROOT, federation_config
+from fedmonai.integrations.runtime import federation_config
+from fedmonai.integrations.site_settings import STATE_ROOT
 
 __all__ = [
     "ENVIRONMENTS",

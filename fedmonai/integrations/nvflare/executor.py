@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's end for a job without own code, and requests and replies as NVFlare's ``FLModel``."""
+"""A site's end, as an executor or a Client API script, and requests and replies as NVFlare's ``FLModel``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import nvflare.client as flare
 import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
@@ -21,7 +23,7 @@ from torch import Tensor
 from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.integrations.worker import SiteEnd, site_end
 
-__all__ = ["TASK", "SiteExecutor", "reply_from", "reply_model", "request_from", "request_model"]
+__all__ = ["TASK", "SiteExecutor", "reply_from", "reply_model", "request_from", "request_model", "serve_job"]
 
 
 #: the one kind of task; what is asked stands in the request
@@ -66,7 +68,7 @@ def _tensors(arrays: Mapping[str, Any] | None) -> dict[str, Tensor]:
 
 
 class SiteExecutor(Executor):
-    """Answers the server's requests with one site."""
+    """Executor of a job without own code: answers the server's requests with one site."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,3 +91,23 @@ class SiteExecutor(Executor):
             folder = workspace.get_app_config_dir(fl_ctx.get_job_id())
             self._site = site_end(folder, fl_ctx.get_identity_name(), workspace.get_root_dir())
         return FLModelUtils.to_shareable(reply_model(self._site.answer(request), request.round))
+
+
+def serve_job(app: str | Path) -> None:
+    """Answer requests through the Client API until the job ends, in the script of a job with own code (BYOC).
+
+    Args:
+        app: the job's folder at this site; ``config`` inside it holds the job's files. The startup kit is two levels
+            above.
+    """
+    flare.init()
+    site = site_end(Path(app, "config"), flare.get_site_name(), Path(app).parents[1])
+    try:
+        while flare.is_running():
+            model = flare.receive()
+            if model is None:
+                break
+            request = request_from(model)
+            flare.send(reply_model(site.answer(request), request.round))
+    finally:
+        site.close()

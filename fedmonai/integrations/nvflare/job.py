@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +17,22 @@ from fedmonai.errors import ConfigError
 from fedmonai.integrations.job import Deployment, stage
 from fedmonai.integrations.nvflare.controller import FederationController
 from fedmonai.integrations.nvflare.executor import SiteExecutor
-from fedmonai.integrations.runtime import federation_config, valid_name
+from fedmonai.integrations.runtime import federation_config
 
 __all__ = ["federation_job", "site_names"]
 
 _SCRIPT = "fedmonai_client.py"
+#: what travels with a job with own code (BYOC): three lines that call the installed package
+_SCRIPT_TEXT = '''# SPDX-License-Identifier: Apache-2.0
+"""A site of a federation of fedmonai."""
+
+from pathlib import Path
+
+from fedmonai.integrations.nvflare.executor import serve_job
+
+serve_job(Path(__file__).resolve().parents[1])
+'''
+_PARTICIPANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def site_names(deployment: Deployment, bundle: str | Path) -> list[str]:
@@ -32,7 +43,7 @@ def site_names(deployment: Deployment, bundle: str | Path) -> list[str]:
     """
     names = sorted(federation_config(deployment, Path(bundle), Path("runs"))["sites"])
     for name in names:
-        if not valid_name(name) or name == "server":
+        if not _PARTICIPANT.fullmatch(name) or name == "server":
             raise ConfigError(
                 f"site '{name}' cannot be a participant of this name; use letters, digits, '-', '_' and '.'."
             )
@@ -57,7 +68,7 @@ def federation_job(
     with tempfile.TemporaryDirectory() as temporary:
         files, script = Path(temporary, "files"), Path(temporary, _SCRIPT)
         stage(deployment, bundle, files)
-        shutil.copyfile(Path(__file__).with_name("client_script.py"), script)
+        script.write_text(_SCRIPT_TEXT, encoding="utf-8")
         job.to_server(FederationController())
         job.add_file_to_server(str(files), app_folder_type="config")
         if byoc:
