@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
-from monai.utils import optional_import
 
-from fedmonai.bundle.ids import nearest_of, parameters_of
+from fedmonai.bundle.ids import component_of, nearest_of, parameters_of
 from fedmonai.bundle.live_config import live_resolver
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
@@ -189,6 +188,5 @@ def _strategy(resolver: ReferenceResolver, given: Mapping[str, Any]) -> Strategy
 
 
 def _strategy_arguments(item: ConfigComponent) -> list[str]:
-    module, _, name = str(item.resolve_module_name()).rpartition(".")
-    component, there = optional_import(module, name=name)
-    return parameters_of(component) if there else []
+    component = component_of(item.resolve_module_name())
+    return [] if component is None else parameters_of(component)

@@ -15,16 +15,16 @@ from fedmonai.errors import ConfigError
 from fedmonai.gate.references import referred_ids
 
 __all__ = [
-    "plain_kinds",
     "refuse_out_of_range",
     "refuse_unread_ids",
     "refuse_without_effect",
     "refuse_wrong_kinds",
-    "site_sections",
 ]
 
 
 SEP = ReferenceResolver.sep
+#: file in ``configs`` whose ids ``local`` and ``sites`` override
+SITE_CONFIG = "train.json"
 #: how a kind of value is given on the command line
 _REMEDY = {"bool": "True or False", "number": "a number"}
 #: ids that a federation gives to each of its sites
@@ -54,7 +54,6 @@ def refuse_wrong_kinds(
     config: Mapping[str, Any],
     contents: Mapping[Path, Mapping[str, Any]],
     table: IdTable,
-    site_config: str = "train.json",
 ) -> None:
     """Refuse a text where the bundle has a switch or a number.
 
@@ -65,7 +64,6 @@ def refuse_wrong_kinds(
         config: the live config.
         contents: the bundle's config files, from :func:`fedmonai.bundle.ids.read_configs`.
         table: the bundle's table of ids.
-        site_config: file in ``configs`` whose ids ``local`` and ``sites`` override.
 
     Raises:
         ConfigError: for the first value of the wrong kind.
@@ -73,7 +71,7 @@ def refuse_wrong_kinds(
     of_table = {
         name: "bool" if entry.kind == "bool" else "number" if entry.is_number else "" for name, entry in table.items()
     }
-    of_site = plain_kinds(content for path, content in contents.items() if path.name == site_config)
+    of_site = plain_kinds(content for path, content in contents.items() if path.name == SITE_CONFIG)
     for prefix, ids in site_sections(config).items():
         _check_kinds(ids, {**of_site, **of_table}, prefix)
     own = {key: value for key, value in config.items() if key not in ("local", "sites")}
@@ -134,7 +132,6 @@ def refuse_without_effect(
     config: Mapping[str, Any],
     contents: Mapping[Path, Mapping[str, Any]],
     table: IdTable,
-    site_config: str = "train.json",
 ) -> None:
     """Refuse top-level ids that were set but do nothing in this config.
 
@@ -147,7 +144,6 @@ def refuse_without_effect(
         config: the live config.
         contents: the bundle's config files, from :func:`fedmonai.bundle.ids.read_configs`.
         table: the bundle's table of ids.
-        site_config: file in ``configs`` whose ids a federation gives to its sites.
 
     Raises:
         ConfigError: for the first such id, with its value and where it belongs.
@@ -174,7 +170,7 @@ def refuse_without_effect(
                 why = "what read it was replaced by another file or override"
         elif key not in passed | overlaid:
             files = [name for name, content in whole.items() if key in content]
-            why = _elsewhere(key, entry, files, site_config if in_federation else "")
+            why = _elsewhere(entry, files, in_federation)
         if why:
             raise ConfigError(f"config id '{key}' (value {value!r:.80}) has no effect here: {why}.")
 
@@ -199,9 +195,9 @@ def _other_mode(entry: IdEntry, at_site: bool) -> str:
     return ""
 
 
-def _elsewhere(key: str, entry: IdEntry | None, files: list[str], site_config: str) -> str:
+def _elsewhere(entry: IdEntry | None, files: list[str], in_federation: bool) -> str:
     """Why an id does nothing that the base config does not have and that nothing reads; a federation's sites may."""
-    if site_config in files:
+    if in_federation and SITE_CONFIG in files:
         return _other_mode(entry, at_site=True) if entry is not None else ""
     if files:
         return f"it belongs to {', '.join(f'configs/{name}' for name in files)}"

@@ -20,6 +20,7 @@ from fedmonai.gate.references import unknown_ids as gate_unknown_ids
 
 __all__ = [
     "apply_overrides",
+    "component_of",
     "known_ids",
     "nearest_of",
     "parameters_of",
@@ -92,7 +93,11 @@ def read_by_name(config: Mapping[str, Any]) -> set[str]:
 
 
 def _component(section: Any) -> Any:
-    target = section.get("_target_") if isinstance(section, Mapping) else None
+    return component_of(section.get("_target_") if isinstance(section, Mapping) else None)
+
+
+def component_of(target: Any) -> Any:
+    """What a dotted name stands for; None where there is nothing, or no dotted name."""
     module, _, name = str(target).rpartition(".")
     component, there = optional_import(module, name=name) if module else (None, False)
     return component if there else None
@@ -112,11 +117,7 @@ def parameters_of(component: Any) -> list[str]:
 
 def _argument_names(target: Any) -> set[str] | None:
     """Argument names of a component, or None when they cannot be told (no target, ``**kwargs``)."""
-    if not isinstance(target, str) or target.startswith("$") or "." not in target:
-        return None
-    module, _, name = target.rpartition(".")
-    component, there = optional_import(module, name=name)
-    if not there:
+    if not isinstance(target, str) or target.startswith("$") or (component := component_of(target)) is None:
         return None
     try:
         parameters = inspect.signature(component).parameters.values()

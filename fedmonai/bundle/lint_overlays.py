@@ -54,14 +54,12 @@ def site_problems(content: Mapping[str, Any], known: Collection[str], texts: Tex
         for inner_id, inner in walk(value, config_id):
             if isinstance(inner, Mapping) and "_target_" in inner:
                 yield inner_id, "is a component, which sites cannot share; put it in a file and name that as overlay"
-            elif _is_expression(inner) and not expression_problems(inner) and composed(inner):
+            elif not isinstance(inner, str):
+                continue
+            elif inner.startswith("$") and not expression_problems(inner) and composed(inner):
                 yield inner_id, f"'{inner}' is more than a sum of references and written values"
-            elif isinstance(inner, str) and not texts.is_written(inner):
+            elif not texts.is_written(inner):
                 yield inner_id, f"'{inner}' is made by a component; a site takes what is written in the config"
-
-
-def _is_expression(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("$")
 
 
 def _site_ids(content: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Any]]:

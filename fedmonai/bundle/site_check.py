@@ -82,8 +82,7 @@ def _build(bundle: Path, site: str, config_file: Sequence[str] | str, ids: dict[
     apply_overrides(parser, ids)
     parser.get_parsed_content("check")
     plan = job_plan(parser.ref_resolver)
-    if site not in plan.sites:
-        raise ConfigError(f"'{site}' is no site of this federation; its sites are {', '.join(plan.names)}.")
+    plan.refuse_unknown(site)
     return LocalPool(plan).open(site)
 
 

@@ -87,8 +87,7 @@ class LocalPool:
 
     def _trainer_of(self, name: str) -> Any:
         """The trainer of another site, for methods that exist in simulation only."""
-        if name not in self.plan.sites:
-            raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(self.plan.names)}.")
+        self.plan.refuse_unknown(name)
         if self.resident_sites < 2 and name not in self._resident:
             raise ConfigError(
                 f"resident_sites is 1, but local training reads the data of site '{name}' too; give 2 or more."

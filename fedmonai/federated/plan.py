@@ -86,6 +86,15 @@ class SitePlan:
         """All site names, sorted."""
         return sorted(self.sites)
 
+    def refuse_unknown(self, name: str) -> None:
+        """Refuse a name that is no site's.
+
+        Raises:
+            ConfigError: with the names of the sites.
+        """
+        if name not in self.sites:
+            raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(self.names)}.")
+
     def serving(self, strategy: Strategy) -> SitePlan:
         """The plan with what a strategy declares: what is shared, and which attachments it sends down."""
         keys = strategy.shared_keys

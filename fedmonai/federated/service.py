@@ -48,8 +48,7 @@ class SiteService:
     """
 
     def __init__(self, plan: SitePlan, name: str) -> None:
-        if name not in plan.sites:
-            raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(plan.names)}.")
+        plan.refuse_unknown(name)
         self.plan, self.name = plan, name
         self.sites = LocalPool(plan)
         self.folder = RunFolder(plan.folder(name))

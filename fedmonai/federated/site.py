@@ -142,11 +142,6 @@ class SiteAlgo(MonaiAlgo):
         """Training samples of this site."""
         return len(self.trainer.data_loader.dataset)
 
-    @property
-    def personal(self) -> bool:
-        """Whether this site is evaluated with weights that no other site has."""
-        return bool(self.private)
-
     def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
         """Load the shared keys of ``data``, then train ``local_epochs`` or ``local_steps``.
 

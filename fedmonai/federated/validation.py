@@ -27,8 +27,8 @@ __all__ = ["InvalidUpdate", "UpdateValidator", "dtype_named", "validated_reply"]
 COUNTS = ("num_samples", "num_steps", "num_batches")
 #: far above any data set, far below what no longer fits into a table
 MOST = 10**12
-#: far above every loss, far below where means over sites overflow
-LARGEST_LOSS = 1e100
+#: far above every value of a metric or a loss, far below where means over sites overflow
+LARGEST_VALUE = 1e100
 #: what a protected update says of the noise in it, all or nothing
 PRIVACY = {f"privacy_{name}" for name in ("epsilon", "delta", "noise_multiplier", "clip_norm", "seeded")}
 _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
@@ -165,8 +165,8 @@ class UpdateValidator:
         if (given := PRIVACY & statistics.keys()) and given != PRIVACY:
             raise InvalidUpdate(f"the statistics name {min(given)}, but not {min(PRIVACY - given)}")
         loss = statistics.get("loss")
-        if counts and not (_is_number(loss) and abs(loss) <= LARGEST_LOSS):  # type: ignore[arg-type]
-            raise InvalidUpdate(f"the training loss is {shown(loss)}, not a finite number up to {LARGEST_LOSS:.0e}")
+        if counts and not (_is_number(loss) and abs(loss) <= LARGEST_VALUE):  # type: ignore[arg-type]
+            raise InvalidUpdate(f"the training loss is {shown(loss)}, not a finite number up to {LARGEST_VALUE:.0e}")
         for name in counts:
             count = statistics.get(name)
             if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
@@ -204,8 +204,6 @@ def _check_tensor(key: str, tensor: object, expected: Tensor) -> None:
 
 _LONGEST_NAME, _MOST_NOTES, _MOST_FOUND, _MOST_METRICS = 256, 50, 100, 1000
 _MOST_TENSORS, _MOST_DIMENSIONS = 100_000, 16
-#: far above every value of a metric or a loss, far below where means over sites overflow
-_LARGEST_VALUE = 1e100
 _MODELS = ("global", "personal")
 
 
@@ -319,7 +317,7 @@ def _metrics(metrics: Any, whose: str, notes: list[str]) -> Iterator[tuple[str, 
     for name, value in metrics.items():
         named = f"metric '{_name('a metric', name)}' {whose}"
         number = _number(named, value)
-        if abs(number) <= _LARGEST_VALUE:  # false for NaN
+        if abs(number) <= LARGEST_VALUE:  # false for NaN
             yield name, number
         else:
             notes.append(f"{named} is {number:g} and is left out")
@@ -331,7 +329,7 @@ def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObjec
         raise _useless(f"its statistics are {shown(message.statistics)}")
     statistics = dict(message.statistics or {})
     for name, value in list(statistics.items()):
-        odd = isinstance(value, float) and not abs(value) <= _LARGEST_VALUE  # true for NaN
+        odd = isinstance(value, float) and not abs(value) <= LARGEST_VALUE  # true for NaN
         if odd and str(name).startswith("train_"):
             notes.append(f"the training metric '{printable(name)}' is {value:g} and is left out")
             del statistics[name]
