@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ConfigError(ValueError):
     """A setting or an input file cannot be used as given.
@@ -29,3 +32,15 @@ def root_user_error(error: BaseException | None) -> ConfigError | FederationErro
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise a user's mistake itself, out of the layers that MONAI's parser puts around it."""
+    try:
+        yield
+    except Exception as error:
+        mistake = root_user_error(error)
+        if mistake is None or mistake is error:
+            raise
+        raise mistake from error

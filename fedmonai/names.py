@@ -27,7 +27,7 @@ def compiled_patterns(patterns: Patterns, config_id: str) -> list[re.Pattern[str
     """Regular expressions of names.
 
     Raises:
-        ConfigError: when one is none.
+        ConfigError: when one cannot be compiled.
     """
     found = []
     for pattern in as_list(patterns):

@@ -75,7 +75,7 @@ def federation_from(
 
 
 def job_plan(resolver: ReferenceResolver) -> SitePlan:
-    """What the sites of a config's federation are built from; no federation is.
+    """Plan of the sites of a config's federation; no federation is built.
 
     The strategy is built, which costs nothing: what it declares is not said a second time in the config, and a site
     refuses an attachment that it does not declare.

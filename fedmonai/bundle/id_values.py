@@ -86,7 +86,7 @@ def _check_kinds(config: Mapping[str, Any], kinds: Mapping[str, str], prefix: st
 
 
 def refuse_out_of_range(config: Mapping[str, Any], table: IdTable) -> None:
-    """Refuse values that the table excludes: no batch, half a round, a rate below 0, a choice that there is not.
+    """Refuse values that the table excludes: no batch, half a round, a rate below 0, an unknown choice.
 
     Looks at top level, in ``local`` and in every entry of ``sites``. References, expressions and components are left
     alone.

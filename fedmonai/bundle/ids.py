@@ -194,7 +194,9 @@ def _below(section: Any, level: str, name: str, path: str, last: bool) -> Any:
     if isinstance(section, list):
         if level.isdecimal() and int(level) < len(section):
             return section[int(level)]
-        raise ConfigError(f"id '{name}': {where} is a list; '{level}' is none of its places 0 to {len(section) - 1}.")
+        raise ConfigError(
+            f"id '{name}': {where} is a list; '{level}' is not one of its places 0 to {len(section) - 1}."
+        )
     if not isinstance(section, Mapping):
         raise ConfigError(f"id '{name}': {where} holds {section!r}, which has no keys; give '{path}' itself a value.")
     if level in section or last:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A static check of a bundle: what its configs could make a machine do, found without evaluating any of them."""
+"""Lint: static check of a bundle for what its configs could make a machine do; none of them is evaluated."""
 
 from __future__ import annotations
 

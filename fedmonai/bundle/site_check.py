@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a site runs before it joins a federation: are its data found, readable, and fit for the network?"""
+"""Check of a site before it joins a federation: are its data found, readable, and fit for the network?"""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from fedmonai.bundle.ids import apply_overrides, nearest_of
-from fedmonai.errors import ConfigError, FederationError, root_user_error
+from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
@@ -86,7 +85,7 @@ def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
     """
     _check_record(run)
     workflow = _workflow(run, bundles)
-    with _unwrapped():
+    with unwrapped():
         workflow.initialize()
         federation: Any = workflow.parser.get_parsed_content("federation")
         if not _is_finished(run.folder):
@@ -129,18 +128,6 @@ def write_cross_site(federation: Federation, path: str | Path) -> bool:
     return True
 
 
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Take a user's mistake out of the layers that MONAI's parser puts around it."""
-    try:
-        yield
-    except Exception as error:
-        mistake = root_user_error(error)
-        if mistake is None or mistake is error:
-            raise
-        raise mistake from error
-
-
 def _innermost(error: BaseException) -> str:
     if isinstance(error, (ConfigError, FederationError)):
         return str(error)
@@ -151,7 +138,7 @@ def _innermost(error: BaseException) -> str:
 
 def _prepared(run: PlannedRun, bundles: str | Path) -> Any:
     workflow = _workflow(run, bundles)
-    with _unwrapped():
+    with unwrapped():
         workflow.initialize()
         federation: Any = workflow.parser.get_parsed_content("federation")
         federation.prepare()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a comparison: its YAML file, read and checked before anything runs."""
+"""Plan of a comparison: its YAML file, read and checked before anything runs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def read_plan(path: str | Path, methods: Sequence[str] | None = None, seeds: Seq
     wanted = None if methods is None else _wanted(where, methods, names)
     reference = str(content.get("reference", names[0]))
     if reference not in names:
-        raise ConfigError(f"{where}: reference '{reference}' is none of its methods {', '.join(names)}.")
+        raise ConfigError(f"{where}: reference '{reference}' is not one of its methods {', '.join(names)}.")
     chosen = tuple(method for method in found if wanted is None or method.name in {*wanted, reference})
     numbers = _seeds(f"{where}: seeds", content.get("seeds", [0])) if seeds is None else _seeds("--seeds", seeds)
     return Plan(chosen, numbers, reference)

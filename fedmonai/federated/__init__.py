@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The round: sites, strategies, messages, their guard, and the engine that drives them in one process."""
+"""Rounds: sites, strategies, messages and their validation, and the engine that drives them."""

@@ -117,7 +117,7 @@ class Checkpoint:
         self.folder = RunFolder(output_dir)
         self.path = self.folder.path / "federation.pt"
         self.previous = self.folder.path / "federation.previous.pt"
-        #: what there is to say about the run as a whole
+        #: notes on the run as a whole
         self.notes: list[str] = []
         self._commits: list[dict[str, int]] = []
 
@@ -163,7 +163,7 @@ class Checkpoint:
         return self._commits
 
     def read(self, check_states: Callable[[Mapping[str, int]], None]) -> dict[str, Any]:
-        """The newest commit that can be read; what there is to say about it is noted.
+        """The newest commit that can be read; what is wrong with a newer one is noted.
 
         Args:
             check_states: raises ConfigError when the site states of a commit, ``{site: round}``, cannot be used.

@@ -40,11 +40,11 @@ class Federation(Workflow):
     Everything that attaches to a MONAI engine attaches to it: after every round ``engine.state.metrics`` holds
     ``train_loss`` and ``val_<metric>``, as means over sites and as ``<name>_<site>`` for each one.
 
-    A site that raises, trains to a non-finite loss or sends an update that the guard refuses is left out of the round
+    A site that raises, trains to a non-finite loss or sends an invalid update is left out of the round
     with its reason recorded; the next round tries it again. Below ``min_sites`` the run stops with its last good state
     on disk.
 
-    Folder of the run, seed and guard are those of the sites' plan; what the strategy declares (what is shared, its
+    Folder of the run, seed and validator are those of the sites' plan; what the strategy declares (what is shared, its
     attachments) is passed on to the sites.
 
     Args:
@@ -136,7 +136,7 @@ class Federation(Workflow):
         return self._work_left
 
     def close(self) -> None:
-        """Give the run's folder free; :meth:`run` does it at its end."""
+        """Release the run's folder; :meth:`run` does it at its end."""
         self.checkpoint.folder.close()
 
     def run(self) -> None:  # type: ignore[override]

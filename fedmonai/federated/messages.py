@@ -48,7 +48,7 @@ JOB_FORMAT = 1
 
 
 class FormatError(ConfigError):
-    """Written in another format: nothing is damaged, and nothing of it is used."""
+    """Content in another format: not damaged, but not used either."""
 
 
 def check_format(what: str, content: Any, known: int, remedy: str) -> None:
@@ -157,7 +157,7 @@ _SEPARATOR = "::"
 
 @dataclass
 class Request:
-    """What a site is asked.
+    """Request to a site.
 
     Args:
         kind: one of :data:`KINDS`.
@@ -176,7 +176,7 @@ class Request:
 
 @dataclass
 class Reply:
-    """What a site answers; with an ``error`` there is no message."""
+    """Reply of a site; one with an ``error`` has no message."""
 
     message: ExchangeObject | None = None
     facts: dict[str, Any] = field(default_factory=dict)

@@ -39,7 +39,7 @@ class SitePlan:
         local_steps: iterations per round instead of epochs.
         local_timeout: seconds that a local training may take.
         exchange_filters: callables ``(message, extra) -> message`` on every update before it leaves a site.
-        guard: check of received messages.
+        guard: validator of received messages.
         device: device of the sites' training; ``None`` leaves it to the sites' config.
         shared_keys: regular expressions of the tensors that leave a site; see :meth:`serving`.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.

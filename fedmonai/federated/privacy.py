@@ -44,7 +44,7 @@ class GaussianPrivacy:
 
     Args:
         output_dir: folder of the run, as given to :class:`~fedmonai.federated.local_pool.LocalPool`.
-        clip_norm: bound C on the Euclidean norm of an update; the median norm of undisturbed updates is a usual start.
+        clip_norm: bound C on the Euclidean norm of an update; the median norm of unclipped updates is a usual start.
         noise_multiplier: standard deviation of the noise in units of ``clip_norm``.
         delta: probability that the guarantee fails; well below one over the number of patients.
         seed: for tests only.
@@ -63,9 +63,7 @@ class GaussianPrivacy:
     ) -> None:
         for name, value in (("clip_norm", clip_norm), ("noise_multiplier", noise_multiplier)):
             if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(
-                    f"privacy: {name} is {value}; give a positive number. Without the filter, no privacy."
-                )
+                raise ConfigError(f"privacy: {name} is {value}; give a positive number, or leave the filter out.")
         if not 0 < delta < 1:
             raise ConfigError(f"privacy: delta is {delta}; give a probability in (0, 1), such as 1e-5.")
         spent_epsilon([[noise_multiplier, 1]], delta)  # fails here, not in the first round

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a method may implement and may see: the server half, the site half, the round.
+"""Protocol of methods: what one may implement, at the server and at a site, and what it may see of a round.
 
 A method is a subclass of :class:`Strategy`, of :class:`SiteHandler`, or of both, usually in one file
 (``docs/new_method.md`` builds two). Every hook stands in one of the two classes with its default, so nothing but the
@@ -30,7 +30,7 @@ _ALIKE = 0.8
 
 @dataclass(frozen=True, eq=False)
 class RoundContext:
-    """What a handler may see of the round, from the start of local training until the next round replaces it.
+    """Context of a round, as a handler may see it from the start of local training until the next round replaces it.
 
     Nothing in it may be written to: in process the tensors are those of the server.
 
@@ -110,7 +110,7 @@ class SiteHandler:
         return {}
 
     def abandon(self, engine: Engine) -> None:
-        """Let go of all that belongs to a local training that failed; the state from before is loaded afterwards."""
+        """Drop what belongs to a local training that failed; the state from before is loaded afterwards."""
 
     def personal_weights(self, received: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The site's personal model: what it is evaluated with beside the global model; it never leaves the site.
@@ -176,10 +176,10 @@ class Strategy(ABC):
         return weights_message(self.global_weights)
 
     def check_update(self, site: str, update: ExchangeObject) -> None:  # noqa: B027 (nothing to check by default)
-        """Refuse what the guard cannot know to be wrong, by a :class:`~fedmonai.federated.validation.InvalidUpdate`."""
+        """Refuse what the validator cannot know to be wrong: :class:`~fedmonai.federated.validation.InvalidUpdate`."""
 
     def describe_round(self) -> dict[str, Any]:
-        """What stands in ``rounds.jsonl`` about this round's attachments: ``{name: {what: number}}``."""
+        """Numbers for ``rounds.jsonl`` on this round's attachments: ``{name: {what: number}}``."""
         return {}
 
     @abstractmethod

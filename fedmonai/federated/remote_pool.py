@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
-    """What a runtime has to offer. A request goes to its site and to no other one.
+    """Transport of requests and replies, which a runtime provides. A request reaches its own site only.
 
-    What it has to say about its connections it may put into a list ``notes``; it is written down and taken out.
+    It may have a list ``notes`` of what happened to its connections, which the pool records and empties.
     """
 
     def send(self, request: Request) -> None:
@@ -37,7 +37,7 @@ class Transport(Protocol):
         """The reply to what was sent last.
 
         Raises:
-            SiteError: when there is none: the site is not connected, has died or took too long.
+            SiteError: when no reply came: the site is not connected, has died or took too long.
         """
 
 
@@ -110,7 +110,7 @@ class RemotePool:
         return joined
 
     def structure(self, name: str) -> Mapping[str, Tensor] | None:
-        """What a site shares, on the meta device."""
+        """Tensors of the keys, shapes and types that a site shares, on the meta device."""
         if self._joined is None:
             self._joined = self._join()
         if name not in self._joined:
@@ -211,7 +211,7 @@ class RemotePool:
         return dict(self.state_rounds)
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
-        """Nothing is within reach: a site checks its own files when it is asked to continue from one."""
+        """Does nothing: a site checks its own files when it is asked to continue from one."""
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Let the sites know, with the next request, which of their states the commits refer to."""

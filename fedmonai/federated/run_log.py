@@ -151,7 +151,7 @@ class RunFolder:
 
 
 class SiteError(RuntimeError):
-    """What stopped a site in another process, in its own words; or that there was no reply."""
+    """A site in another process failed, with the reason it gave, or did not reply."""
 
 
 class RoundRecord:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's end of a deployed federation: replies to requests, keeps its private state and cases on its own disk."""
+"""Service of a site in a deployed federation: replies to requests, keeps private state and cases on its own disk."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SiteService:
         self._notes: list[str] = []
 
     def close(self) -> None:
-        """Give the site's folder free."""
+        """Release the site's folder."""
         self.folder.close()
 
     def answer(self, request: Request) -> Reply:

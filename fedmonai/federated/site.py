@@ -59,7 +59,7 @@ class SiteAlgo(MonaiAlgo):
         local_timeout: seconds a local training may take; checked after every iteration. ``None`` for no limit.
         exchange_filters: callables ``(message, extra) -> message`` applied to every update before it leaves.
         attachments: names of the attachments that the strategy may send to this site.
-        guard: check of received messages; the default refuses non-finite values and wrong shapes.
+        guard: validator of received messages; the default refuses non-finite values and wrong shapes.
         kwargs: further arguments of ``MonaiAlgo`` (``config_train_filename``, ``train_kwargs``, ...).
 
     Raises:
@@ -116,7 +116,7 @@ class SiteAlgo(MonaiAlgo):
         """Build the workflow. The network starts from the base seed, so that all sites start from the same weights.
 
         Raises:
-            ConfigError: when a handler has a hook of :class:`SiteHandler` and is none.
+            ConfigError: when a handler has a hook of :class:`SiteHandler` without being one.
         """
         extra = {ExtraItems.CLIENT_NAME: self.site, **(extra or {})}
         with torch.random.fork_rng(), warnings.catch_warnings():
@@ -178,7 +178,7 @@ class SiteAlgo(MonaiAlgo):
         self.phase = FlPhase.IDLE
 
     def _checked(self, data: ExchangeObject, extra: dict) -> ExchangeObject:
-        """What the filters make of a message, if it is fit for this network."""
+        """A message after the filters, if it is fit for this network."""
         if self.trainer is None:
             raise ValueError("call initialize() before train() or evaluate()")
         if not isinstance(data, ExchangeObject):

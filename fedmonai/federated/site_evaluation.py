@@ -40,7 +40,7 @@ class ModelEvaluation:
 
 @dataclass
 class SiteEvaluation:
-    """All that was found at a site, and why it ended early if it did."""
+    """Evaluations of the models of one site, and the reason if they ended early."""
 
     site: str
     found: list[ModelEvaluation]

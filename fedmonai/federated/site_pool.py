@@ -27,7 +27,7 @@ class SitePool(Protocol):
     plan: SitePlan
     #: the round of every site's newest durable state; set before the first question to continue from these
     state_rounds: dict[str, int]
-    #: what there is to say about sites and stands in no reply; whoever writes it down empties the list
+    #: notes on sites that are part of no reply; the engine records them and empties the list
     notes: list[str]
 
     def structure(self, name: str) -> Mapping[str, Tensor] | None:

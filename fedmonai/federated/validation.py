@@ -35,7 +35,7 @@ _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
 class InvalidUpdate(ValueError):  # noqa: N818 (what it is, is a message)
-    """A message that may not be used; the text says why."""
+    """A message may not be used, for the reason in the text."""
 
 
 class UpdateValidator:
@@ -157,11 +157,13 @@ class UpdateValidator:
     def _check_statistics(statistics: Mapping[str, object], round_number: int, counts: Collection[str]) -> None:
         for name, value in statistics.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise InvalidUpdate(f"a statistic has the name {str(name)[:50]!r}, which is none")
+                raise InvalidUpdate(
+                    f"a statistic has the name {str(name)[:50]!r}, not up to 100 letters, digits, _ . -"
+                )
             if not _is_number(value) and name not in ("loss", "round", *counts):
                 raise InvalidUpdate(f"{name} is {shown(value)}, not a number of at most {MOST:.0e}")
             if name in PRIVACY and not 0 <= value < math.inf:  # type: ignore[operator]
-                raise InvalidUpdate(f"{name} is {shown(value)}; it cannot be")
+                raise InvalidUpdate(f"{name} is {shown(value)}; it cannot be negative, infinite or NaN")
         if (given := PRIVACY & statistics.keys()) and given != PRIVACY:
             raise InvalidUpdate(f"the statistics name {min(given)}, but not {min(PRIVACY - given)}")
         loss = statistics.get("loss")
@@ -324,7 +326,7 @@ def _metrics(metrics: Any, whose: str, notes: list[str]) -> Iterator[tuple[str, 
 
 
 def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObject:
-    """The message without training metrics that are not finite; all else of it is checked by the guard."""
+    """The message without training metrics that are not finite; :class:`UpdateValidator` checks the rest."""
     if not isinstance(message.statistics or {}, Mapping):
         raise _useless(f"its statistics are {shown(message.statistics)}")
     statistics = dict(message.statistics or {})

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle's config may say: grammar, catalogue, policy."""
+"""Gate: what a bundle's config may say, by grammar, catalogue and policy."""

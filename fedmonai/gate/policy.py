@@ -25,7 +25,7 @@ def is_within(name: str, prefixes: Collection[str]) -> bool:
 
 @dataclass(frozen=True)
 class Policy:
-    """What the configs of a bundle may use; the fields are the sections of ``policy.yaml``.
+    """Policy: what the configs of a bundle may use; the fields are the sections of ``policy.yaml``.
 
     Args:
         own: packages and names whose sources are read: this project's rooms and what a site admits.
@@ -82,7 +82,7 @@ def load_policy(allow: tuple[str, ...] = ()) -> Policy:
             function is written in them may be used. They are code that the site trusts.
 
     Raises:
-        ConfigError: when a name of ``allow`` is none of a package of one's own.
+        ConfigError: when a name in ``allow`` is not that of a package of one's own.
     """
     content = read_strictly(FILE, "ascii")
     functions = {
@@ -121,11 +121,11 @@ def admitted(allow: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names of packages in one order, from one name, a list, or nothing.
 
     Raises:
-        ConfigError: when it is something else, or a name is none of a package of one's own.
+        ConfigError: when it is something else, or a name is not that of a package of one's own.
     """
     names = [allow] if isinstance(allow, str) else () if allow is None else allow
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"allow: {str(names)[:100]!r} are no names of packages; give names as in [my_lab].")
+        raise ConfigError(f"allow: {str(names)[:100]!r} is not a list of package names; give names as in [my_lab].")
     found = tuple(sorted({name for text in names for name in text.replace(",", " ").split()}))
     load_policy(found)
     return found
@@ -134,7 +134,7 @@ def admitted(allow: str | Sequence[str] | None) -> tuple[str, ...]:
 def _check_package(name: str, known: Collection[str]) -> None:
     parts = name.split(".")
     if not name.isascii() or not all(part.isidentifier() and not part.startswith("_") for part in parts):
-        raise ConfigError(f"allow: '{name!s:.100}' is no name of a package; give names as in [my_lab].")
+        raise ConfigError(f"allow: '{name!s:.100}' is not the name of a package; give names as in [my_lab].")
     if parts[0] in known or parts[0] in sys.stdlib_module_names:
         raise ConfigError(
             f"allow: '{name}' is no package of your own; fedmonai's policy and catalogue say what of '{parts[0]}' a "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs read as MONAI reads them, with nothing in them that two readers could understand differently."""
+"""Reading of configs as MONAI reads them; what two readers could understand differently is a problem."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _key_problems(key: Any, value: Any, top: bool) -> Iterator[str]:
         if not _KEY.fullmatch(part):
             yield f"the key {key!a} may hold letters, digits and _ . - only, and '::' between them"
         elif part.startswith("_") and part not in COMPONENT_KEYS:
-            yield f"the key '{key}' is none that a component has"
+            yield f"the key '{key}' is none of the keys of a component"
     if parts[-1] in ("_target_", "_mode_", "_requires_") and (len(parts) > 1 or top):
         yield "changes a component in part; give the component as a whole"
     if plain != key and isinstance(value, Mapping) and COMPONENT_KEYS & set(value):

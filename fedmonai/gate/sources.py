@@ -120,7 +120,7 @@ class Module:
 
 
 def find_module(name: str) -> Module | None:
-    """The module of a dotted name, read from its file; None when there is none (or it is written in C).
+    """The module of a dotted name, read from its file; None when it does not exist or is written in C.
 
     Only the place of the first package is asked from Python, which imports nothing for that.
     """

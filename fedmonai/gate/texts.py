@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the texts of a whole config become, put together without evaluating them: addresses, paths, values of sites."""
+"""Texts of a whole config, put together without evaluating them: addresses, paths, values of sites."""
 
 from __future__ import annotations
 

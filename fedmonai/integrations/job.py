@@ -185,7 +185,7 @@ class Deployment:
         """Read what :func:`stage` has written.
 
         Raises:
-            ConfigError: when it cannot be read, or is no description of a job.
+            ConfigError: when it cannot be read, or does not describe a job.
         """
         path = Path(folder, DESCRIPTION)
         try:
@@ -329,7 +329,7 @@ def _copy_parts(source: Path, target: Path) -> None:
 
 
 def refuse_other_files(bundle: Path, files: Iterable[tuple[str, str]]) -> None:
-    """Refuse a config file that is none of the bundle's: what is elsewhere, in its docs for example, no lint has seen.
+    """Refuse a config file outside of the bundle's configs: in its docs, for example, no lint has seen it.
 
     Args:
         bundle: folder of the bundle.
@@ -343,7 +343,7 @@ def refuse_other_files(bundle: Path, files: Iterable[tuple[str, str]]) -> None:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or Path(bundle, file).resolve() not in linted:
             raise ConfigError(
-                f"config file '{file}' ({who}) is none of the configs of the bundle '{bundle}'; a job uses files of "
+                f"config file '{file}' ({who}) is not one of the configs of the bundle '{bundle}'; a job uses files of "
                 "its folder 'configs' only, by their paths in the bundle."
             )
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from monai.bundle import ConfigParser
 
 from fedmonai.bundle.federation import federation_from, job_plan
 from fedmonai.bundle.ids import apply_overrides
-from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.errors import ConfigError, unwrapped
 from fedmonai.federated.remote_pool import Transport
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, named_files, refuse_other_files, unpacked_bundle
@@ -55,7 +54,7 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     if name not in sites:
         raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sorted(sites))}.")
     parser["sites"] = {name: sites[name]}  # nothing of other sites is built here
-    with _unwrapped():
+    with unwrapped():
         parser.get_parsed_content("check")
         plan = job_plan(parser.ref_resolver)
     return SiteService(apply_site_policy(plan, name, settings, bundle, state), name)
@@ -75,18 +74,9 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     output = settings.state(root, deployment.run, "server")
     bundle = unpacked_bundle(folder, deployment, settings.bundle, output / "bundle", settings.allow)
     parser = federation_config(deployment, bundle, output)
-    with _unwrapped():
+    with unwrapped():
         parser.get_parsed_content("check")
         # what '@federation' stands for in the bundle's own steps
         parser.ref_resolver.resolved_content["federation"] = federation_from(parser.ref_resolver, transport=transport)
         parser.get_parsed_content("run")
     return output
-
-
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise a user's mistake itself, not what MONAI's parser wraps around it."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise (root_user_error(error) or error) from error

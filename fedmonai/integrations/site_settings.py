@@ -32,7 +32,7 @@ SETTINGS = "fedmonai.yaml"
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """What a site (or the server) decides for itself, in ``fedmonai.yaml``; a job cannot change any of it.
+    """Settings of a site (or the server) in ``fedmonai.yaml``; a job cannot change any of them.
 
     Args:
         ids: ids of the bundle's ``train.json``, such as ``dataset_dir``; they win over everything in the job.

@@ -39,13 +39,13 @@ _LENGTH = struct.Struct("<Q")
 
 
 class SiteEnd(Protocol):
-    """What a runtime needs of a site."""
+    """End of a site, as a runtime uses it."""
 
     def answer(self, request: Request) -> Reply:
         """The answer to a request; never an exception."""
 
     def close(self) -> None:
-        """Give everything free."""
+        """Release everything."""
 
 
 def site_end(folder: str | Path, name: str, kit: str | Path) -> SiteEnd:
@@ -90,7 +90,7 @@ class LocalSite:
             return Reply(error=reason_of(error))
 
     def close(self) -> None:
-        """Give the site's folder free."""
+        """Release the site's folder."""
         if self._service is not None:
             self._service.close()
             self._service = None
@@ -143,7 +143,7 @@ def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None
 
 
 def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Answer requests until there are no more: the one who asks has closed the pipe, or died."""
+    """Answer requests until the pipe is closed, which the end of the asking process does, too."""
     while (frame := _read(incoming)) is not None:
         _write(outgoing, pack_reply(site.answer(unpack_request(*frame))))
     site.close()

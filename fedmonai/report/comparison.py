@@ -59,7 +59,7 @@ class Comparison:
         reference: the method that the others are tested against.
 
     Raises:
-        ConfigError: when there is no run, none of the reference, or one without a final test.
+        ConfigError: without a run of the reference, or when a run has no final test.
     """
 
     def __init__(self, runs: Iterable[ComparedRun], reference: str) -> None:

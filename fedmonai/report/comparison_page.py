@@ -151,7 +151,7 @@ def _matrices(comparison: Comparison) -> str:
             parts.append(f"### {method}\n\n{markdown_table(rows)}")
     if not parts:
         return ""
-    heading = f"## {label}, every site's model at every site\n\nMethods with one model for all have none."
+    heading = f"## {label}, every site's model at every site\n\nMethods with one model for all sites are left out."
     return "\n\n".join([heading, *parts])
 
 

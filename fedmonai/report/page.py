@@ -77,7 +77,7 @@ def write_report(run_dir: str | Path) -> str:
 
 
 def format_table(run_dir: str | Path) -> str:
-    """The test results per site as plain text: PSNR and SSIM where there are such, else all metrics."""
+    """The test results per site as plain text: PSNR and SSIM where they were measured, else all metrics."""
     tables = read_run(run_dir)
     names = tables.metric_names("test")
     chosen = [n for n in names if n in ("psnr", "ssim")] or names

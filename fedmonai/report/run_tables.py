@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the tables of a run folder."""
+"""Tables of a run folder, read and checked."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RunTables:
         return columns
 
     def test_cases(self, site: str, metric: str, model: str, end: int) -> list[float]:
-        """Values per case of the first (``end=-1``) or the last (``end=1``) test of a model; empty if there is none.
+        """Values per case of the first (``end=-1``) or the last (``end=1``) test of a model; empty without one.
 
         A metric that is not measured per case gives its single value.
         """

@@ -97,7 +97,7 @@ def test_plans_of_the_project_name_what_exists() -> None:
             "'resume' cannot be .* continues by itself",
         ),
         ({"ids": {"data_list": None}}, "ids: id 'data_list' is null"),
-        ({"reference": "y"}, "reference 'y' is none of"),
+        ({"reference": "y"}, "reference 'y' is not one of"),
         ({"seed": 3}, "'seed' is unknown; did you mean 'seeds'"),
         ({"metods": {}}, "'metods' is unknown; did you mean 'methods'"),
     ],

@@ -62,7 +62,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("num_samples is a number of", lambda: good(num_samples=10**5000)),
     ("train_psnr is 'x', not a number", lambda: good(train_psnr="x")),
     ("train_psnr is None, not a number", lambda: good(train_psnr=None)),
-    ("has the name 'two.*lines', which is none", lambda: good(**{"two\nlines": 1})),
+    ("has the name 'two.*lines', not up to 100 letters", lambda: good(**{"two\nlines": 1})),
     ("name privacy_epsilon, but not privacy_clip_norm", lambda: good(privacy_epsilon=1.0)),
     ("belongs to round True, not", lambda: good(round=True)),
     ("num_samples is 2.5", lambda: good(num_samples=2.5)),

@@ -65,19 +65,19 @@ def test_overrides_name_no_unlinted_file(
     way: int, own: bool, altered: Callable[..., Path], witness: Path, tmp_path: Path
 ) -> None:
     job = altered(ways(altered(), BUNDLE if own else tmp_path / "root" / "fedmonai" / "try" / "bundle")[way])
-    with pytest.raises(ConfigError, match=r"none of the configs of the bundle|every machine decides for itself"):
+    with pytest.raises(ConfigError, match=r"not one of the configs of the bundle|every machine decides for itself"):
         served(job, tmp_path, SiteSettings(bundle=str(BUNDLE) if own else None))
     assert not witness.exists()
-    with pytest.raises(ConfigError, match=r"none of the configs of the bundle|every machine decides for itself"):
+    with pytest.raises(ConfigError, match=r"not one of the configs of the bundle|every machine decides for itself"):
         run_server(job, SiteSettings(), tmp_path / "root", None)  # type: ignore[arg-type]
     assert not witness.exists()
 
 
 def test_files_of_a_job_are_configs(altered: Callable[..., Path], tmp_path: Path) -> None:
     job = altered(files=["configs/federated.yaml", "docs/README.md"])
-    with pytest.raises(ConfigError, match=r"'docs/README.md' \(a file of the job\) is none of the configs"):
+    with pytest.raises(ConfigError, match=r"'docs/README.md' \(a file of the job\) is not one of the configs"):
         served(job, tmp_path)
-    with pytest.raises(ConfigError, match=r"'docs/README.md' .* is none of the configs"):
+    with pytest.raises(ConfigError, match=r"'docs/README.md' .* is not one of the configs"):
         describe(BUNDLE, "docs/README.md")
     with pytest.raises(ConfigError, match="override 'local::overlay'"):
         describe(BUNDLE, ids={"local::overlay": "configs/nowhere.yaml"})
@@ -95,7 +95,7 @@ def test_a_bundle_whose_own_config_names_a_file_elsewhere(
     job = altered(files=["configs/federated.yaml", "configs/demo.yaml"])
     shutil.copyfile(own / "configs" / "demo.yaml", job / "bundle" / "configs" / "demo.yaml")
     job = altered()
-    with pytest.raises(ConfigError, match=r"evil.yaml' \(site 'a'\) is none of the configs"):
+    with pytest.raises(ConfigError, match=r"evil.yaml' \(site 'a'\) is not one of the configs"):
         served(job, tmp_path, SiteSettings(bundle=str(own)))
     assert not witness.exists()
 
@@ -142,7 +142,7 @@ def test_overrides_that_no_job_may_have(
     [
         ("sites::a::optimizer::lr", "there is no 'sites::a::optimizer'; the nearest key of 'sites::a' is 'site'"),
         ("num_round::x", "there is no 'num_round'; the nearest key of the config is 'num_rounds'"),
-        ("handlers::99::persist", "'handlers' is a list; '99' is none of its places"),
+        ("handlers::99::persist", "'handlers' is a list; '99' is not one of its places"),
     ],
 )
 def test_override_without_a_place(key: str, named: str, tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ from fedmonai.integrations.worker import LocalSite
         ("state_dir: [x]\n", "state_dir is "),
         ("state_dir: ''\n", "state_dir is empty"),
         ("overlay: {a: 1}\n", "overlay is "),
-        ("allow: 5\n", "allow: '5' are no names of packages"),
+        ("allow: 5\n", "allow: '5' is not a list of package names"),
         ("allow: [torch]\n", "allow: 'torch' is no package of your own"),
-        ("allow: [my-lab]\n", "allow: 'my-lab' is no name of a package"),
+        ("allow: [my-lab]\n", "allow: 'my-lab' is not the name of a package"),
         ("overlay: [5]\n", "overlay is "),
     ],
 )

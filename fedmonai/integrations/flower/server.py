@@ -93,7 +93,7 @@ class GridTransport:
         """The site's answer.
 
         Raises:
-            SiteError: when there is none.
+            SiteError: when no answer came.
         """
         if site not in self._sent:
             raise SiteError("the site is not connected")
@@ -144,7 +144,7 @@ def _read(message: Message) -> Reply:
     """The reply in a message of a node.
 
     Raises:
-        SiteError: when there is none in it.
+        SiteError: when it holds no reply.
     """
     try:
         return reply_from(message.content)

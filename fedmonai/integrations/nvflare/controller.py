@@ -35,7 +35,7 @@ _RESULTS = ("*.md", "*.json", "*.jsonl", "*.csv", "*.yaml", "models/*.pt", "figu
 
 
 class JobAborted(BaseException):
-    """Somebody stopped the job; no Exception, so that it is not taken for the failure of one site."""
+    """The job was stopped; no Exception, so that it is not taken for the failure of one site."""
 
 
 class FederationController(Controller):
@@ -45,10 +45,10 @@ class FederationController(Controller):
     """
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Nothing to prepare."""
+        """Do nothing: the run prepares itself."""
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
-        """Nothing to put away: every round is on disk."""
+        """Do nothing: every round is on disk."""
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The whole run; a mistake ends the job with its one-line reason."""
@@ -69,7 +69,7 @@ class FederationController(Controller):
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """A late answer: its round went on without it, the site goes back to the state before it."""
+        """Log a late answer: its round went on without it, and the site returns to the state before it."""
         self.log_warning(fl_ctx, f"an answer of '{client.name}' came too late and is not used")
 
 
@@ -98,7 +98,7 @@ class TaskTransport:
         """The site's answer.
 
         Raises:
-            SiteError: when there is none.
+            SiteError: when no answer came.
             JobAborted: when the job was stopped.
         """
         sent = self._sent.pop(site)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an NVFlare job runs: simulator, trial on one machine, exported folder, provisioned network."""
+"""Environments of an NVFlare job: simulator, trial on one machine, exported folder, provisioned network."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class SiteExecutor(Executor):
         self._site: SiteEnd | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Give the site's folder free when the job ends."""
+        """Release the site's folder when the job ends."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.END_RUN and self._site is not None:
             self._site.close()
