@@ -68,7 +68,7 @@ def test_component_that_hands_on_what_it_gets(tmp_path: Path) -> None:
     bundle = fresh(tmp_path)
     outside = tmp_path / "elsewhere"
     handed = {"_target_": "fedmonai.federated.federation.attach", "engine": "$@hidden[1:]", "handlers": []}
-    saver = {"_target_": "CheckpointSaver", "save_dir": "@handed", "save_dict": {"model": "@hidden"}, "save_final": True}
+    saver = {"_target_": "MetricsSaver", "save_dir": "@handed"}
     overlay = write(bundle, "federation/evil.yaml", {"hidden": f"x{outside}", "handed": handed, "handlers": [saver]})
     found = findings(bundle)
     handler = built(bundle, overlay, "handlers")[0]
