@@ -128,3 +128,27 @@ def test_ids_by_name_are_values_that_are_known(tmp_path: Path) -> None:
     print(found, said)
     assert not outside.exists(), "a site wrote outside of its folder"
     assert found
+
+
+@pytest.mark.parametrize("off", [{"initialize::0": "ok"}, {"initialize": []}, {"check": 1}], ids=str)
+def test_check_of_the_site_is_not_switched_off(off: dict[str, Any], tmp_path: Path) -> None:
+    """``check`` belongs to the machine in the federation's config; in the sites' own a job switches it off."""
+    said, _ = site_config(tmp_path, {"local": {**SMALL, **off, "epohcs": 3}})
+    assert said.startswith("refused"), said
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"train::handlers::+2::gamma": 7.0},
+        {"train::handlers::-4::gamma": 7.0},
+        {"train ::handlers::2::gamma": 7.0},
+    ],
+    ids=str,
+)
+def test_id_that_follows_without_a_check(ids: dict[str, Any], tmp_path: Path) -> None:
+    said, parser = site_config(
+        tmp_path, {"local": {**SMALL, **ids, "initialize::0": "ok"}}, ids={"lr_gamma": 0.5}
+    )
+    gamma = parser["train"]["handlers"][2]["gamma"] if parser else "@lr_gamma"
+    assert gamma == "@lr_gamma", f"{said}: {gamma}"
