@@ -11,6 +11,9 @@ import pytest
 import yaml
 from attack_kit import deployed, findings, fresh, hidden_command, write
 
+from fedmonai.errors import ConfigError
+from fedmonai.federated.plan import SitePlan
+
 Files = dict[str, dict[str, Any]]
 
 
@@ -56,3 +59,14 @@ def test_no_command_runs_at_a_site(make: Any, tmp_path: Path) -> None:
     print(f"findings {found}; the site {said}")
     assert not ran, "the job ran a command"
     assert found
+
+
+IDS = ["loss::_target_", "loss#_target_", "loss ::_target_", "config_file", "logging_file", "init_id"]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_plan_refuses_what_is_no_id_of_a_site(name: str, tmp_path: Path) -> None:
+    """The last door before MONAI: the ids of a site themselves, not only their values."""
+    plan = SitePlan(str(fresh(tmp_path)), {"B": {name: "os.system"}}, tmp_path / "run")
+    with pytest.raises(ConfigError):
+        plan.arguments("B")

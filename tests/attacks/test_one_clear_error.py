@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from attack_kit import findings, fresh
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Request, pack_reply, pack_request, Reply, unpack_reply, unpack_request
 from fedmonai.integrations.runtime import SiteSettings
+from fedmonai.integrations.job import Deployment, unpack_files
+from fedmonai.integrations.worker import LocalSite, _read, _write, serve
 from fedmonai.io import parse_strictly
 
 TAGGED = ["a: !!bool x\n", "a: !!timestamp x\n", "a: !!int ''\n"]
@@ -77,3 +80,42 @@ def test_message_of_another_form(what: str, plain: Any, ) -> None:
     spoilt = {**good, **plain} if plain and isinstance(plain, dict) else plain
     with pytest.raises(ConfigError):
         (unpack_request if what == "request" else unpack_reply)({"w": torch.ones(1)}, spoilt)
+
+
+FILES: list[dict[str, str]] = [
+    {".": "x"},
+    {"a": "x", "a/b": "x"},
+    {"a\0b": "x"},
+    {"a": "\ud800"},
+    {"a" * 300: "x"},
+]
+
+
+@pytest.mark.parametrize("files", FILES, ids=range(len(FILES)))
+def test_files_of_a_job_that_cannot_be_written(files: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        unpack_files(json.dumps(files), tmp_path)
+
+
+@pytest.mark.parametrize("run", ["a\0b", "a" * 300, "a\nb", "\ud800"], ids=ascii)
+def test_name_of_a_run(run: str) -> None:
+    with pytest.raises(ConfigError):
+        Deployment(run=run, files=())
+
+
+def test_home_of_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "fedmonai.yaml"
+    path.write_text("state_dir: ~nobody_of_this_name/x\n")
+    with pytest.raises(ConfigError):
+        SiteSettings.read(path)
+
+
+def test_process_of_a_site_survives_a_request_of_another_form() -> None:
+    """Between a runtime and its worker: a request that cannot be read ends the process without a reason."""
+    tensors, plain = pack_request(Request("train", "B", 1))
+    frames = io.BytesIO()
+    _write(frames, (tensors, {**plain, "message": {"format": 999}}))
+    answers = io.BytesIO()
+    serve(LocalSite("job", "B", "settings", "root"), io.BytesIO(frames.getvalue()), answers)
+    answers.seek(0)
+    assert "format 999" in str(unpack_reply(*_read(answers)).error)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from attack_kit import BUNDLE, deployed, findings, fresh, write
 
+from fedmonai.bundle.federation import job_plan
 from fedmonai.data.generated.mri_federation import generated_mri_site
 from fedmonai.errors import ConfigError
 from fedmonai.integrations.job import describe
@@ -152,3 +153,18 @@ def test_id_that_follows_without_a_check(ids: dict[str, Any], tmp_path: Path) ->
     )
     gamma = parser["train"]["handlers"][2]["gamma"] if parser else "@lr_gamma"
     assert gamma == "@lr_gamma", f"{said}: {gamma}"
+
+
+@pytest.mark.parametrize("files", ["{}", ["{}"], {"{}": 1}], ids=["text", "list", "mapping"])
+def test_file_that_an_override_names(files: Any, tmp_path: Path) -> None:
+    """A mapping in the place of files is read as a list of its keys, and checked as none."""
+    outside = str(tmp_path / "out.yaml")
+    Path(outside).write_text("lr: 1\n")
+    named = {"text": outside, "list": [outside], "mapping": {outside: 1}}[
+        "text" if isinstance(files, str) else "list" if isinstance(files, list) else "mapping"
+    ]
+    with pytest.raises(ConfigError):
+        job = describe(BUNDLE, run="r", ids={"base": named})
+        parser = federation_config(job, BUNDLE, tmp_path / "run")
+        parser.parse()
+        print("the site looks into", job_plan(parser.ref_resolver).base)

@@ -120,3 +120,20 @@ def test_reference_means_the_same_to_both(trick: str, tmp_path: Path) -> None:
     print(found)
     assert built(bundle, overlay, "address") != "ftp://host/x", "an address"
     assert found
+
+
+#: own components with an argument that is a path, which neither its name nor its annotation tells
+PATHS = [
+    ("fedmonai.data.partition.simulate_sites", "output"),
+    ("fedmonai.data.partition.simulate_sites", "rows"),
+    ("fedmonai.data.folder.VolumeFolder", "data"),
+    ("fedmonai.bundle.live_config.save_run_config", "name"),
+]
+
+
+@pytest.mark.parametrize(("target", "argument"), PATHS)
+def test_argument_that_is_a_path_is_known_as_one(target: str, argument: str, tmp_path: Path) -> None:
+    bundle = fresh(tmp_path)
+    component = {"_target_": target, argument: "$@hidden[1:]"}
+    write(bundle, "federation/evil.yaml", {"hidden": "x/etc/passwd", "handlers": [component]})
+    assert findings(bundle)
