@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import secrets
+import struct
 import zipfile
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 #: what the name of an unfinished file begins with; it is hidden and ends as the file will, which libraries look at
+_END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 PARTIAL_PREFIX = ".part-"
 REMEDY = "nothing of it is left behind; make room or choose another folder."
 MAX_DEPTH = 40
@@ -165,14 +167,43 @@ def load_checked(path: PathLike, config_id: str = "", device: str = "cpu") -> An
 
 def _check_archive(path: PathLike) -> None:
     """Compare the checksums, which torch does not: a flipped bit would become a wrong weight without a word."""
-    if not zipfile.is_zipfile(path):
-        return  # an old format or no weights at all; torch.load says what it is
+    with open(path, "rb") as stream:
+        if stream.read(4) != b"PK\x03\x04":  # what torch goes by
+            return  # an old format or no weights at all; torch.load says what it is
     with zipfile.ZipFile(path) as archive:
+        if _directory_start(Path(path)) != archive.start_dir:
+            raise zipfile.BadZipFile("it has more than one directory, or something behind it")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise zipfile.BadZipFile("it is compressed, as torch.save never does")
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"the checksum of '{damaged}' is wrong")
+
+
+def _directory_start(path: Path) -> int:
+    """Where an archive says that its directory is; -1 unless the directory and its end records close the file.
+
+    Readers look for a directory in different ways, so one that is in doubt may be another for torch than for Python.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        stream.seek(max(0, size - _END.size - _LOCATOR.size - _END64.size))
+        tail = stream.read()
+    if len(tail) < _END.size:
+        return -1
+    mark, *_, length, start, comment = _END.unpack(tail[-_END.size :])
+    end = size - _END.size
+    if mark != b"PK\x05\x06" or comment:
+        return -1
+    if tail[_END64.size :].startswith(b"PK\x06\x07"):  # of large archives, and of all that torch writes
+        end = size - len(tail)
+        _, _, place, _ = _LOCATOR.unpack(tail[_END64.size : -_END.size])
+        mark, *_, length64, start64 = _END64.unpack(tail[: _END64.size])
+        same = all(short in (0xFFFFFFFF, long) for short, long in ((length, length64), (start, start64)))
+        if mark != b"PK\x06\x06" or place != end or not same:
+            return -1
+        length, start = length64, start64
+    return start if start + length == end else -1
 
 
 def read_weights(path: PathLike, config_id: str) -> dict[str, Tensor]:
@@ -237,7 +268,7 @@ def parse_strictly(text: str, form: str = "yaml") -> Any:
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"cannot be read ({type(error).__name__}: {error.problem}{line})") from error
-    except (json.JSONDecodeError, yaml.YAMLError, RecursionError, TypeError) as error:
+    except (json.JSONDecodeError, yaml.YAMLError, RecursionError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
     if _deeper_than(content, MAX_DEPTH):
         raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")

@@ -178,5 +178,7 @@ def _entry(name: str, spec: Any, where: str) -> IdEntry:
     if not isinstance(names.get("meaning"), str):
         raise ConfigError(f"{prefix} lacks its 'meaning', one sentence.")
     if "choices" in names:
+        if not isinstance(names["choices"], (list, tuple)) or not names["choices"]:
+            raise ConfigError(f"{prefix}: choices is {names['choices']!r}; give a list of values.")
         names["choices"] = tuple(names["choices"])
     return IdEntry(name=name, **names)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.names import as_list, compiled_patterns, matching_names
 
 __all__ = [
@@ -228,9 +229,14 @@ def pack_request(request: Request) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unpack_request(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Request:
-    """The request that :func:`pack_request` took apart."""
-    message = unpack(tensors, plain["message"])
-    return Request(plain["kind"], plain["site"], int(plain["round"]), message, dict(plain["facts"]))
+    """The request that :func:`pack_request` took apart.
+
+    Raises:
+        ConfigError: when it has another form, a FormatError when it was packed in another format.
+    """
+    with _reading("request"):
+        message = unpack(tensors, plain["message"])
+        return Request(plain["kind"], plain["site"], int(plain["round"]), message, dict(plain["facts"]))
 
 
 def pack_reply(reply: Reply) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -240,5 +246,21 @@ def pack_reply(reply: Reply) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unpack_reply(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Reply:
-    """The reply that :func:`pack_reply` took apart."""
-    return Reply(unpack(tensors, plain["message"]), dict(plain["facts"]), plain["error"])
+    """The reply that :func:`pack_reply` took apart.
+
+    Raises:
+        ConfigError: when it has another form, a FormatError when it was packed in another format.
+    """
+    with _reading("reply"):
+        return Reply(unpack(tensors, plain["message"]), dict(plain["facts"]), plain["error"])
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Say in one line that what came over a wire cannot be read."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"a {what} cannot be read ({type(error).__name__}: {first_line(error)}).") from error

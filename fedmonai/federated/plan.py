@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,6 +130,7 @@ class SitePlan:
             given["device"] = self.device
         ids = {**rest, **own}
         for key, value in ids.items():
+            _refuse_other_ids(name, key)
             _refuse_component(name, key, value)
             _refuse_evaluated(name, key, value)
         for file in files:
@@ -151,6 +153,23 @@ class SitePlan:
                 f"site '{name}': config file '{file}' lies outside of the bundle folder '{root}', where no "
                 "check of the bundle looks; copy it into the folder's configs."
             )
+
+
+#: an id as it is written: names and places in lists; MONAI strips blanks, takes ``#`` for ``::`` and adds from the end
+_ID = re.compile(r"\+?[A-Za-z]\w*(::[A-Za-z0-9]\w*)*")
+#: what MONAI's workflow takes besides ids: other files, and what is run
+_OF_THE_WORKFLOW = re.compile(
+    r"\+?(config_file|logging_file|meta_file|workflow_type|((init|run|final)(_id|ialize)?)(::.*)?)"
+)
+
+
+def _refuse_other_ids(name: str, key: str) -> None:
+    """Refuse what MONAI would take for more than an id: part of a component, another file, a step of the workflow."""
+    if not isinstance(key, str) or not _ID.fullmatch(key) or _OF_THE_WORKFLOW.fullmatch(key):
+        raise ConfigError(
+            f"site '{name}': '{str(key)[:80]}' is no id that a federation may set at a site; give ids of its "
+            "train.json such as lr or train::dataset::slice_range, and put components into an overlay."
+        )
 
 
 def _refuse_component(name: str, key: str, value: Any) -> None:

@@ -57,9 +57,18 @@ def expression_problems(text: str, names: Names | None = None) -> list[str]:
     statement = module.body[0]
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
         return grammar.import_problems(statement)
-    if not isinstance(statement, ast.Expr):
+    if not isinstance(statement, ast.Expr) or not _is_expression(text):
         return [f"a statement ({type(statement).__name__.lower()}), not an expression"]
     return list(dict.fromkeys([*grammar.problems(statement.value), *_absolute_paths(statement.value)]))
+
+
+def _is_expression(text: str) -> bool:
+    """Whether Python takes a text for an expression, as MONAI does; ``1;`` is a statement."""
+    try:
+        parsed(text)
+    except SyntaxError:
+        return False
+    return True
 
 
 def parsed(text: str) -> ast.expr:

@@ -17,12 +17,12 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from fedmonai.bundle.lint import lint_bundle
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.federated.messages import JOB_FORMAT, check_format
 from fedmonai.gate.policy import load_policy
 from fedmonai.gate.reading import SEP, config_files
 from fedmonai.io import parse_strictly, read_strictly
-from fedmonai.names import as_list
+from fedmonai.names import as_list, shown
 
 __all__ = [
     "MACHINE_IDS",
@@ -155,8 +155,13 @@ class Deployment:
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        if not self.run or self.run != Path(self.run).name or self.run.startswith("."):
-            raise ConfigError(f"'{self.run}' cannot be the name of a run; it becomes a folder. Give --name.")
+        if (
+            not 0 < len(self.run) <= 100
+            or self.run != Path(self.run).name
+            or self.run.startswith(".")
+            or (not self.run.isprintable())
+        ):
+            raise ConfigError(f"{shown(self.run)} cannot be the name of a run; it becomes a folder. Give --name.")
         for file in self.files:
             if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
                 raise ConfigError(f"config file '{file}' lies outside of the bundle; a job takes files of the bundle.")
@@ -278,8 +283,11 @@ def unpack_files(text: str, folder: str | Path) -> None:
         if parts.is_absolute() or ".." in parts.parts:
             raise ConfigError(f"the job holds a file '{name}', which lies outside of its folder.")
         target = Path(folder, *parts.parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content, encoding="utf-8")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content, encoding="utf-8")
+        except (OSError, ValueError) as error:  # a name or a text that no file can have
+            raise ConfigError(f"the job's file {shown(name)} cannot be written ({first_line(error)}).") from error
 
 
 def unpacked_bundle(

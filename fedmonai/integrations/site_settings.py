@@ -30,6 +30,16 @@ STATE_ROOT = "FEDMONAI_STATE_ROOT"
 SETTINGS = "fedmonai.yaml"
 
 
+def _in_home(path: str | Path) -> Path:
+    """A path in which ``~`` stands for a home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{SETTINGS}: {shown(str(path))} names the home folder of nobody here; write it out."
+        ) from error
+
+
 @dataclass(frozen=True)
 class SiteSettings:
     """Settings of a site (or the server) in ``fedmonai.yaml``; a job cannot change any of them.
@@ -68,7 +78,7 @@ class SiteSettings:
             if not _is_text(value):
                 raise ConfigError(_wrong(name, value, "a folder"))
             if value is not None:
-                object.__setattr__(self, name, str(Path(value).expanduser()))
+                object.__setattr__(self, name, str(_in_home(value)))
         filters: Any = self.exchange_filters
         if not isinstance(filters, list) or not all(isinstance(one, dict) and "_target_" in one for one in filters):
             raise ConfigError(_wrong("exchange_filters", filters, "a list of components, as [{_target_: ...}]"))
@@ -85,7 +95,7 @@ class SiteSettings:
         Raises:
             ConfigError: when it cannot be read, is no file, or sets something else.
         """
-        file = Path(path).expanduser()
+        file = _in_home(path)
         if not file.is_file():
             if required or file.exists() or file.is_symlink():
                 raise ConfigError(f"{file}: the settings of this machine are not there, or are no file; correct it.")

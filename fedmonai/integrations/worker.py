@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.federated.run_log import reason_of
 from fedmonai.federated.service import SiteService
@@ -145,7 +146,11 @@ def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None
 def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
     """Answer requests until the pipe is closed, which the end of the asking process does, too."""
     while (frame := _read(incoming)) is not None:
-        _write(outgoing, pack_reply(site.answer(unpack_request(*frame))))
+        try:
+            reply = site.answer(unpack_request(*frame))
+        except ConfigError as error:  # a request of another version, or of no form at all
+            reply = Reply(error=reason_of(error))
+        _write(outgoing, pack_reply(reply))
     site.close()
 
 

@@ -12,9 +12,8 @@ from attack_kit import BUNDLE, deployed, findings, fresh, write
 from fedmonai.bundle.federation import job_plan
 from fedmonai.data.generated.mri_federation import generated_mri_site
 from fedmonai.errors import ConfigError
-from fedmonai.integrations.job import describe
+from fedmonai.integrations.job import describe, stage
 from fedmonai.integrations.runtime import SiteSettings, federation_config, site_service
-from fedmonai.integrations.job import stage
 
 SMALL: dict[str, Any] = {
     "generated_size": 32,
@@ -52,7 +51,9 @@ def test_what_follows_from_an_id_of_the_site(key: str, tmp_path: Path) -> None:
     assert lr == "@lr", f"{said}: the site's optimizer has the rate {lr}"
 
 
-@pytest.mark.parametrize("key", ["train::handlers::2::gamma", "train::handlers::+2::gamma", "train::handlers::-4::gamma"])
+@pytest.mark.parametrize(
+    "key", ["train::handlers::2::gamma", "train::handlers::+2::gamma", "train::handlers::-4::gamma"]
+)
 def test_place_in_a_list(key: str, tmp_path: Path) -> None:
     said, parser = site_config(tmp_path, {"local": {**SMALL, key: 7.0}}, ids={"lr_gamma": 0.5})
     print(said)
@@ -148,9 +149,7 @@ def test_check_of_the_site_is_not_switched_off(off: dict[str, Any], tmp_path: Pa
     ids=str,
 )
 def test_id_that_follows_without_a_check(ids: dict[str, Any], tmp_path: Path) -> None:
-    said, parser = site_config(
-        tmp_path, {"local": {**SMALL, **ids, "initialize::0": "ok"}}, ids={"lr_gamma": 0.5}
-    )
+    said, parser = site_config(tmp_path, {"local": {**SMALL, **ids, "initialize::0": "ok"}}, ids={"lr_gamma": 0.5})
     gamma = parser["train"]["handlers"][2]["gamma"] if parser else "@lr_gamma"
     assert gamma == "@lr_gamma", f"{said}: {gamma}"
 

@@ -29,7 +29,9 @@ def test_record_writes_outside_of_its_folder(tmp_path: Path) -> None:
     """``name`` of save_run_config is a path, and neither its name nor its annotation says so."""
     bundle, outside = fresh(tmp_path), tmp_path / "elsewhere" / "sitecustomize.py"
     record = {"_target_": "fedmonai.bundle.live_config.save_run_config", "output_dir": "@output_dir"}
-    overlay = write(bundle, "federation/evil.yaml", {"hidden": f"x{outside}", "record": {**record, "name": "$@hidden[1:]"}})
+    overlay = write(
+        bundle, "federation/evil.yaml", {"hidden": f"x{outside}", "record": {**record, "name": "$@hidden[1:]"}}
+    )
     found = findings(bundle)
     built(bundle, overlay, "record")
     assert not outside.exists(), f"written: {outside}; findings {found}"
@@ -115,7 +117,9 @@ def test_reference_means_the_same_to_both(trick: str, tmp_path: Path) -> None:
     }
     ids, reference = where[trick]
     board = {"_target_": "TensorBoardStatsHandler", "log_dir": f"${reference} + '/host/x'"}
-    overlay = write(bundle, "federation/evil.yaml", {**ids, "address": f"${reference} + '/host/x'", "handlers": [board]})
+    overlay = write(
+        bundle, "federation/evil.yaml", {**ids, "address": f"${reference} + '/host/x'", "handlers": [board]}
+    )
     found = findings(bundle)
     print(found)
     assert built(bundle, overlay, "address") != "ftp://host/x", "an address"
