@@ -31,7 +31,11 @@ def hidden_command() -> dict[str, Any]:
                     "latent_layer": "$'os' + '.system'",
                 }
             ],
-            "transform": {"_target_": "monai.transforms.CopyItemsd", "keys": ["latent_layer"], "names": ["loss::_target_"]},
+            "transform": {
+                "_target_": "monai.transforms.CopyItemsd",
+                "keys": ["latent_layer"],
+                "names": ["loss::_target_"],
+            },
         },
         "command": "$'touch ' + 'marker'",
         "made": {"B": "$@ds[0]"},

@@ -13,9 +13,9 @@ import torch
 from attack_kit import findings, fresh
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.messages import Request, pack_reply, pack_request, Reply, unpack_reply, unpack_request
-from fedmonai.integrations.runtime import SiteSettings
+from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.integrations.job import Deployment, unpack_files
+from fedmonai.integrations.runtime import SiteSettings
 from fedmonai.integrations.worker import LocalSite, _read, _write, serve
 from fedmonai.io import parse_strictly
 
@@ -73,7 +73,10 @@ PLAIN: list[Any] = [
 
 @pytest.mark.parametrize("plain", PLAIN, ids=range(len(PLAIN)))
 @pytest.mark.parametrize("what", ["request", "reply"])
-def test_message_of_another_form(what: str, plain: Any, ) -> None:
+def test_message_of_another_form(
+    what: str,
+    plain: Any,
+) -> None:
     tensors, good = pack_request(Request("train", "B", 1)) if what == "request" else pack_reply(Reply())
     if what == "reply" and isinstance(plain, dict) and "round" in plain:
         pytest.skip("a reply names no round")
