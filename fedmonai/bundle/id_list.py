@@ -16,6 +16,8 @@ from fedmonai.errors import ConfigError
 __all__ = ["id_page", "id_rows", "id_text"]
 
 COLUMNS = ("id", "default", "allowed", "read", "meaning")
+#: columns of a terminal
+WIDTH = 120
 #: longest default that a listing shows in full
 LONGEST = 40
 
@@ -66,13 +68,13 @@ def _shown(value: Any) -> str:
     return textwrap.shorten(json.dumps(value), LONGEST, placeholder="...") if value != "" else '""'
 
 
-def id_text(rows: Sequence[Mapping[str, Any]], width: int = 120) -> str:
+def id_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as lines of a terminal: an id with default and allowed values, its meaning below."""
     lines = []
     for row in rows:
         where = "" if row["read"] == "both" else f"  [{row['read']}]"
         lines.append(f"{row['id']} = {row['default']}    {row['allowed']}{where}")
-        lines += textwrap.wrap(row["meaning"], width, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(row["meaning"], WIDTH, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 

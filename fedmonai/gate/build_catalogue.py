@@ -28,9 +28,9 @@ PACKAGES = {"torch": "", "monai": "", "pytorch-ignite": ""}
 _CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType)
 
 
-def build_catalogue(policy: Policy | None = None) -> dict[str, Any]:
+def build_catalogue() -> dict[str, Any]:
     """Names, origins and parameters of what the policy admits, as plain values."""
-    policy = policy or load_policy()
+    policy = load_policy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         modules = {module.__name__: module for part in policy.catalogued for module in _modules(part)}

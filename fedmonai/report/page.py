@@ -17,29 +17,26 @@ from fedmonai.report.run_tables import RunTables, read_run
 __all__ = ["UNITS", "finish", "format_table", "markdown_table", "write_outside_report", "write_report"]
 
 
-def outside_table(folders: Mapping[str, Path], metric: str = "dice") -> list[list[str]]:
-    """Rows of text: one per outside site, the columns as in its ``adaptation.json``, last the mean over sites.
+def write_outside_report(folders: Mapping[str, Path], path: Path) -> str:
+    """Write a table of outside sites as markdown to ``path`` and return the text.
+
+    One row per site with the columns of its ``adaptation.json``, last the mean over sites.
 
     Raises:
         ConfigError: a folder without a finished adaptation, or one that was not measured.
     """
     found: dict[str, dict[str, float]] = {}
     for site, folder in sorted(folders.items()):
-        path = Path(folder) / "adaptation.json"
+        file = Path(folder) / "adaptation.json"
         try:
-            found[site] = json.loads(path.read_text(encoding="utf-8"))[metric]
+            found[site] = json.loads(file.read_text(encoding="utf-8"))["dice"]
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{path} holds no {metric}: the adaptation is unfinished or had no labels.") from error
+            raise ConfigError(f"{file} holds no dice: the adaptation is unfinished or had no labels.") from error
     columns = list(next(iter(found.values())))
     rows = [["outside site", *(name.replace("_", " ") for name in columns)]]
     rows += [[site, *(f"{values[name]:.4f}" for name in columns)] for site, values in found.items()]
     means = [statistics.fmean(values[name] for values in found.values()) for name in columns]
-    return [*rows, ["mean", *(f"{mean:.4f}" for mean in means)]]
-
-
-def write_outside_report(folders: Mapping[str, Path], path: Path, metric: str = "dice") -> str:
-    """Write the table as markdown to ``path`` and return the text."""
-    text = markdown_table(outside_table(folders, metric)) + "\n"
+    text = markdown_table([*rows, ["mean", *(f"{mean:.4f}" for mean in means)]]) + "\n"
     write_text(text, path)
     return text
 

@@ -59,9 +59,9 @@ class RunTables:
         """
         return [row["value"] for row in self._tested(site, metric, model, end)]
 
-    def named_test_cases(self, site: str, metric: str, model: str, end: int = 1) -> dict[str, float]:
-        """As :meth:`test_cases`, by the name of the case."""
-        return {row.get("case", ""): row["value"] for row in self._tested(site, metric, model, end)}
+    def named_test_cases(self, site: str, metric: str, model: str) -> dict[str, float]:
+        """As :meth:`test_cases` of the last test, by the name of the case."""
+        return {row.get("case", ""): row["value"] for row in self._tested(site, metric, model, 1)}
 
     def _tested(self, site: str, metric: str, model: str, end: int) -> list[dict[str, Any]]:
         wanted = {"split": "test", "site": site, "metric": metric, "model": model}
