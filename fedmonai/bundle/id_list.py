@@ -79,7 +79,8 @@ def id_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def id_page(bundle: str | Path) -> str:
-    """The Markdown page ``docs/ids.md`` of a bundle."""
+    """The Markdown page ``docs/ids.md`` of a bundle: its own table, without what overlays declare for themselves."""
+    own = IdTable.of_bundle(bundle, {})
     parts = [
         "# Ids",
         "",
@@ -90,6 +91,8 @@ def id_page(bundle: str | Path) -> str:
     for title, components in (("Settings", False), ("Components", True)):
         parts += ["", f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         for row in id_rows(bundle, components):
+            if row["id"] not in own:
+                continue
             cells = [f"`{row['id']}`", f"`{row['default']}`" if row["default"] else "", *(row[c] for c in COLUMNS[2:])]
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(parts) + "\n"

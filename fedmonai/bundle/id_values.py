@@ -55,7 +55,7 @@ def refuse_wrong_kinds(
     contents: Mapping[Path, Mapping[str, Any]],
     table: IdTable,
 ) -> None:
-    """Refuse a text where the bundle has a switch or a number.
+    """Refuse a text where the bundle has a switch or a number, and a number where it has a switch.
 
     ``--residual true`` arrives as the text 'true', which Python takes for true; so would it take 'false'. The kinds of
     top-level ids are those of the table, the kinds of arguments of components those that the bundle's files show.
@@ -83,6 +83,8 @@ def _check_kinds(config: Mapping[str, Any], kinds: Mapping[str, str], prefix: st
         wanted = kinds.get(name.replace("#", SEP))
         if wanted and isinstance(value, str) and not _is_expression(value):
             raise ConfigError(f"config id '{prefix}{name}' is the text {value!r}; give {_REMEDY[wanted]}.")
+        if wanted == "bool" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            raise ConfigError(f"config id '{prefix}{name}' is {value!r}; give {_REMEDY[wanted]}.")
 
 
 def refuse_out_of_range(config: Mapping[str, Any], table: IdTable) -> None:
@@ -103,6 +105,8 @@ def refuse_out_of_range(config: Mapping[str, Any], table: IdTable) -> None:
             entry = table.get(str(key).lstrip("+"))
             if entry is None or isinstance(value, Mapping) or _is_expression(value):
                 continue
+            if entry.kind == "list" and isinstance(value, (int, float)):
+                raise ConfigError(f"config id '{prefix}{key}' is {value!r}; give a list, [{value!r}].")
             if entry.is_number and not isinstance(value, str) and not entry.allows(value):
                 raise ConfigError(f"config id '{prefix}{key}' is {value!r}; give {entry.allowed()}.")
             for one in value if isinstance(value, list) else [value]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -131,7 +132,14 @@ def save_run_config(output_dir: str, name: str = "config.yaml") -> str:
     """Write the live config (all files merged, all overrides applied) to ``output_dir`` and return the file's path.
 
     The file is itself a config: running it again repeats the run.
+
+    Raises:
+        ConfigError: when ``name`` is anything else than the plain name of a YAML file.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*\.yaml", name):
+        raise ConfigError(
+            f"the config of a run cannot be written as {name!r:.80}; give a plain name such as config.yaml."
+        )
     path = Path(output_dir, name)
     content = {key: value for key, value in live_config().items() if key != "_meta_"}
     write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), path)

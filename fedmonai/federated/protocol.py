@@ -101,7 +101,8 @@ class SiteHandler:
     def contribute(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
         """Attachments that go to the server with the site's update, ``{name: {key: tensor}}``.
 
-        The strategy has to declare each name in ``attachments_up``; whatever is contributed leaves the site.
+        The strategy has to declare each name in ``attachments_up``; whatever is contributed leaves the site. Without
+        anything to send, as before the first round, the dict is empty.
         """
         return {}
 
@@ -213,6 +214,10 @@ def _refuse_misspelt(cls: type, base: type) -> None:
         if name in hooks:
             if callable(getattr(base, name)) and not callable(value):
                 raise TypeError(f"{cls.__qualname__}.{name} is a {type(value).__name__}; make the hook a method.")
+            if isinstance(getattr(base, name), tuple) and isinstance(value, str):
+                raise TypeError(
+                    f"{cls.__qualname__}.{name} is the text {value!r}; give a tuple of names, ({value!r},)."
+                )
         elif not name.startswith("_"):
             near = difflib.get_close_matches(name, sorted(hooks), 1, _ALIKE)
             if near:

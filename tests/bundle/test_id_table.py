@@ -30,8 +30,8 @@ def top_level(bundle: Path) -> set[str]:
     for content in read_configs(bundle).values():
         found |= {key.lstrip("+").split(SEP)[0] for key in content}
         found |= {key.removeprefix(f"local{SEP}") for key in content if key.startswith(f"local{SEP}")}
-        found |= {key for section in site_sections(content).values() for key in section} - {"overlay"}
-    return found
+        found |= {key for section in site_sections(content).values() for key in section}
+    return found - {"overlay"}
 
 
 @each_bundle
