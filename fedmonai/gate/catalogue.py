@@ -41,8 +41,8 @@ class Catalogue:
         """One line for every package that is installed in another version than the catalogue's."""
         found = installed_versions(self.versions)
         return [
-            f"{name} {found[name]} is installed; the gate's catalogue was made from {version} and knows the names of "
-            f"that one. To make it again: {COMMAND}"
+            f"{name} {found[name]} is installed; the catalogue of the gate was made from {version} and knows the "
+            f"names of that version. To make it again: {COMMAND}"
             for name, version in self.versions.items()
             if found[name] not in (None, version)
         ]
