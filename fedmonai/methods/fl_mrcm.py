@@ -8,7 +8,7 @@ flattened. In every iteration of a source site k its discriminator :math:`C_k` m
 .. math:: L_C = \tfrac12 [\ell(C_k(z_k), (0, 1)) + \ell(C_k(z_t), (1, 0))],
 
 then the network one on :math:`L_{rec} + \lambda_{adv} \tfrac12 [\ell(C_k(z_k), (1, 0)) + \ell(C_k(z_t), (0, 1))]` with
-:math:`C_k` fixed, :math:`\ell` the binary cross-entropy (:mod:`fedmonai.losses.site_confusion`). The server averages
+:math:`C_k` fixed, :math:`\ell` the binary cross-entropy (:mod:`fedmonai.losses.domain_confusion`). The server averages
 the networks; the discriminators stay.
 
 Deviations: the authors' program hands the target's raw inputs to every source site (``alignment: inputs``, simulation
@@ -37,7 +37,7 @@ from fedmonai.federated.validation import InvalidUpdate
 from fedmonai.losses.domain_confusion import domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import pooled_latent
-from fedmonai.networks.site_discriminator import SiteDiscriminator
+from fedmonai.losses.domain_confusion import SiteDiscriminator
 
 __all__ = ["FLMRCMAggregator", "FeatureAlignment", "IndependentLoader"]
 
