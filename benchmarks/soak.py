@@ -257,6 +257,8 @@ def main() -> int:
     if settings.work is not None:
         work(settings)
         return 0
+    if settings.rounds < 3 * (WARM_UP + 5):  # one of three processes then has enough rounds to compare its halves
+        parser.error(f"--rounds {settings.rounds} is too few to see memory grow; give {3 * (WARM_UP + 5)} or more")
     with tempfile.TemporaryDirectory() as temporary:
         good = soak(settings, settings.folder or Path(temporary))
     return 0 if good or not settings.check else 1
