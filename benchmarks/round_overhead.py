@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -124,13 +126,21 @@ def write_data(folder: Path) -> None:
             file["reconstruction_esc"] = np.ones((1, 32, 32), np.float32)
 
 
+def write_bundle(folder: Path) -> None:
+    """The bundle with an overlay for every step, because a component comes from a config file only."""
+    shutil.copytree(BUNDLE / "configs", folder / "configs")
+    for step in (no_step, full_state):
+        target = {"_target_": f"{__name__}.{step.__name__}", "_mode_": "callable"}
+        overlay = {"train::trainer::iteration_update": target}
+        (folder / "configs" / f"{step.__name__}.json").write_text(json.dumps(overlay))
+
+
 def measure(folder: Path, step: Callable, sites: int, channels: int, rounds: int) -> Clock:
     """Run a federation without training steps."""
     ids = {"base_channels": channels, "resolution": 32, "batch_size": 1, "sequence": None, "device": "cpu"}
-    ids |= {"reset_optimizer": False, "train::trainer::iteration_update": {"_target_": f"{__name__}.{step.__name__}"}}
-    ids["train::trainer::iteration_update"]["_mode_"] = "callable"
+    ids |= {"reset_optimizer": False, "overlay": f"configs/{step.__name__}.json"}
     specs = {f"site{index}": {"dataset_dir": str(folder / "data")} for index in range(sites)}
-    plan = SitePlan(str(BUNDLE), specs, folder / step.__name__, local=ids)
+    plan = SitePlan(str(folder / "bundle"), specs, folder / step.__name__, local=ids)
     total = rounds + WARM_UP + 1  # the last round is validated
     engine = Federation(LocalPool(plan), WeightedMean(), total, val_interval=total)
     clock = Clock(PlainLoop(sites, channels))
@@ -176,6 +186,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder) / "data")
+        write_bundle(Path(folder) / "bundle")
         sizes = (arguments.sites, arguments.channels, arguments.rounds)
         empty, filled = (measure(Path(folder), step, *sizes) for step in (no_step, full_state))
     ratio = print_table(empty, filled, arguments.sites, arguments.channels)

@@ -151,7 +151,7 @@ def print_table(rows: list[Row], experts: int, repeats: int, device: str) -> Non
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=15, help="2 or more, for quartiles")
     parser.add_argument("--experts", type=int, default=6, help="personal models and the global one; 6 = leave one out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a deep layer misses the target")

@@ -3,11 +3,12 @@
 
     python benchmarks/soak.py [--rounds 200] [--sites 20] [--seed 0] [--folder DIR] [--check]
 
-Every turn draws from (seed, round, site) whether it goes wrong, and how: an exception, no memory, a hostile update.
-Twice the process is killed (SIGKILL) in the middle of a round and the run resumed. Then the tables are compared with
-each other and with what was injected, and the weights with those of an uninterrupted run under the same faults. Memory
-is the resident set of the process at the end of each round, from the tenth round of a process on; flat means that the
-second half of a process never needs 10 % more than its first. ``--check`` ends with 1 if anything is not as it should.
+Every local training draws from (seed, round, site) whether it goes wrong, and how: an exception, no memory, a hostile
+update. Twice the process is killed (SIGKILL) in the middle of a round and the run resumed. Then the tables are compared
+with each other and with what was injected, and the weights with those of an uninterrupted run under the same faults.
+Memory is the resident set of the process at the end of each round, from the tenth round of a process on; flat means
+that the second half of a process never needs 10 % more than its first. ``--check`` ends with 1 if anything is not as it
+should.
 """
 
 from __future__ import annotations
@@ -256,6 +257,8 @@ def main() -> int:
     if settings.work is not None:
         work(settings)
         return 0
+    if settings.rounds < 3 * (WARM_UP + 5):  # one of three processes then has enough rounds to compare its halves
+        parser.error(f"--rounds {settings.rounds} is too few to see memory grow; give {3 * (WARM_UP + 5)} or more")
     with tempfile.TemporaryDirectory() as temporary:
         good = soak(settings, settings.folder or Path(temporary))
     return 0 if good or not settings.check else 1

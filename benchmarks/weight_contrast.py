@@ -164,7 +164,7 @@ def measure(repeats: int, sites: int, batch: int, size: int, device: str) -> tup
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=9, help="2 or more, for quartiles")
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=192)

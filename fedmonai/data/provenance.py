@@ -54,7 +54,7 @@ class VolumeFingerprint:
 
 
 def kspace_fingerprint(volume: Mapping[str, Any]) -> VolumeFingerprint:
-    """Fingerprint of an entry of :func:`kspace_volumes`; the subject is the attribute ``patient_id``.
+    """Fingerprint of an entry of :func:`~fedmonai.data.kspace.list.kspace_volumes`; subject: attribute ``patient_id``.
 
     Pooled folders number their subjects independently, so the folder's part of the name is part of the subject.
 
@@ -69,7 +69,7 @@ def kspace_fingerprint(volume: Mapping[str, Any]) -> VolumeFingerprint:
 
 
 def case_fingerprint(case: Mapping[str, str]) -> VolumeFingerprint:
-    """Fingerprint of an entry of :func:`prostate_cases`: the image's voxels, on the grid of the file.
+    """Fingerprint of an entry of :func:`~fedmonai.data.cases.list.prostate_cases`: voxels, on the grid of the file.
 
     Raises:
         ConfigError: a file that cannot be read.
@@ -78,7 +78,7 @@ def case_fingerprint(case: Mapping[str, str]) -> VolumeFingerprint:
 
 
 def weak_fingerprint(entry: Mapping[str, str]) -> VolumeFingerprint:
-    """Fingerprint of an entry of :func:`weak_files`: the pixels of the image, for any labels.
+    """Fingerprint of an entry of :func:`~fedmonai.data.weak.list.weak_files`: the pixels of the image, for any labels.
 
     Raises:
         ConfigError: a file that cannot be read.

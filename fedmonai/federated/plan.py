@@ -159,7 +159,7 @@ class SitePlan:
 _ID = re.compile(r"\+?[A-Za-z]\w*(::[A-Za-z0-9]\w*)*")
 #: what MONAI's workflow takes besides ids: other files, and what is run
 _OF_THE_WORKFLOW = re.compile(
-    r"\+?(config_file|logging_file|meta_file|workflow_type|((check|initialize|run|finalize|(init|run|final)_id)(::.*)?)"
+    r"\+?(config_file|logging_file|meta_file|workflow_type|(init|run|final)_id|(check|initialize|run|finalize)(::.*)?)"
 )
 
 

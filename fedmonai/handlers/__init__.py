@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a method does at a site during local training and evaluation: ignite handlers."""
+"""Ignite handlers that belong to no single method: rates, terms of the loss, saved results, pictures."""

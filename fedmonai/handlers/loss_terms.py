@@ -15,7 +15,7 @@ __all__ = ["LossTerms"]
 
 
 class LossTerms(SiteHandler):
-    """Averages the terms of a composite loss over an epoch, and sends them with their weights.
+    """Mean terms of a composite loss over an epoch, sent with their weights.
 
     A source has ``terms`` (detached scalars of its last call, by name, without weights) and ``weights``; with
     ``once_per_epoch(prediction) -> {name: scalar}`` it also measures something on the first batch of an epoch. A term
@@ -65,7 +65,7 @@ class LossTerms(SiteHandler):
             engine.state.metrics.update(self.training_metrics())
 
     def training_metrics(self) -> dict[str, float]:
-        """Means of the last epoch, and the weights; the only read-back from the device."""
+        """Means of the last epoch, and the weights; the only time that they are read from the device."""
         if self._read is None:
             means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
             weights = {name: weight for source in self.sources for name, weight in source.weights.items()}

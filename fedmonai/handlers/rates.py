@@ -15,7 +15,7 @@ __all__ = ["OptimizerReset", "PolyLR", "RoundLR"]
 
 
 class RoundLR(SiteHandler):
-    """Multiplies the learning rate by ``gamma`` after each milestone of rounds.
+    """Learning rate in steps: multiplied by ``gamma`` after each milestone of rounds.
 
     Where nobody counts rounds (a site that trains alone, a stock ``MonaiAlgo``) every epoch is a round.
 
@@ -113,7 +113,7 @@ class PolyLR(SiteHandler):
 
 
 class OptimizerReset(SiteHandler):
-    """Drops the optimizer's moments when a round begins and when it ends.
+    """Fresh optimizer: its moments are dropped when a round begins and when it ends.
 
     FL-MR (Guo et al., CVPR 2021, released program) builds a new RMSprop every round. Emptying the state of the one at
     hand is the same update rule without the rebuilding, and a site then holds nothing between rounds. ``MonaiAlgo``

@@ -109,7 +109,7 @@ SUFFIXES = {"nifti": ".nii.gz", "hdf5": ".h5"}
 
 
 class SaveReconstruction(VolumeResults):
-    """Write every volume of an evaluator over a :class:`ReconstructionFolder`, whole or not at all.
+    """Write every volume of a :class:`~fedmonai.data.kspace.folder.ReconstructionFolder`, whole or not at all.
 
     ``<volume>_reconstruction.nii.gz`` lies in the patient space of its input: DICOM and HDF5 as (column, row, slice),
     NIfTI on the voxel grid of the input. ``<volume>_reconstruction.h5`` holds ``reconstruction`` float32 (slices, rows,
@@ -220,7 +220,7 @@ RED = np.array([1.0, 0.15, 0.1])
 
 
 class SaveSegmentation(VolumeResults):
-    """Write the mask of every volume of an evaluator over a :class:`SegmentationFolder`, whole or not.
+    """Write the mask of every volume of a :class:`~fedmonai.data.cases.folder.SegmentationFolder`, whole or not at all.
 
     ``<volume>_mask.nii.gz`` (uint8 class numbers, the largest logit wins) has the shape and the affine of its input,
     voxel by voxel; that of a DICOM series is (column, row, slice) in the patient space of the series.
@@ -306,7 +306,7 @@ MASK_SUFFIXES = {"picture": ".png", "hdf5": ".h5"}
 
 
 class SaveMasks(VolumeResults):
-    """Write the mask of every file of an evaluator over a :class:`PictureFolder`, whole or not at all.
+    """Write the mask of every file of a :class:`~fedmonai.data.weak.folder.PictureFolder`, whole or not at all.
 
     Predictions are classes ``(N, rows, columns)`` (:class:`fedmonai.transforms.slices.ClassesInPlaned`). A picture gets
     ``<volume>_mask.png``, gray, with the size of the picture; an HDF5 file ``<volume>_mask.h5`` with ``mask`` uint8 of

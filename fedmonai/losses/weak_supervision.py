@@ -21,8 +21,8 @@ class WeakSupervisionLoss(nn.Module):
     """Loss of a weakly labeled batch (FedICRA, arXiv 2304.05635): ``L = L_pCE + w_tree L_tree + w_crf L_CRF``.
 
     The fourth term of the paper, the site contrast, needs the index of the site and is added by
-    :class:`SiteContrast`. As in the authors' program the weights are constant (no ramp-up), the
-    logits alone are compared with labels, and the auxiliary maps serve as embeddings of the trees only. A term of
+    :class:`~fedmonai.methods.fedicra.SiteContrast`. As in the authors' program the weights are constant (no ramp-up),
+    the logits alone are compared with labels, and the auxiliary maps serve as embeddings of the trees only. A term of
     weight 0 is not computed; with both at 0 this is the partial cross entropy. Terms are computed in float32, also
     inside autocast.
 
@@ -77,8 +77,8 @@ class WeakSupervisionLoss(nn.Module):
 
         Args:
             output: ``logits`` ``(B, K, H, W)``, ``auxiliary`` (maps from coarse to fine) and ``image`` ``(B, C, H, W)``
-                in [0, 1], as :class:`ChannelSelectionOutput` has them; logits alone will do when both
-                weights are 0.
+                in [0, 1], as :class:`~fedmonai.networks.channel_selection_unet.ChannelSelectionOutput` has them;
+                logits alone will do when both weights are 0.
             label: ``(B, 1, H, W)`` or ``(B, H, W)``.
 
         Raises:

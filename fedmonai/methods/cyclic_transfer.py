@@ -20,7 +20,7 @@ __all__ = ["CyclicWeightTransfer"]
 
 
 class CyclicWeightTransfer(Strategy):
-    """The model is trained at one site after another, in random order.
+    """Cyclic weight transfer: the model is trained at one site after another, in random order.
 
     A round is the local training of one site: it starts from what the site before it sent. Every pass over the training
     sites has an order of its own, drawn from (seed, pass) alone, so with S sites ``num_rounds`` is S times the passes,

@@ -50,7 +50,7 @@ __all__ = ["ALABatches", "AlternatingParameters", "ElementwiseInterpolation", "F
 
 
 class AlternatingParameters(SiteHandler):
-    """Trains only the head in a round until ``rep_iters`` iterations are left, and in these everything but the head.
+    """Alternating training: the head alone until ``rep_iters`` iterations of a round are left, then everything else.
 
     After FedLC and FedRep: of 10 iterations 7 train the last convolution, then 3 the rest. What is not trained has no
     gradient at all, so the optimizer leaves it as it is to the bit if it drops gradients (``optim_set_to_none`` of the
@@ -107,7 +107,7 @@ class AlternatingParameters(SiteHandler):
 
 
 class SiteContrast(SiteHandler):
-    """Adds ``weight * contrast(gates, site)`` to the loss before the backward pass.
+    """Site contrast: adds ``weight * contrast(gates, site)`` to the loss before the backward pass.
 
     The gates of all sites come with the prediction of
     :class:`~fedmonai.networks.channel_selection_unet.ChannelSelectionUNet`, from the same pass of the encoder: nothing
@@ -271,7 +271,7 @@ class ElementwiseInterpolation:
 
 
 class FedALA(SiteHandler):
-    """Mixes received and own parameters by learned weights when a round begins (Zhang et al., AAAI 2023).
+    """Adaptive aggregation: mixes received and own parameters when a round begins (FedALA, Zhang et al., AAAI 2023).
 
     Parameters that ``keys`` match become ``m`` of :class:`ElementwiseInterpolation`; all others stay
     as received. The weights W are learned on batches of the site's training data, in the first mixing pass after pass

@@ -48,7 +48,7 @@ def _check_negatives(negatives: str) -> None:
 
 
 class WeightContrast(SiteHandler):
-    """Trains with lam * L_rec + beta * R, R of :class:`WeightContrastLoss` over encoder parameters.
+    """Weight contrast: trains with lam * L_rec + beta * R, R of :class:`WeightContrastLoss` over encoder parameters.
 
     R is on from the second iteration of every local epoch on (in the first one the encoder may
     equal the global one), and in rounds for which previous encoders exist: not in the first round of a federation.

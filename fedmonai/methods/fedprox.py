@@ -25,7 +25,7 @@ __all__ = ["ProximalTerm"]
 
 
 class ProximalTerm(SiteHandler):
-    r"""Adds the proximal term of FedProx to what a site trains on.
+    r"""Proximal term of FedProx, added to what a site trains on.
 
     The term is added as its gradient :math:`\mu (w - w_g)` after the backward pass, in two fused passes over the
     weights, so the reported training loss is L alone and compares with that of other methods. Only what is shared is

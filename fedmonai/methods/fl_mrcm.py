@@ -34,10 +34,9 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import attachments_of
 from fedmonai.federated.protocol import RoundContext, SiteHandler
 from fedmonai.federated.validation import InvalidUpdate
-from fedmonai.losses.domain_confusion import domain_confusion_loss, site_discrimination_loss
+from fedmonai.losses.domain_confusion import SiteDiscriminator, domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.networks.reconstruction_unet import pooled_latent
-from fedmonai.networks.site_discriminator import SiteDiscriminator
 
 __all__ = ["FLMRCMAggregator", "FeatureAlignment", "IndependentLoader"]
 

@@ -37,11 +37,11 @@ __all__ = ["AdaptationEvaluator", "PersonalModel"]
 
 
 class PersonalModel(SiteHandler):
-    r"""Averages what a site trained: :math:`P_k \leftarrow \alpha P_k + (1 - \alpha) W_k` after local training.
+    r"""Personal model: :math:`P_k \leftarrow \alpha P_k + (1 - \alpha) W_k` after local training.
 
-    P_k = W_k in the site's first round. Float tensors are averaged, BatchNorm statistics included; integer counters are
-    not part of P_k. The site evaluates P_k beside the global model, keeps it with its state, and puts the old one back
-    after a local training that failed.
+    An average of what the site trained. P_k = W_k in the site's first round. Float tensors are averaged, BatchNorm
+    statistics included; integer counters are not part of P_k. The site evaluates P_k beside the global model, keeps it
+    with its state, and puts the old one back after a local training that failed.
 
     Args:
         alpha: share of the past, in [0, 1). The paper's 0.1; 0 makes P_k the last local model.

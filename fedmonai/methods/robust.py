@@ -32,7 +32,7 @@ _CHUNK = 1 << 17
 
 
 class _SortedCoordinates(Strategy):
-    """Combines the sites' values of every coordinate after sorting them.
+    """Base of the rules that sort the sites' values of every coordinate.
 
     Sites count alike: a claimed number of samples is what a hostile site would lie about. Integer buffers keep their
     type and are taken from the first site in sorted order, as in :class:`WeightedMean`.

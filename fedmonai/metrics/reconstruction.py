@@ -124,8 +124,8 @@ class _VolumeReconstruction(VolumeMetric):
     """Base of the three: a finished volume becomes a number on its device, which is read once, when the epoch ends.
 
     ``pred`` and ``label`` are images of one channel, (B, 1, H, W), with the normalization undone (postprocessing
-    :class:`DenormalizeInstanced`). Volumes still incomplete at the end (a run cut short, a
-    sampler that drops slices) are scored on the slices seen, with a warning: right for these slices, but the data
+    :class:`~fedmonai.transforms.intensity.DenormalizeInstanced`). Volumes still incomplete at the end (a run cut short,
+    a sampler that drops slices) are scored on the slices seen, with a warning: right for these slices, but the data
     range is their maximum. Each process of a distributed evaluation must hold whole volumes; nothing is reduced across
     processes but the list of scores.
 

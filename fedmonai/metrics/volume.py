@@ -23,7 +23,7 @@ Batch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class VolumeMetric(Metric):
-    """Score every volume once all its slices have passed, and average the scores over the volumes.
+    """Base of the metrics of whole volumes: scores a volume once all its slices have passed, then takes the mean.
 
     Reads ``pred`` and ``label`` (batch first) of ``engine.state.output`` and ``volume``, ``num_slices`` and, where
     present, ``slice`` of ``engine.state.batch``, collated or decollated. Slices may come in any order and a batch may

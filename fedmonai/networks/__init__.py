@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks, one per file."""
+"""Networks, their preparation and their inferers."""

@@ -16,7 +16,7 @@ __all__ = ["IdentityInferer", "SplitInferer", "TwoViewInferer", "View"]
 
 
 class IdentityInferer(Inferer):
-    """Return the input as the prediction, for the zero-filled baseline of a reconstruction.
+    """Identity: the input is the prediction, for the zero-filled baseline of a reconstruction.
 
     An evaluator with it scores the undersampled image by the same metrics and postprocessing as a network's output.
     """
@@ -27,7 +27,7 @@ class IdentityInferer(Inferer):
 
 
 class SplitInferer(Inferer):
-    """Call the network on parts of the batch and join the results; the whole never lies on the device's feature maps.
+    """Inference on parts of a batch, joined afterwards; feature maps of the whole never lie on the device.
 
     Args:
         batch_size: largest number of examples per call.
@@ -62,7 +62,7 @@ class View(Protocol):
 
 
 class TwoViewInferer(Inferer):
-    """Stack what the network makes of the images and of another view of them: (2, B, K, H, W).
+    """Predictions of the images and of another view of them, stacked: (2, B, K, H, W).
 
     The two forward passes are separate, so batch normalization sees one view at a time, as in the authors' program of
     IOP-FL.

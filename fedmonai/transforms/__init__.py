@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MR transforms: masks, k-space to image, intensity; as functions and per batch."""
+"""Transforms: sampling masks, k-space to image, intensity, slices, geometry, weak labels."""

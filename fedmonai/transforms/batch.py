@@ -70,8 +70,8 @@ class PrepareKspace(Randomizable, PrepareBatch):
             slice from this object's own generator (training; seed it with ``set_random_state``).
         clamp: limit in standard deviations, or None for no limit.
         with_kspace: also return what a network that works on k-space needs: the arguments (masked k-space, mask,
-            mean, std), see :class:`DualDomainUNet`. k-space must not be hybrid then, and of one
-            shape within a batch.
+            mean, std), see :class:`~fedmonai.networks.dual_domain.DualDomainUNet`. k-space must not be hybrid then, and
+            of one shape within a batch.
 
     Raises:
         ConfigError: k-space of another type or shape, a mask that does not fit, or images of several sizes in one

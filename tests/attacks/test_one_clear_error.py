@@ -24,7 +24,7 @@ TAGGED = ["a: !!bool x\n", "a: !!timestamp x\n", "a: !!int ''\n"]
 
 @pytest.mark.parametrize("text", TAGGED)
 def test_yaml_with_a_tag(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse_strictly(text)
 
 
@@ -77,7 +77,7 @@ def test_message_of_another_form(
     what: str,
     plain: Any,
 ) -> None:
-    tensors, good = pack_request(Request("train", "B", 1)) if what == "request" else pack_reply(Reply())
+    _, good = pack_request(Request("train", "B", 1)) if what == "request" else pack_reply(Reply())
     if what == "reply" and isinstance(plain, dict) and "round" in plain:
         pytest.skip("a reply names no round")
     spoilt = {**good, **plain} if plain and isinstance(plain, dict) else plain

@@ -86,7 +86,7 @@ def test_address_is_found_wherever_it_is_put_together() -> None:
 
 
 def test_path_of_a_nested_component_and_of_an_annotated_argument_is_found() -> None:
-    found = problems(a={"b": [saver("$@hidden[1:]")]}, w={"_target_": "fedmonai.networks.load_weights.load_weights"})
+    found = problems(a={"b": [saver("$@hidden[1:]")]}, w={"_target_": "fedmonai.networks.prepare.load_weights"})
     assert [line.split(": ")[0] for line in found] == ["a::b::0::save_dir"]
 
 

@@ -37,7 +37,7 @@ from fedmonai.data.provenance import read_manifest
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import start_from
 from fedmonai.io import load_checked
-from fedmonai.networks.load_weights import load_weights
+from fedmonai.networks.prepare import load_weights
 
 MEGABYTE = 1 << 20
 NETWORK = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}

@@ -21,7 +21,7 @@ __all__ = ["SegmentationFolder"]
 
 
 class SegmentationFolder(VolumeFolder):
-    """Dataset of whole volumes, for inference; prepared as :class:`CaseSliceDataset` does it.
+    """Dataset of whole volumes, for inference, prepared as in :class:`~fedmonai.data.cases.dataset.CaseSliceDataset`.
 
     An item holds, for n slices: ``image`` float32 (n, 2 * context_slices + 1, H, W), every slice between its neighbors,
     normalized over the volume and turned to ``orientation``; ``volume``, ``source`` and ``kind`` of

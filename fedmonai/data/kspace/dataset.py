@@ -32,7 +32,8 @@ class KspaceDataset(monai.data.Dataset):
     the fully sampled rows, which commutes with any column mask, is done once instead of in every epoch.
 
     Args:
-        data: volumes, dicts with ``kspace`` (path) and ``volume`` (name), see :func:`kspace_volumes`.
+        data: volumes, dicts with ``kspace`` (path) and ``volume`` (name), see
+            :func:`~fedmonai.data.kspace.list.kspace_volumes`.
         slice_range: ``[first, last)`` of the slices to use, None = all. The paper's BraTS range is ``[14, 135]``.
         resolution: largest height and width of an image, in pixels.
         cache: ``none`` reads the file at every access; ``memory`` holds everything, read now (shared by forked

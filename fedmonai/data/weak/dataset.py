@@ -44,7 +44,7 @@ class WeakSliceDataset(Dataset):
     same in every run.
 
     Args:
-        files: from :func:`release_files`, :func:`paired_files` or :func:`volume_files`.
+        files: from :func:`~fedmonai.data.weak.list.weak_files`.
         num_classes: classes K; ids are 0 .. K - 1, and K is unlabeled.
         annotation: ``keypoint``, ``scribble``, ``scribble_noisy``, ``block``, ``box``, or ``mask`` for full
             supervision; for HDF5 files any key they hold.

@@ -21,11 +21,14 @@ __all__ = ["PictureFolder"]
 
 
 class PictureFolder(VolumeFolder):
-    """Dataset of picture files with all their slices, for inference; prepared as :class:`WeakSliceDataset` does it.
+    """Dataset of picture files with all their slices, for inference.
+
+    Prepared as in :class:`~fedmonai.data.weak.dataset.WeakSliceDataset`.
 
     An item holds, for n slices (1 of a picture): ``image`` float32 (n, channels, size, size), every slice scaled to
     [0, 1]; ``volume``, ``source`` and ``kind`` of :class:`VolumeFolder`; ``slices``, ``rows`` and ``columns`` of the
-    file; ``resize_mode``, which :class:`ClassesInPlaned` needs to bring masks back to the file's size.
+    file; ``resize_mode``, which :class:`~fedmonai.transforms.slices.ClassesInPlaned` needs to bring masks back to the
+    file's size.
 
     HDF5 files need the key ``image`` only: (H, W), or (3, H, W) for a network of 3 channels; with 1 channel the first
     of three axes counts slices.

@@ -79,7 +79,7 @@ def make_weak_labels(
     continued. The same inputs and settings give the same labels.
 
     Args:
-        files: from :func:`paired_files`, :func:`release_files` or :func:`volume_files`.
+        files: from :func:`~fedmonai.data.weak.list.weak_files`, of any layout.
         output_dir: folder of the new ``<volume>.h5``; None writes nothing and only reports.
         num_classes: classes K of the masks; unlabeled pixels get K.
         annotations: which labels to make.
@@ -133,7 +133,7 @@ def report_weak_labels(
     """Statistics of the labels stored in HDF5 files: labeled share and agreement with the masks.
 
     Args:
-        files: from :func:`release_files` or :func:`volume_files`.
+        files: from :func:`~fedmonai.data.weak.list.weak_files`, of layout ``release`` or ``volumes``.
         num_classes: classes K; K is unlabeled.
         annotations: keys to look at; None takes all that are neither image nor mask.
         progress: show a progress bar.

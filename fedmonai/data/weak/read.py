@@ -130,7 +130,7 @@ def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold:
 def read_pair(
     entry: Mapping[str, str], label_map: Mapping[int, int] | None, threshold: int | None, image_channels: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image ``(C, H, W)`` and class labels ``(H, W)`` of an entry of :func:`paired_files`.
+    """Image ``(C, H, W)`` and class labels ``(H, W)`` of an entry of :func:`~fedmonai.data.weak.list.paired_files`.
 
     Raises:
         ConfigError: as the two readers, or the mask has another size than the image.

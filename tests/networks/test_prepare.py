@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks.load_weights import load_weights
+from fedmonai.networks.prepare import load_weights
 
 
 @pytest.mark.parametrize("nested", [False, True])
