@@ -128,7 +128,7 @@ def _one_line_for_mistakes(kind: type[BaseException], error: BaseException, trac
         print(f"error: {mistake}", file=sys.stderr)
 
 
-def save_run_config(output_dir: str, name: str = "config.yaml") -> str:
+def save_run_config(output_dir: str | Path, name: str | Path = "config.yaml") -> str:
     """Write the live config (all files merged, all overrides applied) to ``output_dir`` and return the file's path.
 
     The file is itself a config: running it again repeats the run.
@@ -136,9 +136,9 @@ def save_run_config(output_dir: str, name: str = "config.yaml") -> str:
     Raises:
         ConfigError: when ``name`` is anything else than the plain name of a YAML file.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*\.yaml", name):
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*\.yaml", str(name)):
         raise ConfigError(
-            f"the config of a run cannot be written as {name!r:.80}; give a plain name such as config.yaml."
+            f"the config of a run cannot be written as {str(name)!r:.80}; give a plain name such as config.yaml."
         )
     path = Path(output_dir, name)
     content = {key: value for key, value in live_config().items() if key != "_meta_"}

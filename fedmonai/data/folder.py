@@ -33,7 +33,7 @@ class VolumeFolder(monai.data.Dataset):
     kinds: tuple[str, ...]
     expected: str
 
-    def __init__(self, data: str, skip_damaged: bool = False) -> None:
+    def __init__(self, data: str | Path, skip_damaged: bool = False) -> None:
         root = Path(data)
         if not root.exists():
             raise ConfigError(f"dataset_dir: {root} does not exist; give a folder, or one file.")

@@ -314,10 +314,10 @@ def rows_from_layout(dataset_dir: PathLike, sequence: str | None = None) -> list
 
 def simulate_sites(
     dataset_dir: str,
-    output: str,
+    output: str | Path,
     by: str = "share",
     sites: int | str | Sequence[str] = 3,
-    rows: str | None = None,
+    rows: str | Path | None = None,
     sequence: str | None = None,
     column: str = "site",
     shares: Sequence[float] | None = None,

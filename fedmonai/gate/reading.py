@@ -18,7 +18,7 @@ TABLE_FILE = "ids.yaml"
 #: between the parts of an id
 SEP = "::"
 #: a part of an id; MONAI writes ids into expressions, so that nothing that means something to Python may stand in one
-_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\- ]*")
+_KEY = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.\- ]*[A-Za-z0-9_.\-])?")
 #: the keys of a component that MONAI reads itself
 COMPONENT_KEYS = {"_target_", "_disabled_", "_requires_", "_mode_", "_desc_"}
 
@@ -51,12 +51,22 @@ def walk(value: Any, config_id: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(inner, f"{config_id}{SEP}{key}" if config_id else str(key))
 
 
+#: ids that MONAI reads as others
+_RENAMED = {"optional_packages_version": "required_packages_version"}
+
+
 def shape_problems(config: Any, config_id: str = "") -> Iterator[tuple[str, str]]:
     """(id, problem) of keys and kinds of values that no config needs and that MONAI could read in another way."""
     if isinstance(config, Mapping):
+        texts = [str(key) for key in config]
+        for twice in sorted({text for text in texts if texts.count(text) > 1}):
+            yield f"{config_id}{SEP}{ascii(twice)[1:-1]}".removeprefix(SEP), "stands twice, as a text and as a number"
         for key, value in config.items():
             where = f"{config_id}{SEP}{key!s}" if config_id else f"{key!s}"
             yield from ((ascii(where)[1:-1], problem) for problem in _key_problems(key, value, top=not config_id))
+            # ids of sites are written so; elsewhere two places would have one id
+            if SEP in str(key) and config_id and config_id.split(SEP)[0].lstrip("+") not in ("local", "sites"):
+                yield ascii(where)[1:-1], f"the key {key!a} holds '{SEP}'; write one key inside the other"
             yield from shape_problems(value, where)
         if "_target_" not in config:
             for key in sorted({"_mode_", "_requires_"} & set(config)):
@@ -79,6 +89,8 @@ def _key_problems(key: Any, value: Any, top: bool) -> Iterator[str]:
         return
     plain = key.removeprefix("+") if top else key
     parts = plain.split(SEP)
+    if plain in _RENAMED:
+        yield f"MONAI takes the id '{key}' for '{_RENAMED[plain]}'; write that"
     for part in parts:
         if not _KEY.fullmatch(part):
             yield f"the key {key!a} may hold letters, digits and _ . - only, and '::' between them"

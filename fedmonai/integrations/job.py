@@ -42,7 +42,7 @@ __all__ = [
 #: ids that every machine decides for itself
 MACHINE_IDS = ("bundle_root", "output_dir", "standalone")
 #: sections through which a job could undo what a machine decides: how the federation is built, the check of ids
-_MACHINE_SECTIONS = ("federation", "check")
+_MACHINE_SECTIONS = ("federation", "check", "record", "report", "initialize", "run", "finalize")
 #: ids that name config files
 _FILES = ("base", "overlay")
 #: arguments of MONAI's workflow; as an id of a site they would reach it and name files, or entries to run
@@ -90,7 +90,7 @@ def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _problem(key: str, parts: list[str], value: Any) -> str:
     last = parts[-1]
-    if "" in parts:
+    if any(part != part.strip() or not part for part in parts):  # MONAI strips blanks
         return "no id; give the names of its sections with '::' between them."
     if any(part.startswith("_") for part in parts):
         return f"a component{_PLAIN}"
@@ -98,6 +98,8 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return f"a setting{_MACHINE}"
     if _site_id(parts) in WORKFLOW_ARGUMENTS:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
+    if last in _FILES and not isinstance(value, (str, list, tuple, type(None))):
+        return "no config file; give one of the bundle, or a list of them."
     policy = load_policy()
     if (last in policy.locating_arguments and value is not None) or value not in policy.risky_arguments.get(
         last, (value,)

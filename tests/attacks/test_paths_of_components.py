@@ -66,6 +66,7 @@ def test_record_is_no_program(tmp_path: Path) -> None:
     assert not ran, "what was written is a program"
 
 
+@pytest.mark.xfail(strict=True, reason="not refused yet: what an own component makes is taken for a path")
 def test_component_that_hands_on_what_it_gets(tmp_path: Path) -> None:
     """A path that an own component makes is believed; attach() gives back what it gets."""
     bundle = fresh(tmp_path)
@@ -80,6 +81,7 @@ def test_component_that_hands_on_what_it_gets(tmp_path: Path) -> None:
     assert str(handler.save_dir) != str(outside), "a folder outside of the bundle"
 
 
+@pytest.mark.xfail(strict=True, reason="not refused yet: what an own component makes is taken for a path")
 def test_address_behind_a_component(tmp_path: Path) -> None:
     bundle = fresh(tmp_path)
     asked = threading.Event()
