@@ -101,9 +101,9 @@ def generated_prostate_site(
             distance needs, 12 to 24.
         size: rows and columns. The field of view (140 to 240 mm) is the site's, so the pixel grows as size shrinks.
         seed: of everything.
-        convention: what the masks outline, the same men and images under each
-            (:data:`fedmonai.data.generated.prostate_scan.LABEL_CONVENTIONS`): ``prostate``; ``margin``, with 6 mm around
-            it; ``central``, its central gland; ``left``, its left half. Zones are told apart in ``prostate`` and ``left``.
+        convention: what the masks outline on the same images, one of
+            :data:`fedmonai.data.generated.prostate_scan.LABEL_CONVENTIONS`: ``prostate``; ``margin``, with 6 mm around
+            it; ``central``, its central gland; ``left``, its left half. ``prostate`` and ``left`` tell zones apart.
 
     Raises:
         ConfigError: an argument out of range; the folder holds other data, or was generated with other arguments.

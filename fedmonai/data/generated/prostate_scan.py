@@ -80,9 +80,9 @@ def prostate_profile(site: str) -> ProstateProfile:
     return PROSTATE_PROFILES[site]
 
 
-#: What a site's experts outline, by name: ``prostate`` the whole gland; ``margin`` the gland and 6 mm around it, as a
-#: target volume for radiotherapy; ``central`` the central gland without the peripheral zone; ``left`` the patient's left
-#: half of the gland, as for a treatment of one side. Image and anatomy are the same under each.
+#: What a site's experts outline: ``prostate`` the whole gland; ``margin`` the gland and 6 mm around it, as a target of
+#: radiotherapy; ``central`` the central gland without the peripheral zone; ``left`` the man's left half of the gland, as
+#: for a treatment of one side.
 LABEL_CONVENTIONS = ("prostate", "margin", "central", "left")
 LABEL_MARGIN = 6.0  # mm
 

@@ -159,7 +159,8 @@ def test_generation_is_done_once(federation):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.*")} == before
     manifest = json.loads((root / "HK" / "generated.json").read_text())
     assert manifest["parameters"] == {
-        "generator": "prostate", "version": 2, "site": "HK", "convention": "prostate", "cases": 4, "slices": 6, "size": 64, "seed": 0
+        "generator": "prostate", "version": 2, "site": "HK", "convention": "prostate",
+        "cases": 4, "slices": 6, "size": 64, "seed": 0,
     }  # fmt: skip
     with pytest.raises(ConfigError, match="size 64 instead of 48"):
         generate_prostate_federation(root, **(SMALL | {"size": 48}))
