@@ -81,8 +81,8 @@ def prostate_profile(site: str) -> ProstateProfile:
 
 
 #: What a site's experts outline: ``prostate`` the whole gland; ``margin`` the gland and 6 mm around it, as a target of
-#: radiotherapy; ``central`` the central gland without the peripheral zone; ``left`` the man's left half of the gland, as
-#: for a treatment of one side.
+#: radiotherapy; ``central`` the central gland without the peripheral zone; ``left`` the man's left half of the gland,
+#: as for a treatment of one side.
 LABEL_CONVENTIONS = ("prostate", "margin", "central", "left")
 LABEL_MARGIN = 6.0  # mm
 
