@@ -11,6 +11,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 
 from fedmonai.bundle.ids import component_of, nearest_of, parameters_of
 from fedmonai.bundle.live_config import live_resolver
+from fedmonai.bundle.run_config import recorded_config
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
@@ -71,7 +72,8 @@ def federation_from(
         pool: Any = LocalPool(plan, **_arguments(resolver, LocalPool, given, without=("plan",)))
     else:
         pool = RemotePool(plan, transport)
-    return Federation(pool, strategy, **_arguments(resolver, Federation, given, without=("sites", "strategy")))
+    arguments = _arguments(resolver, Federation, given, without=("sites", "strategy", "run_config"))
+    return Federation(pool, strategy, run_config=recorded_config(_config(resolver), plan), **arguments)
 
 
 def job_plan(resolver: ReferenceResolver) -> SitePlan:
@@ -123,7 +125,7 @@ def _arguments(
 #: what the sites' plan takes from the strategy, in the place of ids
 _DECLARED = {"shared_keys", "local_keys", "attachments"}
 _PARAMETERS = {name for part in (SitePlan, LocalPool, Federation) for name in parameters_of(part)}
-_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan"}
+_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "run_config"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site
 _OWN_IDS = _PARAMETERS - {"num_rounds"} | {"site", "standalone"}
 #: ids that are read by their names, for whoever asks which ids of a config have an effect

@@ -133,6 +133,9 @@ class SiteService:
     def _train(self, site: SiteAlgo, request: Request, reply: Reply) -> None:
         self.sites.begin_round(request.round, {})
         site.train(_message(request))
+        if site.observing:
+            reply.message = site.get_weights()
+            return
         self._held = None  # until it is on disk, the state in memory is nothing to continue from
         self.sites.mark_changed(self.name)
         self.sites.save_states(request.round)
