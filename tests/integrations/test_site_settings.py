@@ -39,6 +39,9 @@ from fedmonai.integrations.worker import LocalSite
         ("allow: [torch]\n", "allow: 'torch' is no package of your own"),
         ("allow: [my-lab]\n", "allow: 'my-lab' is not the name of a package"),
         ("overlay: [5]\n", "overlay is "),
+        ("bundle: x\nbundle_digest: abc\n", "bundle_digest is 'abc'; give the 64 digits"),
+        ("bundle: x\nbundle_digest: 5\n", "bundle_digest is 5; give the 64 digits"),
+        (f"bundle_digest: {'0f' * 32}\n", "bundle_digest pins this machine's own copy"),
     ],
 )
 def test_mistakes(text: str, message: str, tmp_path: Path) -> None:
