@@ -172,7 +172,10 @@ def _privacy(tables: RunTables) -> str:
     rows = [["site", "epsilon", "delta", "noise / clipping norm", "clipping norm"]]
     for site, numbers in sorted(spent.items()):
         names = ("epsilon", "delta", "noise_multiplier", "clip_norm")
-        rows.append([site, *(f"{numbers[name]:.4g}" for name in names)])
+        # rounds of a run that was continued with a filter, or by another version, had left without noise
+        bare = any(site in _sent(record) and site not in record.get("privacy", {}) for record in tables.rounds)
+        told = {**numbers, **({"epsilon": "unbounded"} if bare else {})}
+        rows.append([site, *(told[n] if isinstance(told[n], str) else f"{told[n]:.4g}" for n in names)])
     text = (
         "Against any change to a site's data. Covered are the weights; counts, mean losses and mean metrics left the "
         "sites without noise."
@@ -180,6 +183,11 @@ def _privacy(tables: RunTables) -> str:
     if any(numbers.get("seeded") for numbers in spent.values()):
         text += " **The noise was drawn from a seed: whoever knows the seed can take it off, so nobody is protected.**"
     return "\n\n".join(["## Differential privacy", text, markdown_table(rows)])
+
+
+def _sent(record: Mapping[str, Any]) -> set[str]:
+    """The sites whose updates left them in a round."""
+    return {*record.get("completed", ()), *record.get("observers", ())}
 
 
 def _bytes(size: int) -> str:
