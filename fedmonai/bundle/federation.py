@@ -12,6 +12,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 
 from fedmonai.bundle.ids import component_of, nearest_of, parameters_of
 from fedmonai.bundle.live_config import live_resolver
+from fedmonai.bundle.run_config import recorded_config
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
@@ -72,7 +73,8 @@ def federation_from(
         pool: Any = LocalPool(plan, **_arguments(resolver, LocalPool, given, without=("plan",)))
     else:
         pool = RemotePool(plan, transport)
-    return Federation(pool, strategy, **_arguments(resolver, Federation, given, without=("sites", "strategy")))
+    arguments = _arguments(resolver, Federation, given, without=("sites", "strategy", "run_config"))
+    return Federation(pool, strategy, run_config=recorded_config(_config(resolver), plan), **arguments)
 
 
 def job_plan(resolver: ReferenceResolver) -> SitePlan:
@@ -146,7 +148,7 @@ def _arguments(
 #: what the sites' plan takes from the strategy, in the place of ids
 _DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up"}
 _PARAMETERS = {name for part in (SitePlan, LocalPool, Federation) for name in parameters_of(part)}
-_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy"}
+_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy", "run_config"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site
 _OWN_IDS = _PARAMETERS - {"num_rounds"} | {"site", "standalone"}
 #: ids that are read by their names, for whoever asks which ids of a config have an effect

@@ -109,6 +109,10 @@ class RemotePool:
             raise ConfigError(f"none of the sites {', '.join(self.plan.names)} answers: {'; '.join(self.notes)}")
         return joined
 
+    def return_to(self, state_rounds: Mapping[str, int]) -> None:
+        """Have the sites go back to these states, each with the next request to it."""
+        self.state_rounds = dict(state_rounds)
+
     def structure(self, name: str) -> Mapping[str, Tensor] | None:
         """Tensors of the keys, shapes and types that a site shares, on the meta device."""
         if self._joined is None:

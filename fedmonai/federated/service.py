@@ -122,6 +122,8 @@ class SiteService:
         self.plan.policy.check_budget(site, 1)
         self.sites.begin_round(request.round, {})
         site.train(_message(request))
+        if site.observing:  # neither weights to send nor a state to keep
+            return Trained(site)
         self._held = None  # until it is on disk, the state in memory is nothing to continue from
         self.sites.mark_changed(self.name)
         self.sites.save_states(request.round)

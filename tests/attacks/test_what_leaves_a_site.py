@@ -22,6 +22,7 @@ from fedmonai.federated.messages import KINDS, Reply, Request, pack_reply, weigh
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.remote_pool import RemotePool
+from fedmonai.federated.run_log import RoundRecord, SiteError
 from fedmonai.federated.service import SiteService
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.methods.averaging import WeightedMean
@@ -183,6 +184,15 @@ def test_errors_leave_as_codes_and_stay_as_texts(tmp_path: Path) -> None:
     text = (tmp_path / "sites" / "A" / "errors.log").read_text()
     assert f"--- reference {reference.split()[0]}, code {code}" in text
     assert "Mueller.nii" in text and "Traceback" in text
+    site.close()
+
+    def diverged(message: ExchangeObject, extra: dict) -> ExchangeObject:
+        raise FloatingPointError("the training loss is inf")
+
+    site = service(tmp_path / "inf", exchange_filters=[diverged])
+    record = RoundRecord(1, ["A"])
+    record.fail("A", SiteError(str(trained(site, start(site)).error)))
+    assert record.all_diverged()  # the server has to know: from there no site can start
     site.close()
     full = service(tmp_path / "own", local={"samples": 5}, policy=SitePolicy())
     assert "RuntimeError: Failed to instantiate" in str(ask(full, "join", 0).error)
