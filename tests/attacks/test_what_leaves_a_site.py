@@ -246,6 +246,7 @@ def test_without_any_metric_the_last_round_is_kept(tmp_path: Path) -> None:
         ({"min_cases": 7}, {}, "min_cases of this site is 7, its local training would have 6"),
         ({"min_steps": 4}, {}, "min_steps of this site is 4, its local training would have 3"),
         ({"min_steps": 4}, {"local_steps": 1}, "min_steps of this site is 4, its local training would have 1"),
+        ({}, {"local_steps": 2}, "min_cases of this site is 5, its local training would have 4"),  # the loss of four
         ({"min_batch": 3}, {}, "min_batch of this site is 3, its local training would have 2"),
         ({"max_epsilon": 1.0}, {}, "the job adds no noise"),
     ],
