@@ -27,8 +27,7 @@ class SitePolicy:
     """Bounds that a site sets; a job can only stay below them.
 
     The default is the policy of one's own machine, in a simulation: nothing is bounded and errors are told in full. A
-    deployed site's is made from its ``fedmonai.yaml`` (:meth:`SiteSettings.policy
-    <fedmonai.integrations.site_settings.SiteSettings.policy>`).
+    deployed site's is made from its ``fedmonai.yaml``.
 
     Args:
         own_machine: whether server and sites are one's own, so that errors need not be kept from the server.
@@ -36,7 +35,7 @@ class SitePolicy:
         attachments: names of the attachments that may leave; ``None`` for those that the strategy declares.
         min_steps: fewest iterations of a local training.
         min_batch: fewest samples of its batches.
-        min_cases: fewest cases that a mean metric may be taken over, and fewest samples that are trained on.
+        min_cases: fewest cases that a mean metric, and fewest samples that a mean loss, may be taken over.
         max_epsilon: bound on epsilon over all runs in ``ledgers`` together; training without noise is then refused.
         ledgers: folder with the states of all runs, and the pattern of this site's folders in it.
     """
@@ -62,10 +61,11 @@ class SitePolicy:
                 f"the job shares '{beyond[0]}' ({len(beyond)} of its {len(site.shared)} shared tensors lie outside of "
                 "what this site lets out); share less, or ask the site for max_shared."
             )
+        seen = min(site.num_samples, site.planned_steps * site.smallest_batch)  # the mean loss is over these
         for what, found, least in (
             ("min_steps", site.planned_steps, self.min_steps),
             ("min_batch", site.smallest_batch, self.min_batch),
-            ("min_cases", site.num_samples, self.min_cases),
+            ("min_cases", seen, self.min_cases),
         ):
             if found < least:
                 raise PolicyError(f"{what} of this site is {least}, its local training would have {found}.")

@@ -413,7 +413,9 @@ def reason_of(error: BaseException) -> str:
 
 def _is_divergence(error: BaseException) -> bool:
     """Whether a site's training came to no finite loss; a site elsewhere says so by the name of the exception."""
-    elsewhere = isinstance(error, SiteError) and str(error).startswith(f"{FloatingPointError.__name__}:")
+    text = str(error)  # of one's own sites the exception, of deployed ones its code
+    told = text.startswith(f"{FloatingPointError.__name__}:") or "(code numbers," in text
+    elsewhere = isinstance(error, SiteError) and told
     return elsewhere or isinstance(error, FloatingPointError)
 
 

@@ -70,7 +70,7 @@ class SiteSettings:
             ``configs/federated.yaml``; at a site without one, none.
         min_steps: fewest iterations of a local training.
         min_batch: fewest samples of its batches.
-        min_cases: fewest cases that a metric may be a mean of, and samples that are trained on; 5 without it.
+        min_cases: fewest cases that a metric, and samples that a loss, may be a mean of; 5 without it.
         max_epsilon: bound on epsilon, over all runs with the same ``state_dir`` together; training without noise is
             then refused.
 

@@ -22,6 +22,7 @@ from fedmonai.federated.messages import KINDS, Reply, Request, pack_reply, weigh
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.remote_pool import RemotePool
+from fedmonai.federated.run_log import RoundRecord, SiteError
 from fedmonai.federated.service import SiteService
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.methods.averaging import WeightedMean
@@ -184,6 +185,15 @@ def test_errors_leave_as_codes_and_stay_as_texts(tmp_path: Path) -> None:
     assert f"--- reference {reference.split()[0]}, code {code}" in text
     assert "Mueller.nii" in text and "Traceback" in text
     site.close()
+
+    def diverged(message: ExchangeObject, extra: dict) -> ExchangeObject:
+        raise FloatingPointError("the training loss is inf")
+
+    site = service(tmp_path / "inf", exchange_filters=[diverged])
+    record = RoundRecord(1, ["A"])
+    record.fail("A", SiteError(str(trained(site, start(site)).error)))
+    assert record.all_diverged()  # the server has to know: from there no site can start
+    site.close()
     full = service(tmp_path / "own", local={"samples": 5}, policy=SitePolicy())
     assert "RuntimeError: Failed to instantiate" in str(ask(full, "join", 0).error)
     full.close()
@@ -236,6 +246,7 @@ def test_without_any_metric_the_last_round_is_kept(tmp_path: Path) -> None:
         ({"min_cases": 7}, {}, "min_cases of this site is 7, its local training would have 6"),
         ({"min_steps": 4}, {}, "min_steps of this site is 4, its local training would have 3"),
         ({"min_steps": 4}, {"local_steps": 1}, "min_steps of this site is 4, its local training would have 1"),
+        ({}, {"local_steps": 2}, "min_cases of this site is 5, its local training would have 4"),  # the loss of four
         ({"min_batch": 3}, {}, "min_batch of this site is 3, its local training would have 2"),
         ({"max_epsilon": 1.0}, {}, "the job adds no noise"),
     ],
