@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -136,9 +135,7 @@ def test_what_is_at_work_innermost_is_said_and_forgotten(tmp_path: Path) -> None
 def words(ids: dict[str, Any]) -> list[str]:
     """Ids as options of a command line."""
     return [
-        word
-        for key, value in ids.items()
-        for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
+        word for key, value in ids.items() for word in (f"--{key}", value if isinstance(value, str) else repr(value))
     ]
 
 

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from monai.fl.utils.exchange_object import ExchangeObject
 from run_results import load, rounds, same_run
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
+from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.messages import copy_weights
 from fedmonai.federated.run_log import RunConfig
 from fedmonai.report.page import write_report
 
@@ -64,10 +67,17 @@ def test_a_mistake_on_the_way_back_gives_nothing_up(run: Path, tiny_federation: 
 def test_a_best_model_of_a_round_that_is_given_up_is_not_taken_for_an_earlier_one(
     tmp_path: Path, tiny_federation: Callable
 ) -> None:
-    """Round 2 was the best, so models/model.pt is its; without a rate the weights stay those of round 1."""
+    """Round 2 was the best, so models/model.pt is its; done again, no site moves: the weights stay those of round 1."""
+
+    class Idle(LocalPool):
+        def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
+            update = super().train(name, message)
+            copy_weights(message.weights or {}, update.weights, list(update.weights))
+            return update
+
     tiny_federation(tmp_path, num_rounds=2).run()
     assert load(tmp_path / "federation.pt")["best"]["records"][""][1] == 2
-    tiny_federation(tmp_path, num_rounds=2, resume_round=1, ids={"lr": 0.0}).run()
+    tiny_federation(tmp_path, num_rounds=2, resume_round=1, kind=Idle).run()
     model, final = (load(tmp_path / "models" / name) for name in ("model.pt", "model_final.pt"))
     assert all(torch.equal(model[key], final[key]) for key in final), "all models that are left are the same"
     assert "chosen anew for all sites" in (tmp_path / "run.json").read_text()
