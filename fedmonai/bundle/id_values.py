@@ -180,13 +180,15 @@ def refuse_without_effect(
 
 
 def _overlaid(config: Mapping[str, Any], contents: Mapping[Path, Mapping[str, Any]]) -> set[str]:
-    """The ids that a config has from overlays of a site's config, which are those whose plain values it all has."""
+    """The ids with values that a config has from overlays of a site's config: those all of whose ids it has.
+
+    What a later overlay or override has changed is not the first one's any more.
+    """
     found: set[str] = set()
     for path, content in contents.items():
         plain = {key: value for key, value in content.items() if SEP not in key and not isinstance(value, Mapping)}
-        applied = all(key in config and config[key] == value for key, value in plain.items())
-        if applied and "bundle_root" not in content and path.parent.name != "federation":
-            found |= plain.keys()
+        if plain.keys() <= config.keys() and "bundle_root" not in content and path.parent.name != "federation":
+            found |= {key for key, value in plain.items() if config[key] == value}
     return found
 
 

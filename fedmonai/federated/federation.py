@@ -20,7 +20,6 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.checkpoint import Checkpoint, changes_since, restoring, start_from
 from fedmonai.federated.evaluation import Evaluations
 from fedmonai.federated.local_training import load_stateful, reset_engine, stateful_parts
-from fedmonai.federated.messages import message_bytes
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environment, save_atomic, summary
 from fedmonai.federated.site_pool import SitePool
@@ -96,7 +95,8 @@ class Federation(Workflow):
         self.train_sites = _known(names, "train_sites", train_sites)
         self.test_sites = _known(names, "test_sites", test_sites)
         observers = _known(names, "target_site", strategy.observers) if strategy.observers else []
-        self.observers = [name for name in observers if name not in self.train_sites]
+        twice = strategy.observers_train
+        self.observers = [name for name in observers if twice or name not in self.train_sites]
         _check_numbers(num_rounds, fraction, min_sites, val_interval, len(self.train_sites))
         super().__init__(
             device=device,
@@ -313,38 +313,55 @@ class Federation(Workflow):
         number = self.state.epoch
         self._stage = f"in round {number}"
         training = self.participants(number)
-        self._queue = sorted({*training, *self.observers})
+        self.record = RoundRecord(number, training)
+        self._observe(number)
+        self._queue = sorted(set(training))
         # with a fixed length ignite would train sites twice; with a drifting count it would stop early
         self.state.epoch_length = len(self._queue)
         self.state.iteration = (number - 1) * len(self._queue)
         self._messages = self.strategy.configure_round(number, list(self._queue))
-        for name in self.observers:
-            self._messages[name].statistics["observe"] = 1
         self._updates = {}
         self.sites.begin_round(number, self._messages)
-        self.record = RoundRecord(number, training)
+
+    def _observe(self, number: int) -> None:
+        """Ask the observers first: what they contribute may be part of the training sites' messages."""
+        if not self.observers:
+            return
+        messages = self.strategy.configure_round(number, self.observers)
+        for message in messages.values():
+            message.statistics["observe"] = 1
+        self.sites.begin_round(number, messages)
+        replies = {name: self._ask(name, messages[name], observer=True) for name in self.observers}
+        self.strategy.observed(number, {name: reply for name, reply in replies.items() if reply is not None})
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Any]:
-        name, number = str(batchdata), self.state.epoch
+        name = str(batchdata)
+        update = self._ask(name, self._messages.pop(name))
+        if update is None:
+            return {"site": name, "loss": math.nan}
+        self._updates[name] = update  # last: what failed is in no average
+        return {"site": name, "loss": float((update.statistics or {}).get("loss", math.nan))}
+
+    def _ask(self, name: str, message: ExchangeObject, observer: bool = False) -> ExchangeObject | None:
+        """The checked update of a site, recorded; ``None`` for a site that is left out."""
+        number, record = self.state.epoch, self.record
         started = time.perf_counter()
-        message = self._messages.pop(name)
-        self.record.bytes_down[name] = message_bytes(message)
-        loss = math.nan
+        record.sent(name, message)
         try:
             update = self.sites.train(name, message)
-            observer, declared = name in self.observers, self.strategy.attachments_up
+            declared = self.strategy.attachments_up
             norm = self.guard.check_update(update, self.strategy.global_weights, number, declared, observer)
             self.strategy.check_update(name, update)
             if observer:
-                self.record.observed(name, update)
+                record.observed(name, update)
             else:
-                self.record.completed(name, update, norm)
-            self._updates[name] = update  # last: what fails above is in no average
-            loss = float((update.statistics or {}).get("loss", math.nan))
+                record.completed(name, update, norm)
         except Exception as error:  # whatever a site's own code raises, the round goes on without it
             self._leave_out(name, error)
-        self.record.seconds_per_site[name] = time.perf_counter() - started
-        return {"site": name, "loss": loss}
+            return None
+        finally:
+            record.spent(name, time.perf_counter() - started)
+        return update
 
     def _leave_out(self, name: str, error: Exception) -> None:
         self._updates.pop(name, None)

@@ -307,7 +307,8 @@ class RoundRecord:
         self.bytes_down: dict[str, dict[str, int]] = {}
         self.observers: list[str] = []
         self.attachments: dict[str, Any] = {}
-        self.privacy: dict[str, dict[str, float]] = {}
+        #: by site what its noise has spent; epsilon is the text "unbounded" where an update had left without noise
+        self.privacy: dict[str, dict[str, float | str]] = {}
         self.notes: list[str] = []
 
     def completed(self, site: str, update: ExchangeObject, norm: float) -> None:
@@ -318,16 +319,24 @@ class RoundRecord:
             if name.startswith("train_"):
                 self.train_metrics.setdefault(name.removeprefix("train_"), {})[site] = float(value)
         self.num_samples[site] = int(statistics["num_samples"])
-        self.bytes_up[site] = message_bytes(update)
+        _add(self.bytes_up.setdefault(site, {}), message_bytes(update))
         self.update_norm[site] = norm
         spent = {k.removeprefix("privacy_"): v for k, v in statistics.items() if str(k).startswith("privacy_")}
         if spent:
-            self.privacy[site] = {name: float(value) for name, value in spent.items()}
+            self.privacy[site] = {n: value if isinstance(value, str) else float(value) for n, value in spent.items()}
 
     def observed(self, site: str, update: ExchangeObject) -> None:
-        """Note what a site contributed that did not train."""
+        """Note what a site contributed without training."""
         self.observers.append(site)
-        self.bytes_up[site] = message_bytes(update)
+        _add(self.bytes_up.setdefault(site, {}), message_bytes(update))
+
+    def sent(self, site: str, message: ExchangeObject) -> None:
+        """Note what a site is sent; one that observes and trains is sent two messages."""
+        _add(self.bytes_down.setdefault(site, {}), message_bytes(message))
+
+    def spent(self, site: str, seconds: float) -> None:
+        """Note how long a site took."""
+        self.seconds_per_site[site] = self.seconds_per_site.get(site, 0.0) + seconds
 
     def fail(self, site: str, error: BaseException) -> None:
         """Note why a site is left out, in place of what was noted of its update; what it spent on privacy is spent."""
@@ -382,6 +391,11 @@ class RoundRecord:
             "notes": self.notes,
             **further,
         }
+
+
+def _add(total: dict[str, int], sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        total[name] = total.get(name, 0) + size
 
 
 def summary(name: str, values: Mapping[str, float]) -> dict[str, float]:

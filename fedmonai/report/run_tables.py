@@ -33,10 +33,10 @@ class RunTables:
         """Metrics of a split in the order of writing, without the loss."""
         return list(dict.fromkeys(r["metric"] for r in self.metrics if r["split"] == split and r["metric"] != "loss"))
 
-    def series(self, site: str, metric: str, split: str) -> list[tuple[int, float]]:
-        """(round, value) of a site's own or the global model, by round."""
+    def series(self, site: str, metric: str, split: str, model: str | None = None) -> list[tuple[int, float]]:
+        """(round, value) of a model, by round; by default the site's own one where it has one, else the global one."""
         models = {r["model"] for r in self.metrics if r["site"] == site and r["split"] == split}
-        model = "personal" if "personal" in models else "global"
+        model = model or ("personal" if "personal" in models else "global")
         wanted = {"site": site, "metric": metric, "split": split, "model": model}
         rows = [r for r in self.metrics if all(r[k] == v for k, v in wanted.items())]
         return sorted((r["round"], r["value"]) for r in rows)
