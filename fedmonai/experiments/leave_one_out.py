@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.errors import ConfigError
+from fedmonai.federated.plan import overlay_files
 from fedmonai.io import write_text
 from fedmonai.names import as_list
 
@@ -77,7 +78,7 @@ def leave_one_out(
         _run(files, {**ids, **own})
         print(f"[{number}/{len(chosen)}] {site}: adapting", flush=True)
         local = {**common["local"], **specs[site]}
-        overlays = [*as_list(common["local"].get("overlay")), *as_list(specs[site].get("overlay"))]
+        overlays = [file for ids in (common["local"], specs[site]) for file in overlay_files(ids.get("overlay"))]
         local.pop("overlay", None)
         own = {"bundle_root": str(root), "run_dir": str(run_dir), "output_dir": str(results[site]), "site": site}
         layers = [str(root / name) for name in ("configs/train.json", *overlays, OUTSIDE_CONFIG)]

@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from fedmonai.errors import ConfigError, first_line, root_user_error
-from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.plan import SitePlan, overlay_files
 from fedmonai.gate.config import config_problems
 from fedmonai.gate.names import names_for
 from fedmonai.gate.policy import admitted
@@ -152,8 +152,8 @@ def apply_site_policy(plan: SitePlan, name: str, settings: SiteSettings, bundle:
             bundle, or the site's own filters cannot be built.
     """
     local, spec = dict(plan.local), dict(plan.sites[name] or {})
-    overlays = [*as_list(spec.pop("overlay", None)), *as_list(settings.overlay)]
-    files = [*plan.base, *as_list(local.get("overlay")), *overlays]
+    overlays = [*overlay_files(spec.pop("overlay", None)), *as_list(settings.overlay)]
+    files = [*plan.base, *overlay_files(local.get("overlay")), *overlays]
     refuse_other_files(bundle, ((f"site '{name}'", file) for file in files))
     references = _References(bundle, files)
     own = {"overlay": overlays, **_without_decided(spec, settings.ids, references), **settings.ids}
