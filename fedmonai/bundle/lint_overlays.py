@@ -32,7 +32,9 @@ def file_problems(root: Path, content: Mapping[str, Any], checked: Collection[Pa
     if content.get("bundle_root", ".") != ".":
         yield "bundle_root", f"is {content['bundle_root']!r}; a bundle says '.', whoever runs it elsewhere overrides it"
     for config_id, value in walk(content):
-        if config_id.rpartition(SEP)[2] in ("base", "overlay"):
+        parts = config_id.split(SEP)
+        named = len(parts) > 1 and parts[-2] == "overlay"
+        if (named and value is not None) or (parts[-1] in ("base", "overlay") and not isinstance(value, Mapping)):
             for file in value if isinstance(value, list) else [value]:
                 if not isinstance(file, str) or root / file not in checked:
                     yield config_id, f"'{file}' is no config file of this bundle"
@@ -49,7 +51,7 @@ def site_problems(content: Mapping[str, Any], known: Collection[str], texts: Tex
             yield config_id, f"is {value!r:.60}; it holds a mapping of ids"
         elif name.split(SEP)[0] in load_policy().workflow_arguments:
             yield config_id, "is an argument of MONAI's workflow, not an id of a site"
-        elif name != "overlay" and name not in known:
+        elif name.split(SEP)[0] != "overlay" and name not in known:
             yield config_id, "is unknown at a site: its train.json has no such id"
         for inner_id, inner in walk(value, config_id):
             if isinstance(inner, Mapping) and "_target_" in inner:

@@ -17,7 +17,18 @@ from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.names import as_list
 
-__all__ = ["SitePlan"]
+__all__ = ["SitePlan", "overlay_files"]
+
+
+def overlay_files(overlay: Any) -> list[Any]:
+    """The config files that stand under ``overlay``, in their order.
+
+    Args:
+        overlay: one file, a list of them, or files by names of their own, to which several configs can add without
+            knowing of each other; null names none.
+    """
+    files = list(overlay.values()) if isinstance(overlay, Mapping) else as_list(overlay)
+    return [file for file in files if file is not None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class SitePlan:
 
     Args:
         bundle_root: folder of the bundle; config files are relative to it.
-        sites: ``{name: {overlay: file or list of files, <config id>: value, ...}}``.
+        sites: ``{name: {overlay: file(s), <config id>: value, ...}}``; see :func:`overlay_files`.
         output_dir: folder of the run; a site writes in ``sites/<name>`` only.
         base: config file(s) of local training.
         local: ids (and ``overlay``) for every site.
@@ -132,7 +143,7 @@ class SitePlan:
                 may not share one object) or a text that the site would evaluate.
         """
         rest, own = dict(self.local), dict(self.sites[name] or {})
-        files = [*self.base, *as_list(rest.pop("overlay", None)), *as_list(own.pop("overlay", None))]
+        files = [*self.base, *overlay_files(rest.pop("overlay", None)), *overlay_files(own.pop("overlay", None))]
         given: dict[str, Any] = {"bundle_root": self.bundle_root, "site": name, "output_dir": str(self.folder(name))}
         given |= {"standalone": False, "seed": self.seed}
         if self.device is not None:

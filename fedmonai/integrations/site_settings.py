@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from fedmonai.bundle.digest import bundle_digest
 from fedmonai.errors import ConfigError, first_line, root_user_error
 from fedmonai.federated.messages import SharedKeys
-from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.plan import SitePlan, overlay_files
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.gate.config import config_problems
@@ -249,8 +249,8 @@ def apply_site_policy(
             a file that is no config of the bundle, or the site's own filters cannot be built.
     """
     local, spec = dict(plan.local), dict(plan.sites[name] or {})
-    overlays = [*as_list(spec.pop("overlay", None)), *as_list(settings.overlay)]
-    files = [*plan.base, *as_list(local.get("overlay")), *overlays]
+    overlays = [*overlay_files(spec.pop("overlay", None)), *as_list(settings.overlay)]
+    files = [*plan.base, *overlay_files(local.get("overlay")), *overlays]
     refuse_other_files(bundle, ((f"site '{name}'", file) for file in files))
     references = _References(bundle, files)
     policy = settings.policy(name, state, reviewed)
