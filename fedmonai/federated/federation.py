@@ -25,7 +25,7 @@ from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.run_log import RoundRecord, describe_environment, save_atomic, summary
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
-from fedmonai.io import load_checked
+from fedmonai.io import InputPath, load_checked
 from fedmonai.names import as_list
 from fedmonai.seeding import derive_seed
 
@@ -83,7 +83,7 @@ class Federation(Workflow):
         key_metric: str = "psnr",
         key_metric_mode: str = "max",
         resume: bool = False,
-        init_ckpt: str | None = None,
+        init_ckpt: InputPath | None = None,
         device: torch.device | str = "cpu",
         method: str = "federation",
     ) -> None:

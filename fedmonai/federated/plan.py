@@ -14,6 +14,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from fedmonai.errors import ConfigError
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.io import InputPath, OutputPath
 from fedmonai.names import as_list
 
 __all__ = ["SitePlan"]
@@ -45,17 +46,24 @@ class SitePlan:
         shared_keys: regular expressions of the tensors that leave a site; see :meth:`serving`.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
         attachments: names of attachments that the strategy may send to a site.
+        gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
+            site sets it, and no config can.
 
     Raises:
         ConfigError: on an empty federation or a name that is no folder name.
     """
 
     #: what becomes files and ids of sites stands in the federation's config itself, where it can be checked
-    CONFIG_FORMS: ClassVar[dict[str, str]] = {"sites": "@sites", "local": "@local", "bundle_root": "@bundle_root"}
+    CONFIG_FORMS: ClassVar[dict[str, Any]] = {
+        "sites": "@sites",
+        "local": "@local",
+        "bundle_root": "@bundle_root",
+        "gate": None,
+    }
 
-    bundle_root: str
+    bundle_root: InputPath
     sites: Mapping[str, Mapping[str, Any] | None]
-    output_dir: str | Path
+    output_dir: OutputPath
     base: str | Sequence[str] = "configs/train.json"
     local: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -68,6 +76,7 @@ class SitePlan:
     shared_keys: str | Sequence[str] = (".*",)
     local_keys: str | Sequence[str] = ()
     attachments: Sequence[str] = ()
+    gate: Callable[[str, str, Sequence[str], Mapping[str, Any]], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -135,6 +144,8 @@ class SitePlan:
             _refuse_evaluated(name, key, value)
         for file in files:
             self._check_file(name, file)
+        if self.gate is not None:
+            self.gate(name, str(self.bundle_root), files, {**given, **ids})
         shared = ("seed", "local_epochs", "local_steps", "local_timeout", "exchange_filters", "guard")
         return {
             **{what: getattr(self, what) for what in (*shared, "shared_keys", "local_keys", "attachments")},

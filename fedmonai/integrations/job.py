@@ -100,10 +100,7 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
     if last in _FILES and not isinstance(value, (str, list, tuple, type(None))):
         return "no config file; give one of the bundle, or a list of them."
-    policy = load_policy()
-    if (last in policy.locating_arguments and value is not None) or value not in policy.risky_arguments.get(
-        last, (value,)
-    ):
+    if re.fullmatch(load_policy().fetching_arguments, last) and value is not None and value is not False:
         return f"an argument that can load code or data from elsewhere{_PLAIN}"
     if (key in ("local", "sites") or re.fullmatch("sites::[^:]+", key)) and not isinstance(value, Mapping):
         return "" if value is None and key.startswith("sites::") else f"'{value}'; give ids with their values."

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.protocol import SiteHandler
-from fedmonai.io import write_text
+from fedmonai.io import OutputPath, write_text
 
 __all__ = ["AdaptationEvaluator", "PersonalModel"]
 
@@ -114,7 +114,7 @@ class AdaptationEvaluator:
 
     def __init__(
         self,
-        output_dir: str,
+        output_dir: OutputPath,
         site: str,
         evaluator: Any | None = None,
         references: Mapping[str, nn.Module] | None = None,

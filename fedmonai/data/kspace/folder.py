@@ -16,6 +16,7 @@ from fedmonai.data.convert.readers import PlaneSize, kspace_and_target, open_sou
 from fedmonai.data.convert.volume import InputError, Source, Volume
 from fedmonai.data.folder import VolumeFolder
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath
 
 __all__ = ["UNDERSAMPLING", "ReconstructionFolder", "one_volume"]
 
@@ -54,7 +55,7 @@ class ReconstructionFolder(VolumeFolder):
 
     def __init__(
         self,
-        data: str,
+        data: InputPath,
         undersampling: str = "auto",
         axis: int = 2,
         domain: str = "image",
