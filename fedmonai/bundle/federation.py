@@ -145,8 +145,8 @@ def _arguments(
     }
 
 
-#: what the sites' plan takes from the strategy, in the place of ids
-_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up"}
+#: what the sites' plan takes from the strategy, and what a deployed site sets, in the place of ids
+_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "gate"}
 _PARAMETERS = {name for part in (SitePlan, LocalPool, Federation) for name in parameters_of(part)}
 _ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy", "run_config"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site

@@ -11,7 +11,7 @@ from fedmonai.bundle.id_table import TABLE_SECTION
 from fedmonai.gate.expressions import composed, expression_problems
 from fedmonai.gate.policy import load_policy
 from fedmonai.gate.reading import SEP, walk
-from fedmonai.gate.texts import Texts
+from fedmonai.gate.values import Values
 
 __all__ = ["data_problems", "file_problems", "site_problems"]
 
@@ -40,7 +40,7 @@ def file_problems(root: Path, content: Mapping[str, Any], checked: Collection[Pa
                     yield config_id, f"'{file}' is no config file of this bundle"
 
 
-def site_problems(content: Mapping[str, Any], known: Collection[str], texts: Texts) -> Iterator[tuple[str, str]]:
+def site_problems(content: Mapping[str, Any], known: Collection[str], values: Values) -> Iterator[tuple[str, str]]:
     """(id, problem) of ids given to sites: they must be ids of the sites' own config and values that are known now.
 
     A site reads its values again as a config. A text that begins with ``$`` only once it is put together would be
@@ -60,7 +60,7 @@ def site_problems(content: Mapping[str, Any], known: Collection[str], texts: Tex
                 continue
             elif inner.startswith("$") and not expression_problems(inner) and composed(inner):
                 yield inner_id, f"'{inner}' is more than a sum of references and written values"
-            elif not texts.is_written(inner):
+            elif not values.is_written(inner):
                 yield inner_id, f"'{inner}' is made by a component; a site takes what is written in the config"
 
 

@@ -25,12 +25,12 @@ from fedmonai.bundle.id_values import refuse_out_of_range, refuse_wrong_kinds
 from fedmonai.bundle.ids import known_ids, read_configs, refuse_order, refuse_unknown
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.interruption import end_in_one_line
-from fedmonai.io import write_text
+from fedmonai.io import FileName, InputPath, OutputPath, write_text
 
 __all__ = ["check_config", "live_config", "live_resolver", "plain_values", "save_run_config"]
 
 
-def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
+def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     """Refuse ids that nothing reads and values of a wrong kind or out of range; let mistakes and signals end in a line.
 
     MONAI accepts ``--epohcs 3`` and trains with the default. As a component named in ``initialize`` this check sees the
@@ -140,7 +140,7 @@ def _one_line_for_mistakes(kind: type[BaseException], error: BaseException, trac
         print(f"error: {mistake}", file=sys.stderr)
 
 
-def save_run_config(output_dir: str | Path, name: str | Path = "config.yaml") -> str:
+def save_run_config(output_dir: OutputPath, name: FileName = "config.yaml") -> str:
     """Write the live config (all files merged, all overrides applied) to ``output_dir`` and return the file's path.
 
     The file is itself a config: running it again repeats the run.

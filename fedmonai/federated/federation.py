@@ -25,7 +25,7 @@ from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environm
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 from fedmonai.interruption import announced
-from fedmonai.io import load_checked
+from fedmonai.io import InputPath, load_checked
 from fedmonai.names import as_list
 from fedmonai.seeding import derive_seed
 
@@ -86,7 +86,7 @@ class Federation(Workflow):
         key_metric_mode: str = "max",
         resume: bool = False,
         resume_round: int | None = None,
-        init_ckpt: str | None = None,
+        init_ckpt: InputPath | None = None,
         device: torch.device | str = "cpu",
         method: str = "federation",
         run_config: RunConfig | None = None,

@@ -15,6 +15,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.io import InputPath, OutputPath
 from fedmonai.names import as_list
 
 __all__ = ["SitePlan", "overlay_files"]
@@ -59,17 +60,24 @@ class SitePlan:
         attachments: names of attachments that the strategy may send to a site.
         attachments_up: names of those that it takes from one.
         policy: bounds that a deployed site sets.
+        gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
+            site sets it, and no config can.
 
     Raises:
         ConfigError: on an empty federation or a name that is no folder name.
     """
 
     #: what becomes files and ids of sites stands in the federation's config itself, where it can be checked
-    CONFIG_FORMS: ClassVar[dict[str, str]] = {"sites": "@sites", "local": "@local", "bundle_root": "@bundle_root"}
+    CONFIG_FORMS: ClassVar[dict[str, Any]] = {
+        "sites": "@sites",
+        "local": "@local",
+        "bundle_root": "@bundle_root",
+        "gate": None,
+    }
 
-    bundle_root: str
+    bundle_root: InputPath
     sites: Mapping[str, Mapping[str, Any] | None]
-    output_dir: str | Path
+    output_dir: OutputPath
     base: str | Sequence[str] = "configs/train.json"
     local: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -84,6 +92,7 @@ class SitePlan:
     attachments: Sequence[str] = ()
     attachments_up: Sequence[str] = ()
     policy: SitePolicy = field(default_factory=SitePolicy)
+    gate: Callable[[str, str, Sequence[str], Mapping[str, Any]], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -155,6 +164,8 @@ class SitePlan:
             _refuse_evaluated(name, key, value)
         for file in files:
             self._check_file(name, file)
+        if self.gate is not None:
+            self.gate(name, str(self.bundle_root), files, {**given, **ids})
         shared = ("seed", "local_epochs", "local_steps", "local_timeout", "exchange_filters", "guard")
         return {
             **{what: getattr(self, what) for what in (*shared, "shared_keys", "local_keys", "attachments")},

@@ -102,10 +102,7 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         kinds = (str, type(None)) if inside else (str, type(None), list, tuple)
         if not isinstance(value, kinds) and not (last == "overlay" and isinstance(value, Mapping)):
             return "no config file; give one of the bundle, a list of them, or files by names."
-    policy = load_policy()
-    if (last in policy.locating_arguments and value is not None) or value not in policy.risky_arguments.get(
-        last, (value,)
-    ):
+    if re.fullmatch(load_policy().fetching_arguments, last) and value is not None and value is not False:
         return f"an argument that can load code or data from elsewhere{_PLAIN}"
     if (key in ("local", "sites") or re.fullmatch("sites::[^:]+", key)) and not isinstance(value, Mapping):
         return "" if value is None and key.startswith("sites::") else f"'{value}'; give ids with their values."

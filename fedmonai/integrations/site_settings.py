@@ -19,7 +19,7 @@ from fedmonai.federated.messages import SharedKeys
 from fedmonai.federated.plan import SitePlan, overlay_files
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.privacy import GaussianPrivacy
-from fedmonai.gate.config import config_problems
+from fedmonai.gate.config import merged_problems
 from fedmonai.gate.names import names_for
 from fedmonai.gate.policy import admitted
 from fedmonai.gate.reading import SEP
@@ -378,7 +378,9 @@ class _References:
 def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]:
     """The site's filters, built out of reach of the job's config."""
     own = {"bundle_root": str(bundle), "output_dir": str(state), "exchange_filters": list(settings.exchange_filters)}
-    for config_id, problem in config_problems({"exchange_filters": own["exchange_filters"]}, names_for(settings.allow)):
+    for config_id, problem in merged_problems(
+        {"exchange_filters": own["exchange_filters"]}, names_for(settings.allow), ("output_dir",)
+    ):
         raise ConfigError(f"exchange_filters of this site's {SETTINGS}: {config_id}: {problem}")
     try:
         filters = ConfigParser(own).get_parsed_content("exchange_filters")

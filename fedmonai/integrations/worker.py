@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from fedmonai.bundle.lint_merged import isolated
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.federated.release import reason_told
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 #: seconds between asking a process to end and ending it
 _GRACE = 10.0
 _LENGTH = struct.Struct("<Q")
+#: umask of a site's processes: state, private weights and tables are the site's user's alone
+PRIVATE = 0o077
 
 
 class SiteEnd(Protocol):
@@ -57,6 +60,7 @@ def site_end(folder: str | Path, name: str, kit: str | Path) -> SiteEnd:
         name: the site.
         kit: the site's startup kit; ``local/fedmonai.yaml`` in it holds what the site decides for itself.
     """
+    os.umask(PRIVATE)
     kind = SiteProcess if Deployment.read(folder).isolate else LocalSite
     return kind(folder, name, Path(kit, "local", SETTINGS), kit)
 
@@ -128,7 +132,7 @@ class SiteProcess:
             end_process(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", __name__, *self.arguments]
+        words = [sys.executable, *isolated(__name__), *self.arguments]
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 (our own module)
 
 
@@ -176,6 +180,7 @@ def _how(code: int) -> str:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(levelname)s - %(message)s")
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints belongs to the log, not between the frames

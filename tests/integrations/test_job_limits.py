@@ -213,7 +213,7 @@ def test_filters_of_the_job_come_before_those_of_the_site(altered: Callable[...,
     [
         ([{"_target_": "fedmonai.federated.NoSuch"}], "exchange_filters of this site's fedmonai.yaml: "),
         ([{"_target_": "torch.nn.L1Loss", "reduction": "@strategy"}], "exchange_filters of this site's fedmonai.yaml"),
-        ([{"_target_": "torch.zeros", "size": [1]}], "Tensor is no filter"),
+        ([{"_target_": "fedmonai.federated.validation.UpdateValidator"}], "UpdateValidator is no filter"),
     ],
 )
 def test_filters_that_cannot_be_built(filters: list[dict], message: str, job: Path, tmp_path: Path) -> None:
