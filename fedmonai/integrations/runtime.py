@@ -49,7 +49,7 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     """
     deployment = Deployment.read(folder)
     state = settings.state(root, deployment.run, name)
-    bundle = unpacked_bundle(folder, deployment, settings.bundle, state / "bundle", settings.allow)
+    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), state / "bundle", settings.allow)
     parser = federation_config(deployment, bundle, state)
     sites = parser["sites"]
     if name not in sites:
@@ -91,7 +91,7 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     """
     deployment = Deployment.read(folder)
     output = settings.state(root, deployment.run, "server")
-    bundle = unpacked_bundle(folder, deployment, settings.bundle, output / "bundle", settings.allow)
+    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), output / "bundle", settings.allow)
     parser = federation_config(deployment, bundle, output)
     with unwrapped():
         parser.get_parsed_content("check")

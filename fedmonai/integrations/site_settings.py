@@ -13,6 +13,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from fedmonai.bundle.digest import bundle_digest
 from fedmonai.errors import ConfigError, first_line, root_user_error
 from fedmonai.federated.messages import SharedKeys
 from fedmonai.federated.plan import SitePlan
@@ -56,6 +57,8 @@ class SiteSettings:
         overlay: config file(s) of the bundle, such as ``configs/data/ixi.yaml``, read after those of the job. Ids of
             the job are stronger than what is in a file; what has to hold in any case belongs into ``ids``.
         bundle: folder of this machine's own copy of the bundle; the job's configs are then not used.
+        bundle_digest: what ``python -m fedmonai.bundle digest`` said of that copy when it was reviewed; with another
+            file in it, or one less, every job is refused.
         state_dir: where private state, cases and personal models are kept.
         exchange_filters: components as in ``federated.yaml``, applied to every update after those of the job. They may
             refer to ``@output_dir`` and ``@bundle_root``, to nothing of the job.
@@ -78,6 +81,7 @@ class SiteSettings:
     ids: Mapping[str, Any] = field(default_factory=dict)
     overlay: str | list[str] | None = None
     bundle: str | None = None
+    bundle_digest: str | None = None
     state_dir: str | None = None
     exchange_filters: list[dict[str, Any]] = field(default_factory=list)
     allow: str | list[str] = field(default_factory=list)
@@ -101,6 +105,11 @@ class SiteSettings:
                 raise ConfigError(_wrong(name, value, "a folder"))
             if value is not None:
                 object.__setattr__(self, name, str(_in_home(value)))
+        digest: Any = self.bundle_digest
+        if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
+            raise ConfigError(_wrong("bundle_digest", digest, "the 64 digits of 'python -m fedmonai.bundle digest'"))
+        if digest is not None and self.bundle is None:
+            raise ConfigError("bundle_digest pins this machine's own copy of the bundle; set bundle, too.")
         filters: Any = self.exchange_filters
         if not isinstance(filters, list) or not all(isinstance(one, dict) and "_target_" in one for one in filters):
             raise ConfigError(_wrong("exchange_filters", filters, "a list of components, as [{_target_: ...}]"))
@@ -155,6 +164,22 @@ class SiteSettings:
             return cls(**content)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from error
+
+    def own_bundle(self) -> str | None:
+        """Folder of the machine's own copy, None without one.
+
+        Raises:
+            ConfigError: when it is not the one that was pinned.
+        """
+        if self.bundle is not None and self.bundle_digest is not None:
+            found = bundle_digest(self.bundle)
+            if found == self.bundle_digest:
+                return self.bundle
+            raise ConfigError(
+                f"the bundle '{self.bundle}' of this machine is not the one that bundle_digest of its {SETTINGS} pins "
+                f"(its digest is {found}); put the reviewed copy back, or review what changed and pin that."
+            )
+        return self.bundle
 
     def policy(self, name: str, state: Path, reviewed: SitePlan | None = None) -> SitePolicy:
         """The bounds of what leaves the site.

@@ -67,9 +67,23 @@ def _heading(tables: RunTables) -> str:
         f"- strategy {run.get('strategy')}, shared keys {run.get('shared_keys')}, kept local {run.get('local_keys')}",
         f"- best round {run.get('best_round')}, by the mean validation {run.get('key_metric')} over sites; the test "
         "split was read once, at the end",
+        *_configs(rounds),
         f"- seed {run.get('seed')}, {run.get('threads')} threads, device {run.get('device')}, {versions}",
     ]
     return "\n".join([lines[0], "", *lines[1:], *(f"- note: {note}" for note in run.get("notes", []))])
+
+
+def _configs(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The configs that the rounds ran with, a line if there are any; the files are beside the report."""
+    named = [(str(record["config"]), int(record["round"])) for record in rounds if record.get("config")]
+    spans: list[list[Any]] = []
+    for digest, number in named:
+        if spans and spans[-1][0] == digest:
+            spans[-1][2] = number
+        else:
+            spans.append([digest, number, number])
+    texts = [f"{digest} (rounds {first} to {last})" for digest, first, last in spans]
+    return [f"- config {', '.join(texts)}: `config_<name>.yaml`"] if texts else []
 
 
 def _results(tables: RunTables) -> str:
