@@ -10,6 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from fedmonai.bundle.id_values import read_ids
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.errors import ConfigError
 from fedmonai.io import read_strictly, write_text
@@ -81,9 +82,9 @@ def leave_one_out(
         _run(files, {**ids, **own})
         spec = specs[like or site]
         local = {"folder": like or site, **common["local"], **spec}
-        local |= {key: value for key, value in own_ids.items() if key != "like"}
-        overlays = [*as_list(common["local"].get("overlay")), *as_list(spec.get("overlay"))]
         local.pop("overlay", None)
+        given = {**{key: value for key, value in own_ids.items() if key != "like"}, **(outside or {})}
+        overlays = [*as_list(common["local"].get("overlay")), *as_list(spec.get("overlay"))]
         for name in missing:
             print(f"[{number}/{len(chosen)}] {site}: adapting ({name})", flush=True)
             more = as_list(ways[name].get("overlays"))
@@ -94,7 +95,8 @@ def leave_one_out(
                 "output_dir": str(folder / site / name),
                 "site": site,
             }
-            _run(layers, {"seed": common["seed"], **local, **(outside or {}), **(ways[name].get("ids") or {}), **own})
+            kept = _read_there(layers, local)
+            _run(layers, {"seed": common["seed"], **kept, **given, **(ways[name].get("ids") or {}), **own})
     return results
 
 
@@ -115,6 +117,14 @@ def _outside_sites(
         if "like" in own and name in specs:
             raise ConfigError(f"outside_sites: '{name}' is in the federation; name a site that is like it otherwise.")
     return chosen
+
+
+def _read_there(layers: list[str], local: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of the federation's sites that the outside step reads, too; how sites train does not concern it."""
+    parser = ConfigParser()
+    parser.read_config(layers)
+    read = read_ids(parser.get())
+    return {key: value for key, value in local.items() if key.split("::")[0] in read or "::" in key}
 
 
 def _is_adapted(folder: Path) -> bool:

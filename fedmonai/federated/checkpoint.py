@@ -150,12 +150,27 @@ class Checkpoint:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take commits, tables, notes and best rounds back to a commit that was read here."""
         self.folder.truncate(state["round"])
+        self.best.load_state_dict(state["best"])
         if self._is_previous(state):
+            self._forget_overwritten(state["round"])
             self.previous.replace(self.path)  # else the next commit would put the given up file in its place
             sync_folder(self.path.parent)
-        self.best.load_state_dict(state["best"])
         self.notes = [*state["notes"], *(note for note in self.notes if note not in state["notes"])]
         self._commits = [dict(state["site_rounds"])]
+
+    def _forget_overwritten(self, number: int) -> None:
+        """Drop the best rounds whose models the newest commit, which is given up, has overwritten."""
+        try:
+            newest = self._read(self.path, lambda states: None)
+        except ConfigError:  # damaged: the round is done again as it was
+            return
+        lost = [site for site, (_, of_round) in newest["best"]["records"].items() if of_round > number]
+        lost = [site for site in lost if self.best.records.pop(site, None) is not None]
+        if MEAN in lost:
+            self.best.values = {}
+        if lost:
+            names = ", ".join(site or "all sites" for site in lost)
+            self.note(f"the best model before round {number + 1} was overwritten in it; chosen anew for {names}")
 
     def _is_previous(self, state: Mapping[str, Any]) -> bool:
         return state.get("file") == self.previous.name

@@ -315,7 +315,7 @@ class Federation(Workflow):
         training = self.participants(number)
         self.record = RoundRecord(number, training)
         self._observe(number)
-        self._queue = list(training)
+        self._queue = sorted(set(training))
         # with a fixed length ignite would train sites twice; with a drifting count it would stop early
         self.state.epoch_length = len(self._queue)
         self.state.iteration = (number - 1) * len(self._queue)

@@ -15,6 +15,7 @@ from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.checkpoint import BestModelTracker, check_optimizer, read_site_state, restoring
 from fedmonai.federated.local_training import UpdateBuffers
 from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
@@ -47,6 +48,9 @@ class LocalPool:
         self.notes: list[str] = []
         # all sites are sent the same tensors, which are looked through once
         self._guard = (plan.guard or UpdateValidator()).once()
+        # the bound is one of updates; a site that held the server's weights against its own would answer, refusal by
+        # refusal, how far they are from what it has learned
+        self._guard.max_norm = None
         self._resident: OrderedDict[str, SiteAlgo] = OrderedDict()
         self._dirty: set[str] = set()
         self._updates = UpdateBuffers()
@@ -134,9 +138,12 @@ class LocalPool:
         site = self.open(name)
         site.train(message)
         if site.observing:  # neither weights to send nor a state to keep
-            return site.get_weights()
-        self.mark_changed(name)
-        return site.get_weights({"out": self._updates.take(site.reference)})
+            update = site.get_weights()
+        else:
+            self.mark_changed(name)
+            update = site.get_weights({"out": self._updates.take(site.reference)})
+        note_release(self.plan.folder(name), update)
+        return update
 
     def mark_changed(self, name: str) -> None:
         """Note that a site's state is newer than its file."""

@@ -307,7 +307,8 @@ class RoundRecord:
         self.bytes_down: dict[str, dict[str, int]] = {}
         self.observers: list[str] = []
         self.attachments: dict[str, Any] = {}
-        self.privacy: dict[str, dict[str, float]] = {}
+        #: by site what its noise has spent; epsilon is the text "unbounded" where an update had left without noise
+        self.privacy: dict[str, dict[str, float | str]] = {}
         self.notes: list[str] = []
 
     def completed(self, site: str, update: ExchangeObject, norm: float) -> None:
@@ -322,7 +323,7 @@ class RoundRecord:
         self.update_norm[site] = norm
         spent = {k.removeprefix("privacy_"): v for k, v in statistics.items() if str(k).startswith("privacy_")}
         if spent:
-            self.privacy[site] = {name: float(value) for name, value in spent.items()}
+            self.privacy[site] = {n: value if isinstance(value, str) else float(value) for n, value in spent.items()}
 
     def observed(self, site: str, update: ExchangeObject) -> None:
         """Note what a site contributed without training."""
@@ -412,7 +413,9 @@ def reason_of(error: BaseException) -> str:
 
 def _is_divergence(error: BaseException) -> bool:
     """Whether a site's training came to no finite loss; a site elsewhere says so by the name of the exception."""
-    elsewhere = isinstance(error, SiteError) and str(error).startswith(f"{FloatingPointError.__name__}:")
+    text = str(error)  # of one's own sites the exception, of deployed ones its code
+    told = text.startswith(f"{FloatingPointError.__name__}:") or "(code numbers," in text
+    elsewhere = isinstance(error, SiteError) and told
     return elsewhere or isinstance(error, FloatingPointError)
 
 

@@ -38,11 +38,11 @@ class AdaptationEvaluator:
     one line is printed per pass, and ``adaptation.json`` ends it, whose result is that of the *last* pass: to pick the
     best pass one would need labels.
 
-    Minimizing an entropy makes a network surer of what it predicts, right or wrong. Where the predictions are unsure
-    before the first pass, they are mostly wrong ones, and the adaptation is not started [ours]: with ``max_entropy``
-    0.1 when on the average pixel the entropy is above a tenth of its largest value, which edges alone do not reach: an
-    organ of 15 pixels across in 48 x 48 has at most 4 % of all pixels on its edge. The first loss of IOP-FL is then
-    about 1. The network is left as it was, and this is said.
+    Minimizing an entropy makes a network surer of what it predicts, right or wrong. Where predictions are unsure, not
+    at an edge but everywhere, there is nothing to tell the two apart, and the adaptation is not started [ours]: with
+    ``max_entropy`` 0.1, when the mean entropy is above a tenth of its largest value. Edges do not reach that: an organ
+    of 15 pixels across in 48 x 48 has 4 % of all pixels on its edge. The first loss of IOP-FL is then about 1. The
+    network is left as it was, and this is said.
 
     The evaluator has its own loader, and nothing of it comes back to the trainer; random numbers are put back, so that
     the adapted weights are the same with and without it.
@@ -118,7 +118,7 @@ class AdaptationEvaluator:
             self.started = False
             print(
                 f"{self.site}: not adapted. The predictions are unsure (mean entropy {self.entropies[0]:.3f} of 1, "
-                f"max_entropy is {self.max_entropy}), and to make them surer would harden their mistakes. Use the "
+                f"max_entropy is {self.max_entropy}), and to make them surer would harden what is wrong. Use the "
                 "global model here, or train the federation longer.",
                 flush=True,
             )

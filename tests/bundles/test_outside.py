@@ -216,7 +216,8 @@ def test_ways_to_adapt_share_a_federation_and_a_page(data: Path, tmp_path: Path)
     """A site left out, and one that is like a site inside, whose federation leaves nobody out."""
     ways = {"routed": {}, "tent": {"overlays": ["configs/outside/tent.yaml"], "ids": {"passes": 2}}}
     sites = {"B": None, "A-new": {"like": "A", "outside_split": "test"}}
-    folders = leave(data, tmp_path / "loo", outside_sites=sites, adaptations=ways)
+    training = {"local::lr": 0.002, "local::mu": 0.1}  # of which the outside step knows nothing
+    folders = leave(data, tmp_path / "loo", outside_sites=sites, adaptations=ways, **training)
     run_json = json.loads((tmp_path / "loo" / "federation" / "run.json").read_text())
     assert sorted(run_json["sites"]) == ["A", "B", "C"]
     summaries = {

@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loopback import Wire, close
 from monai.fl.utils.exchange_object import ExchangeObject
 from run_results import final, rounds, same_run
 
 from fedmonai.errors import FederationError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.messages import Reply
+from fedmonai.federated.remote_pool import RemotePool
+from fedmonai.federated.service import SiteService
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.methods.averaging import WeightedMean
 
@@ -298,3 +303,33 @@ class Busy(LocalPool):
 def test_no_honest_site_is_refused(names: str, fraction: float, tmp_path: Path, tiny_federation: Callable) -> None:
     tiny_federation(tmp_path, names=names, fraction=fraction, kind=Busy, num_rounds=8).run()
     assert not any(record["failed"] for record in rounds(tmp_path))
+
+
+class Poisoned(Wire):
+    """Site B's first update of round 2 is on its way turned into what no site can train from."""
+
+    spoil = Once()
+
+    def wait(self, site: str) -> Reply:
+        asked = [request for request in self.sent if request.site == site][-1]
+        reply = super().wait(site)
+        if site == "B" and asked.kind == "train" and asked.round == 2 and reply.message is not None:
+            self.spoil(reply.message)
+        return reply
+
+
+def test_sites_elsewhere_go_back_with_the_server(whole: Path, tmp_path: Path, tiny_federation: Callable) -> None:
+    """Their own states of the round that is given up are not trained on."""
+    plain = tiny_federation(tmp_path / "server")
+    plain.close()
+    plan = plain.sites.plan
+    wire = Poisoned({name: SiteService(replace(plan, output_dir=tmp_path / name), name) for name in plan.names})
+    options = {"key_metric": "mse", "key_metric_mode": "min"}
+    pool = RemotePool(replace(plan, guard=UpdateValidator(max_norm_ratio=None)), wire)
+    Federation(pool, WeightedMean(), 3, **options).run()
+    close(wire)
+    assert wire.spoil.done
+    assert "going on after round 1" in (tmp_path / "server" / "run.json").read_text()
+    expected, found = final(whole), final(tmp_path / "server")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert (tmp_path / "server" / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()

@@ -207,5 +207,5 @@ def test_state_of_what_is_usual_is_taken_over() -> None:
 
 @pytest.mark.parametrize("ratio", [0.5, 0, -1, math.nan])
 def test_a_ratio_that_would_refuse_what_is_usual_is_refused(ratio: float) -> None:
-    with pytest.raises(ConfigError, match="max_norm_ratio is .*; give 1 or more, or null"):
+    with pytest.raises(ConfigError, match=r"max_norm_ratio is .*; give 1 or more, or null"):
         UpdateValidator(max_norm_ratio=ratio)

@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     folder = tmp_path / "job"
-    stage(describe(BUNDLE, run="try", ids={**TINY, "local::generated_dir": str(tmp_path / "data")}), BUNDLE, folder)
+    stage(describe(BUNDLE, run="try", ids=TINY), BUNDLE, folder)
     return folder
 
 
