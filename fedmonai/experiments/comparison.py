@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import subprocess
@@ -185,7 +186,8 @@ def _workflow(run: PlannedRun, bundles: str | Path) -> ConfigWorkflow:
     _check_files(run.method, Path(bundles), files)
     workflow = ConfigWorkflow([str(root / file) for file in files], workflow_type="train", logging_file=False)
     own = {"bundle_root": str(root), "output_dir": str(run.folder), "seed": run.seed, "resume": True}
-    apply_overrides(workflow.parser, {**run.method.ids, **own})
+    # copied: ids such as sites::A::sequence change what the parser holds, and all methods share the plan's values
+    apply_overrides(workflow.parser, {**copy.deepcopy(dict(run.method.ids)), **own})
     return workflow
 
 
