@@ -14,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-import fedmonai
+from fedmonai import __file__ as package_file
 from fedmonai.bundle.ids import apply_overrides, suggestion
 from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
@@ -65,7 +65,7 @@ def compared_runs(plan: Plan, finished: Sequence[PlannedRun]) -> list[ComparedRu
 
 def source_state() -> dict[str, Any]:
     """The commit of the program, ``None`` where it is no checkout, and whether files differ from it."""
-    folder = Path(fedmonai.__file__).parents[1]
+    folder = Path(package_file).parents[1]
 
     def git(*arguments: str) -> str | None:
         words = ["git", "-C", str(folder), *arguments]
