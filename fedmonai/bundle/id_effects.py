@@ -18,7 +18,7 @@ from fedmonai.gate.reading import walk
 from fedmonai.gate.references import referred_ids
 from fedmonai.names import as_list
 
-__all__ = ["refuse_beyond_the_end", "refuse_replaced", "refuse_unread_ids", "refuse_without_effect"]
+__all__ = ["read_ids", "refuse_beyond_the_end", "refuse_replaced", "refuse_unread_ids", "refuse_without_effect"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +141,9 @@ def refuse_without_effect(config: Mapping[str, Any], contents: Contents, table: 
     at_site = not in_federation and config.get("standalone") is False
     overlaid = set() if in_federation else _overlaid(config, contents)
     given = _GIVEN_TO_SITES if at_site else {"site"}
-    passed = _READ_BY_NAME | _read_ids(config, on=True) | given | overlaid
+    passed = _READ_BY_NAME | read_ids(config, on=True) | given | overlaid
     at_all_sites = whole.get(SITE_CONFIG, {}).keys() - _GIVEN_TO_SITES if in_federation else set()
-    referred, referred_before = _read_ids(config), _read_ids(base)
+    referred, referred_before = read_ids(config), read_ids(base)
     for key, value in config.items():
         entry = table.get(key)
         if key in _READ_BY_NAME | given or (entry is not None and not entry.is_setting) or _is_section(value):
@@ -173,20 +173,16 @@ def _base(config: Mapping[str, Any], contents: Contents) -> Mapping[str, Any] | 
 
 
 def _overlaid(config: Mapping[str, Any], contents: Contents) -> set[str]:
-    """The ids that a config has from overlays of a site's config.
+    """The ids with values that a config has from overlays of a site's config: those all of whose ids it has.
 
-    The config does not say which files it was made of: it is those of whose settings it has at least half, as some may
-    be overridden.
+    What a later overlay or override has changed is not the first one's any more.
     """
     found: set[str] = set()
     for path, content in contents.items():
-        if "bundle_root" in content or path.parent.name == "federation":
-            continue
         settings = {key: value for key, value in content.items() if SEP not in key and not _is_section(value)}
         settings.pop(TABLE_SECTION, None)
-        held = {key for key, value in settings.items() if key in config and config[key] == value}
-        if 2 * len(held) >= len(settings):
-            found |= held
+        if settings.keys() <= config.keys() and "bundle_root" not in content and path.parent.name != "federation":
+            found |= {key for key, value in settings.items() if config[key] == value}
     return found
 
 
@@ -208,7 +204,7 @@ def _elsewhere(entry: IdEntry | None, files: list[str], in_federation: bool) -> 
     return "" if entry is None else "nothing in this config reads it"
 
 
-def _read_ids(config: Mapping[str, Any], on: bool = False) -> set[str]:
+def read_ids(config: Mapping[str, Any], on: bool = False) -> set[str]:
     """The ids that components, sections and lists of a config read, directly or through texts of settings.
 
     Args:

@@ -104,7 +104,10 @@ class SiteHandler:
         """Seed the handler's own draws; called before every local training with (seed, site, round) as one number."""
 
     def observe(self, engine: Engine) -> None:
-        """Take part in a round without training: the site is asked for attachments only (``Strategy.observers``)."""
+        """Take part in a round without training: the site is asked for attachments only (``Strategy.observers``).
+
+        Nothing is saved afterwards: an observation leaves no state.
+        """
 
     def contribute(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
         """Attachments that go to the server with the site's update, ``{name: {key: tensor}}``.
@@ -157,8 +160,11 @@ class Strategy(ABC):
     #: names of the attachments that may travel from the sites / to the sites beside the weights
     attachments_up: tuple[str, ...] = ()
     attachments_down: tuple[str, ...] = ()
-    #: sites that are asked in every round for attachments even if they do not train (:meth:`SiteHandler.observe`)
+    #: sites that do not train and are asked in every round for attachments (:meth:`SiteHandler.observe`), before the
+    #: messages to the training sites are made
     observers: tuple[str, ...] = ()
+    #: whether those of them that train are asked as well, before they train: the round's weights reach them twice
+    observers_train: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -196,9 +202,12 @@ class Strategy(ABC):
         """Numbers for ``rounds.jsonl`` on this round's attachments: ``{name: {what: number}}``."""
         return {}
 
+    def observed(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:  # noqa: B027
+        """Take the checked attachments of the round's observers, before :meth:`configure_round` for the others."""
+
     @abstractmethod
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
-        """Turn checked updates into the new global weights, in place. Updates of observers hold no weights.
+        """Turn checked updates into the new global weights, in place.
 
         The weights of an update are borrowed until the next round, when their memory is written over: what is kept
         longer has to be copied. Attachments are the strategy's own.

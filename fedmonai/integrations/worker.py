@@ -23,11 +23,11 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
-from fedmonai.federated.run_log import reason_of
+from fedmonai.federated.release import reason_told
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment
 from fedmonai.integrations.runtime import site_service
-from fedmonai.integrations.site_settings import SETTINGS, SiteSettings
+from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings
 
 __all__ = ["LocalSite", "SiteEnd", "SiteProcess", "end_process", "site_end"]
 
@@ -87,8 +87,7 @@ class LocalSite:
                 self._service = site_service(self.folder, self.name, settings, self.root)
             return self._service.answer(request)
         except Exception as error:  # whatever it is, the server gets to know the reason
-            logger.exception("site '%s' cannot answer", self.name)
-            return Reply(error=reason_of(error))
+            return Reply(error=reason_told(error, STATE_ROOT in os.environ, Path(self.root, "fedmonai")))
 
     def close(self) -> None:
         """Release the site's folder."""
@@ -149,7 +148,7 @@ def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         try:
             reply = site.answer(unpack_request(*frame))
         except ConfigError as error:  # a request of another version, or of no form at all
-            reply = Reply(error=reason_of(error))
+            reply = Reply(error=reason_told(error, STATE_ROOT in os.environ, Path(site.root, "fedmonai")))
         _write(outgoing, pack_reply(reply))
     site.close()
 

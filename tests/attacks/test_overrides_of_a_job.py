@@ -83,7 +83,6 @@ def test_data_of_the_site(key: str, tmp_path: Path) -> None:
     assert "other_patients" not in str(read), f"{said}: reads {read}"
 
 
-@pytest.mark.xfail(strict=True, reason="not refused yet: paths among a job's overrides are not looked at")
 def test_folder_that_follows_from_the_bundles(tmp_path: Path) -> None:
     """``generated_dir`` lies below ``bundle_root``, which a machine decides; the job says where it is written."""
     outside = tmp_path / "elsewhere"
@@ -122,9 +121,6 @@ def test_section_of_the_machine(tmp_path: Path) -> None:
     assert parser["federation"].get("seed") is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="not refused yet: ids that reach sites by their names are not looked at as paths"
-)
 def test_ids_by_name_are_values_that_are_known(tmp_path: Path) -> None:
     """What stands at the top of a federation's config holds at the sites, but is not checked as what ``local`` says."""
     bundle, outside = fresh(tmp_path), tmp_path / "elsewhere"

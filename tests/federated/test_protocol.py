@@ -60,8 +60,8 @@ def test_hooks_of_mixins_and_of_objects_are_looked_at() -> None:
     mine = type("Mine", (SiteHandler,), {})()
     with pytest.raises(TypeError, match=r"Mine\.need_previous .* 'needs_previous'"):
         mine.need_previous = True
-    with pytest.raises(TypeError, match=r"Mine\.observed .* 'observe'"):
-        mine.observed = hook
+    with pytest.raises(TypeError, match=r"Mine\.observes .* 'observe'"):
+        mine.observes = hook
     with pytest.raises(TypeError, match=r"attachments_up is the text 'control'; give a tuple"):
         WeightedMean().attachments_up = "control"
     mine.contribution = 1.0  # a number is not meant as the hook 'contribute'
