@@ -16,10 +16,16 @@ from tqdm import tqdm
 
 from fedmonai.command_line import run_command
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.experiments.comparison import PlannedRun, check_runs, execute, planned_runs, write_cross_site
+from fedmonai.experiments.comparison import (
+    PlannedRun,
+    check_runs,
+    compared_runs,
+    execute,
+    planned_runs,
+    write_cross_site,
+)
 from fedmonai.experiments.plan import read_plan
 from fedmonai.names import as_list
-from fedmonai.report.comparison import ComparedRun
 from fedmonai.report.comparison_page import check_projection, write_comparison
 
 
@@ -45,22 +51,23 @@ def compare(
     chosen = read_plan(str(plan), *(None if given is None else as_list(given) for given in (methods, seeds)))
     runs = list(planned_runs(chosen, str(output_dir)))
     check_runs(runs, bundles)
-    finished: list[ComparedRun] = []
+    finished: list[PlannedRun] = []
     failed: list[str] = []
     try:
         for run in tqdm(runs, desc="Runs", unit="run"):
             print(f"\n{run.method.name}, seed {run.seed}: {run.folder}", flush=True)
             try:
                 _run(run, bundles)
-                finished.append(ComparedRun(run.method.name, run.seed, run.folder))
+                finished.append(run)
             except (ConfigError, FederationError) as error:  # the other methods can still be compared
                 failed.append(f"{run.method.name}, seed {run.seed}: {' '.join(str(error).split())}")
     finally:  # whatever ends this, nobody has to search for the reasons
         for line in failed:
             print(f"error: {line}", file=sys.stderr)
-    if all(run.method != chosen.reference for run in finished):
+    rows = compared_runs(chosen, finished)
+    if all(row.method != chosen.reference for row in rows):
         return None, [*failed, f"no run of the reference method '{chosen.reference}' has finished"]
-    return write_comparison(finished, chosen.reference, str(output_dir), latents), failed
+    return write_comparison(rows, chosen.reference, str(output_dir), latents, chosen.about), failed
 
 
 def _run(run: PlannedRun, bundles: str) -> None:

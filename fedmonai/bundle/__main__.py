@@ -11,6 +11,7 @@ from typing import Any
 
 import fire
 
+from fedmonai.bundle.digest import bundle_digest, bundle_files, verify_signature
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_catalogue import used_lines
 from fedmonai.errors import ConfigError
@@ -120,7 +121,36 @@ def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = F
     print(text.rstrip() if page else json.dumps(chosen, indent=2) if as_json else id_text(chosen))
 
 
+def digest(bundle: str = ".", files: bool = False) -> None:
+    """Print the SHA-256 over all files of a bundle, which a site pins as ``bundle_digest`` in its ``fedmonai.yaml``.
+
+    Args:
+        bundle: folder of the bundle.
+        files: print digest and path of every file instead, as ``sha256sum`` does.
+    """
+    try:
+        lines = ["  ".join(entry) for entry in bundle_files(str(bundle))] if files else [bundle_digest(str(bundle))]
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(lines))
+
+
+def verify(archive: str, signers: str, identity: str, signature: str | None = None) -> None:
+    """Check offline who signed a bundle's archive (OpenSSH's ``ssh-keygen -Y verify``), before it is unpacked.
+
+    Args:
+        archive: the file as it was received.
+        signers: OpenSSH's list of allowed signers, which the site keeps.
+        identity: who must have signed it, as named there.
+        signature: the file of the signature; default the archive's name with ``.sig`` behind it.
+    """
+    try:
+        print(verify_signature(str(archive), str(signers), str(identity), signature))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing into `head` ends with it
-    fire.Fire({"check": check, "ids": ids, "lint": lint, "try": try_bundle})
+    fire.Fire({"check": check, "digest": digest, "ids": ids, "lint": lint, "try": try_bundle, "verify": verify})

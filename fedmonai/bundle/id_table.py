@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class IdTable(Mapping[str, IdEntry]):
         """
         path = Path(bundle_root, "configs", TABLE_FILE)
         try:
-            table = cls(load_strictly(path) if path.is_file() else None)
+            table = _table(path, path.read_bytes()) if path.is_file() else cls()
         except ValueError as error:
             raise ConfigError(f"configs/{TABLE_FILE}: {error}") from error
         for file, content in contents.items():
@@ -159,6 +160,12 @@ class IdTable(Mapping[str, IdEntry]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+@lru_cache(maxsize=64)
+def _table(path: Path, content: bytes) -> IdTable:
+    """The table of a file, made once per ``content``; :meth:`IdTable.extended` makes a new one."""
+    return IdTable(load_strictly(path))
 
 
 def _entry(name: str, spec: Any, where: str) -> IdEntry:

@@ -14,12 +14,7 @@ from fedmonai.bundle.ids import RUNTIME_IDS, read_by_name
 from fedmonai.errors import ConfigError
 from fedmonai.gate.references import referred_ids
 
-__all__ = [
-    "refuse_out_of_range",
-    "refuse_unread_ids",
-    "refuse_without_effect",
-    "refuse_wrong_kinds",
-]
+__all__ = ["read_ids", "refuse_out_of_range", "refuse_unread_ids", "refuse_without_effect", "refuse_wrong_kinds"]
 
 
 SEP = ReferenceResolver.sep
@@ -159,7 +154,7 @@ def refuse_without_effect(
     in_federation = "federation" in config
     at_site = not in_federation and config.get("standalone") is False
     overlaid = _overlaid(config, contents)
-    read, read_before = _read_ids(config), _read_ids(base)
+    read, read_before = read_ids(config), read_ids(base)
     passed = _READ_BY_NAME | read | (_GIVEN_TO_SITES if at_site else {"site"})
     for key, value in config.items():
         entry = table.get(key)
@@ -180,13 +175,15 @@ def refuse_without_effect(
 
 
 def _overlaid(config: Mapping[str, Any], contents: Mapping[Path, Mapping[str, Any]]) -> set[str]:
-    """The ids that a config has from overlays of a site's config, which are those whose plain values it all has."""
+    """The ids with values that a config has from overlays of a site's config: those all of whose ids it has.
+
+    What a later overlay or override has changed is not the first one's any more.
+    """
     found: set[str] = set()
     for path, content in contents.items():
         plain = {key: value for key, value in content.items() if SEP not in key and not isinstance(value, Mapping)}
-        applied = all(key in config and config[key] == value for key, value in plain.items())
-        if applied and "bundle_root" not in content and path.parent.name != "federation":
-            found |= plain.keys()
+        if plain.keys() <= config.keys() and "bundle_root" not in content and path.parent.name != "federation":
+            found |= {key for key, value in plain.items() if config[key] == value}
     return found
 
 
@@ -208,7 +205,7 @@ def _elsewhere(entry: IdEntry | None, files: list[str], in_federation: bool) -> 
     return "" if entry is None else "nothing in this config reads it"
 
 
-def _read_ids(config: Mapping[str, Any]) -> set[str]:
+def read_ids(config: Mapping[str, Any]) -> set[str]:
     """The ids that components, sections and lists of a config read, directly or through texts of settings."""
     found = referred_ids([value for value in config.values() if isinstance(value, (Mapping, list))])
     found |= read_by_name(config)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,9 +49,15 @@ RUNTIME_IDS |= set(cast(dict, DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]))
 _BY_NAME = ("federation", "strategy")
 
 
-def read_configs(bundle_root: str | Path) -> dict[Path, dict[str, Any]]:
-    """The content of every config file of a bundle, by file."""
-    return {path: ConfigParser.load_config_file(path) or {} for path in config_files(bundle_root)}
+def read_configs(bundle_root: str | Path) -> dict[Path, Mapping[str, Any]]:
+    """The content of every config file of a bundle, by file; shared between callers, so not to be changed."""
+    return {path: _parsed(path, path.read_bytes()) for path in config_files(bundle_root)}
+
+
+@lru_cache(maxsize=1024)
+def _parsed(path: Path, content: bytes) -> Mapping[str, Any]:
+    """A file as MONAI reads it, parsed once per ``content``: every site of a federation opens the whole bundle."""
+    return ConfigParser.load_config_file(path) or {}
 
 
 def written_ids(contents: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -23,13 +23,14 @@ from fedmonai.bundle.id_values import (
 )
 from fedmonai.bundle.ids import known_ids, read_configs, refuse_unknown
 from fedmonai.errors import ConfigError, root_user_error
+from fedmonai.interruption import end_in_one_line
 from fedmonai.io import FileName, InputPath, OutputPath, write_text
 
-__all__ = ["check_config", "live_config", "live_resolver", "save_run_config"]
+__all__ = ["check_config", "live_config", "live_resolver", "plain_values", "save_run_config"]
 
 
 def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
-    """Refuse ids that nothing reads and values of a wrong kind or out of range; let mistakes end in one line.
+    """Refuse ids that nothing reads and values of a wrong kind or out of range; let mistakes and signals end in a line.
 
     MONAI accepts ``--epohcs 3`` and trains with the default. As a component named in ``initialize`` this check sees the
     config that is really used, whether it comes from the command line, an args file, ``ConfigWorkflow`` or
@@ -49,6 +50,7 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     """
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
+        end_in_one_line()
     bundle_root = _loaded_bundle() or bundle_root
     if not Path(bundle_root, "configs").is_dir():
         raise ConfigError(
@@ -142,14 +144,16 @@ def save_run_config(output_dir: OutputPath, name: FileName = "config.yaml") -> s
         )
     path = Path(output_dir, name)
     content = {key: value for key, value in live_config().items() if key != "_meta_"}
-    write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), path)
+    write_text(yaml.safe_dump(plain_values(content), sort_keys=False, allow_unicode=True), path)
     return str(path)
 
 
-def _plain(value: Any) -> Any:
-    """YAML takes plain values only; objects given through the Python API are written as their text."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+def plain_values(value: Any) -> Any:
+    """YAML takes plain values only; objects given through the Python API are written as the name of their class."""
+    if isinstance(value, Mapping):
+        return {str(k): plain_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+        return [plain_values(v) for v in value]
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,21 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
+import fedmonai
 from fedmonai.bundle.ids import apply_overrides, nearest_of
 from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.io import load_checked, write_table, write_text
+from fedmonai.report.comparison import ComparedRun
 
-__all__ = ["PlannedRun", "check_runs", "execute", "planned_runs", "write_cross_site"]
+__all__ = ["PlannedRun", "check_runs", "compared_runs", "execute", "planned_runs", "source_state", "write_cross_site"]
 
 #: a run's inputs beside its results, so that a changed plan is never mistaken for the one that was run
 RECORD = "planned.json"
+#: the state of the program that made the run; a continued run keeps the newest
+SOURCE = "source.json"
 CROSS_SITE_COLUMNS = ("model_site", "test_site", "metric", "value")
 
 
@@ -47,10 +52,38 @@ class PlannedRun:
         return json.dumps(self.content, indent=2, sort_keys=True, default=str) + "\n"
 
 
+def compared_runs(plan: Plan, finished: Sequence[PlannedRun]) -> list[ComparedRun]:
+    """The rows of a comparison, one for every finished run and every method that reads it."""
+    found = []
+    for method in plan.methods:
+        for run in finished:
+            if run.method.name == (method.run_of or method.name):
+                found.append(ComparedRun(method.name, run.seed, run.folder, method.model))
+    return found
+
+
+def source_state() -> dict[str, Any]:
+    """The commit of the program, ``None`` where it is no checkout, and whether files differ from it."""
+    folder = Path(fedmonai.__file__).parents[1]
+
+    def git(*arguments: str) -> str | None:
+        words = ["git", "-C", str(folder), *arguments]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=30)  # noqa: S603 (git, of our own folder)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "fedmonai/__init__.py") is None:  # installed, or in somebody else's checkout
+        return {"commit": None, "changed": False}
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "fedmonai", "bundles", "scripts")
+    return {"commit": git("rev-parse", "--short=12", "HEAD"), "changed": bool(changed)}
+
+
 def planned_runs(plan: Plan, output_dir: str | Path) -> Iterator[PlannedRun]:
     """The runs of a plan, one seed of all methods after the other: early results already compare."""
     for seed in plan.seeds:
-        for method in plan.methods:
+        for method in (method for method in plan.methods if method.run_of is None):
             yield PlannedRun(method, seed, Path(output_dir) / "runs" / method.folder / f"seed_{seed}")
 
 
@@ -92,6 +125,7 @@ def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
             federation.prepare()
             # not before: what could not start shall not keep the corrected plan out of its folder
             write_text(run.record, run.folder / RECORD)
+            write_text(json.dumps(source_state()) + "\n", run.folder / SOURCE)
             workflow.run()
     return federation
 

@@ -16,8 +16,9 @@ from fedmonai.io import read_strictly
 __all__ = ["Method", "Plan", "read_plan"]
 
 
-PLAN_KEYS = ("seeds", "reference", "ids", "methods")
+PLAN_KEYS = ("about", "seeds", "reference", "ids", "methods")
 METHOD_KEYS = ("bundle", "overlays", "ids")
+ROW_KEYS = ("run_of", "model")
 #: ids that a plan cannot set, most of them because every run has its own value, and what to do instead
 OWN_IDS = {
     "seed": "list the seeds under 'seeds'",
@@ -30,12 +31,18 @@ OWN_IDS = {
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a comparison: a bundle, overlays of its ``federated.yaml``, and ids that win over both."""
+    """One row of a comparison: a bundle, overlays of its ``federated.yaml``, and ids that win over both.
+
+    ``run_of`` names another method whose runs this row reads instead of runs of its own, and ``model`` the model that
+    it is judged by: ``global``, ``personal``, or ``None`` for a site's own model where it has one, else the global one.
+    """
 
     name: str
     bundle: str
     overlays: tuple[str, ...] = ()
     ids: Mapping[str, Any] = field(default_factory=dict)
+    run_of: str | None = None
+    model: str | None = None
 
     @property
     def folder(self) -> str:
@@ -45,18 +52,20 @@ class Method:
 
 @dataclass(frozen=True)
 class Plan:
-    """Methods and seeds; ``reference`` is the method that the others are tested against."""
+    """Methods and seeds; the others are tested against ``reference``, and ``about`` is a text for the page."""
 
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     reference: str
+    about: str = ""
 
 
 def read_plan(path: str | Path, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
-    """Read a plan: ``seeds``, ``reference`` (the first method by default), ``ids`` for all, and ``methods``.
+    """Read a plan: ``about``, ``seeds``, ``reference`` (the first method by default), ``ids`` for all, ``methods``.
 
     ``methods`` is ``{name: {bundle: fl_mr, overlays: [configs/federation/fedprox.yaml], ids: {...}}}``; the ids of a
-    method win over the common ones, both are ids of the bundle's ``federated.yaml``.
+    method win over the common ones, both are ids of the bundle's ``federated.yaml``. ``{name: {run_of: another,
+    model: global}}`` is a row of its own for another model of the same runs.
 
     Args:
         path: YAML file.
@@ -73,13 +82,19 @@ def read_plan(path: str | Path, methods: Sequence[str] | None = None, seeds: Seq
     found = [_method(where, str(name), spec, common) for name, spec in content["methods"].items()]
     _refuse_same_folders(where, found)
     names = [method.name for method in found]
+    _check_rows(where, found)
+    about = content.get("about", "")
+    if not isinstance(about, str):
+        raise ConfigError(f"{where}: about is {about!r}; give a text that says what is compared.")
     wanted = None if methods is None else _wanted(where, methods, names)
     reference = str(content.get("reference", names[0]))
     if reference not in names:
         raise ConfigError(f"{where}: reference '{reference}' is not one of its methods {', '.join(names)}.")
+    if wanted is not None:
+        wanted += [method.run_of for method in found if method.run_of and method.name in (*wanted, reference)]
     chosen = tuple(method for method in found if wanted is None or method.name in {*wanted, reference})
     numbers = _seeds(f"{where}: seeds", content.get("seeds", [0])) if seeds is None else _seeds("--seeds", seeds)
-    return Plan(chosen, numbers, reference)
+    return Plan(chosen, numbers, reference, " ".join(about.split()))
 
 
 def _mapping(where: str, path: str | Path) -> dict[str, Any]:
@@ -96,13 +111,29 @@ def _method(where: str, name: str, spec: Any, common: Mapping[str, Any]) -> Meth
     where = f"{where}, method '{name}'"
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{where} is {spec!r}; give {{bundle: {spec if isinstance(spec, str) else 'fl_mr'}}}.")
-    _refuse_keys(where, spec, METHOD_KEYS)
+    _refuse_keys(where, spec, ROW_KEYS if "run_of" in spec else (*METHOD_KEYS, "model"))
+    model = spec.get("model")
+    if model not in (None, "global", "personal"):
+        raise ConfigError(f"{where}: model is {model!r}; give global or personal, or leave it out.")
+    if "run_of" in spec:
+        return Method(name, "", run_of=str(spec["run_of"]), model=model)
     bundle = spec.get("bundle")
     if not isinstance(bundle, str) or not bundle:
         named = "names no bundle" if bundle is None else f"has the bundle {bundle!r}, which is no name"
         raise ConfigError(f"{where} {named}; add bundle: fl_mr.")
     ids = {**common, **_ids(f"{where}, ids", spec.get("ids", {}))}
-    return Method(name, bundle, _overlays(where, spec.get("overlays", [])), ids)
+    return Method(name, bundle, _overlays(where, spec.get("overlays", [])), ids, model=model)
+
+
+def _check_rows(where: str, methods: Sequence[Method]) -> None:
+    """Every ``run_of`` names a method with runs of its own."""
+    own = [method.name for method in methods if method.run_of is None]
+    for method in methods:
+        if method.run_of is not None and method.run_of not in own:
+            raise ConfigError(
+                f"{where}, method '{method.name}': run_of is '{method.run_of}'; give one that has runs of its own: "
+                f"{', '.join(own) or 'there is none'}."
+            )
 
 
 def _overlays(where: str, overlays: Any) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ class Evaluations:
                 if one.model == "personal" and self.key_metric in one.metrics:
                     # at a site in this process it is noted already; equal values change nothing
                     self.best.update(one.metrics[self.key_metric], number, result.site)
-            notes += self._failure("validation", result)
+            notes += [*self._failure("validation", result), *_held_back("validation", result)]
         counted = found.get("personal") or found.get("global") or {}
         chosen = found.get("global") or counted
         values = chosen.get(self.key_metric, {})
@@ -84,7 +84,7 @@ class Evaluations:
         chosen = {name: self._chosen(name, last_round) for name in names}
         for result in self.sites.test(chosen, initial, self.best):
             write_site_evaluation(self.folder, result)
-            notes += self._failure("test", result)
+            notes += [*self._failure("test", result), *_held_back("test", result)]
             if self.best.round() and self.best.round(result.site) is None and _has_personal(result):
                 notes.append(
                     f"site '{result.site}' has no model of its own that was validated: its 'personal' rows are the "
@@ -110,6 +110,17 @@ class Evaluations:
         note = f"{what} at site '{result.site}' failed: {result.error}"
         logger.warning(note)
         return [note]
+
+
+def _held_back(what: str, result: SiteEvaluation) -> list[str]:
+    """A note on a site that reports how many cases it has evaluated, and no more."""
+    numbers = [one.num_cases for one in result.found if not one.metrics]
+    if not numbers:
+        return []
+    note = f"{what} at site '{result.site}': it reports no metrics of its {min(numbers)} cases (min_cases of the site)"
+    if what == "validation":
+        note += " and has no part in the choice of the best round"
+    return [note]
 
 
 def _has_personal(result: SiteEvaluation) -> bool:

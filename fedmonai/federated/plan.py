@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.io import InputPath, OutputPath
@@ -46,6 +47,8 @@ class SitePlan:
         shared_keys: regular expressions of the tensors that leave a site; see :meth:`serving`.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
         attachments: names of attachments that the strategy may send to a site.
+        attachments_up: names of those that it takes from one.
+        policy: bounds that a deployed site sets.
         gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
             site sets it, and no config can.
 
@@ -76,6 +79,8 @@ class SitePlan:
     shared_keys: str | Sequence[str] = (".*",)
     local_keys: str | Sequence[str] = ()
     attachments: Sequence[str] = ()
+    attachments_up: Sequence[str] = ()
+    policy: SitePolicy = field(default_factory=SitePolicy)
     gate: Callable[[str, str, Sequence[str], Mapping[str, Any]], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,9 +112,13 @@ class SitePlan:
 
     def serving(self, strategy: Strategy) -> SitePlan:
         """The plan with what a strategy declares: what is shared, and which attachments it sends down."""
-        keys = strategy.shared_keys
+        keys, up, down = strategy.shared_keys, strategy.attachments_up, strategy.attachments_down
         return replace(
-            self, shared_keys=keys.patterns, local_keys=keys.local, attachments=tuple(strategy.attachments_down)
+            self,
+            shared_keys=keys.patterns,
+            local_keys=keys.local,
+            attachments=tuple(down),
+            attachments_up=tuple(up),
         )
 
     def folder(self, name: str) -> Path:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
@@ -16,6 +15,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
+from fedmonai.bundle.digest import TRAVELLING, bundle_digest
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.federated.messages import JOB_FORMAT, check_format
@@ -125,8 +125,6 @@ def _within(key: str, sections: tuple[str, ...]) -> bool:
     return any(key == section or key.startswith(f"{section}{SEP}") for section in sections)
 
 
-#: parts of a bundle that travel; weights, data and results do not
-PARTS = ("LICENSE", "configs", "docs")
 DESCRIPTION = "fedmonai.json"
 BUNDLE = "bundle"
 
@@ -140,7 +138,7 @@ class Deployment:
             under the same name finds it.
         files: the federation's config and its overlays, relative to the bundle.
         ids: overrides, plain values only.
-        digest: of the bundle's config files; a site that has its own copy of the bundle compares it.
+        digest: of what travels of the bundle; a site that has its own copy of the bundle compares it.
         isolate: let every site train in a process of its own, which is started again when it dies.
         reply_timeout: seconds that the server waits for an answer; 0 for no limit.
     """
@@ -226,7 +224,7 @@ def describe(
     for file in files:
         if not (root / file).is_file():
             raise ConfigError(f"config file '{file}' is not in the bundle folder '{root}'.")
-    deployment = Deployment(run=run or root.name, files=files, digest=bundle_digest(root), **options)
+    deployment = Deployment(run=run or root.name, files=files, digest=bundle_digest(root, TRAVELLING), **options)
     refuse_other_files(root, named_files(deployment))
     return deployment
 
@@ -242,14 +240,6 @@ def overlay_files(bundle: Path, names: str | Sequence[str]) -> list[str]:
             raise ConfigError(f"federation '{name}' is no file of '{bundle}'; choose one of {', '.join(there)}.")
         found.append(existing[0])
     return found
-
-
-def bundle_digest(bundle: str | Path) -> str:
-    """SHA-256 over names and contents of the bundle's config files."""
-    total = hashlib.sha256()
-    for path in config_files(bundle):
-        total.update(path.relative_to(bundle).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()
 
 
 def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> None:
@@ -308,25 +298,25 @@ def unpacked_bundle(
     if own is not None:
         if not Path(own, "configs").is_dir():
             raise ConfigError(f"bundle '{own}' of this site's fedmonai.yaml is no bundle: it has no folder 'configs'.")
-        if bundle_digest(own) != deployment.digest:
+        if bundle_digest(own, TRAVELLING) != deployment.digest:
             raise ConfigError(
                 f"the bundle '{own}' of this site differs from the one that the job was made from; "
                 "install the same version at every site."
             )
         return Path(own)
-    for part in PARTS:
+    for part in TRAVELLING:
         shutil.rmtree(Path(target, part), ignore_errors=True)
     _copy_parts(Path(folder, BUNDLE), Path(target))
     findings = lint_bundle(target, allow).findings
     if findings:
         raise ConfigError(f"the job's bundle is refused: {findings[0]} ({len(findings)} findings of the lint).")
-    if bundle_digest(target) != deployment.digest:
-        raise ConfigError("the job's bundle is refused: its configs are not those that the job was made from.")
+    if bundle_digest(target, TRAVELLING) != deployment.digest:
+        raise ConfigError("the job's bundle is refused: its files are not those that the job was made from.")
     return Path(target)
 
 
 def _copy_parts(source: Path, target: Path) -> None:
-    for part in PARTS:
+    for part in TRAVELLING:
         if (source / part).is_dir():
             ignored = shutil.ignore_patterns(".*", "__pycache__")
             shutil.copytree(source / part, target / part, ignore=ignored, dirs_exist_ok=True)

@@ -20,11 +20,12 @@ FEWEST_PAIRS = 6
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run folder and what it is a run of."""
+    """A run folder and what it is a run of; ``model`` is judged, ``None``: a site's own model where it has one."""
 
     method: str
     seed: int
     folder: Path
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,27 @@ class Comparison:
             raise ConfigError(f"comparison: no finished run of the reference method '{reference}'.")
         self.tables = {run: read_run(run.folder) for run in self.runs}
         for run, tables in self.tables.items():
-            if not tables.metric_names("test"):
+            tested = {row["model"] for row in tables.metrics if row["split"] == "test"}
+            if not tested:
                 raise ConfigError(f"comparison: '{run.folder}' has no final test; finish that run first.")
+            if run.model is not None and run.model not in tested:
+                raise ConfigError(f"comparison: '{run.folder}' has no test of a {run.model} model; leave 'model' out.")
         first = next(iter(self.tables.values()))
         self.metrics = first.metric_names("test")
         self.sites = sorted({site for tables in self.tables.values() for site in tables.run["test_sites"]})
         self.untrained = [m for _, m, end in first.test_columns() if end < 0 and m not in ("global", "personal")]
-        self._values = {run: self._read(tables) for run, tables in self.tables.items()}
+        self._values = {run: self._read(run, tables) for run, tables in self.tables.items()}
 
-    def _read(self, tables: RunTables) -> dict[tuple[str, str, str], dict[str, float]]:
+    def _read(self, run: ComparedRun, tables: RunTables) -> dict[tuple[str, str, str], dict[str, float]]:
         """{(model or "", site, metric): {volume: value}}; "" is the model that counts."""
         found = {}
         for site in self.sites:
             for metric in self.metrics:
-                own = tables.named_test_cases(site, metric, "personal")
-                found["", site, metric] = own or tables.named_test_cases(site, metric, "global")
+                if run.model is None:
+                    own = tables.named_test_cases(site, metric, "personal")
+                    found["", site, metric] = own or tables.named_test_cases(site, metric, "global")
+                else:
+                    found["", site, metric] = tables.named_test_cases(site, metric, run.model)
                 for model in self.untrained:
                     found[model, site, metric] = tables.named_test_cases(site, metric, model)
         return found
@@ -125,6 +132,16 @@ class Comparison:
         if not differences:
             return None
         return Difference(statistics.fmean(differences), len(differences), _wilcoxon(differences))
+
+    def curve(self, method: str, metric: str, split: str = "val") -> dict[int, list[float]]:
+        """{round: one value per seed, each the mean over the sites that have one in every listed round}."""
+        collected: dict[int, list[float]] = {}
+        for run in self._of(method):
+            series = {site: dict(self.tables[run].series(site, metric, split, run.model)) for site in self.sites}
+            known = [values for values in series.values() if values]
+            for number in sorted(set.intersection(*(set(values) for values in known))) if known else []:
+                collected.setdefault(number, []).append(statistics.fmean(values[number] for values in known))
+        return collected
 
     def cost(self, method: str) -> tuple[float, float, float]:
         """Bytes up and down per round (mean over rounds and seeds), and seconds per round (median)."""

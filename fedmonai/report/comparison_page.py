@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from fedmonai.report.comparison import ComparedRun, Comparison, Difference, Scor
 from fedmonai.report.figures import COLORS, new_figure, save_figure
 from fedmonai.report.page import UNITS, markdown_table
 
-__all__ = ["check_projection", "draw_latents", "draw_scores", "project", "write_comparison"]
+__all__ = ["check_projection", "draw_curves", "draw_latents", "draw_scores", "project", "write_comparison"]
 
 SCORE_COLUMNS = ("mean", "sd_over_seeds", "sd_over_volumes", "seeds", "volumes", "difference", "pairs", "p")
 LOWER_IS_BETTER = ("nmse", "hd95", "assd")
@@ -24,7 +26,7 @@ PROJECTIONS = ("pca", "tsne", "none")
 
 
 def write_comparison(
-    runs: Iterable[ComparedRun], reference: str, output_dir: str | Path, projection: str = "pca"
+    runs: Iterable[ComparedRun], reference: str, output_dir: str | Path, projection: str = "pca", about: str = ""
 ) -> str:
     """Write ``comparison.md``, ``comparison.csv`` and the figures of finished runs; return the path of the first.
 
@@ -33,6 +35,7 @@ def write_comparison(
         reference: the method that the others are tested against.
         output_dir: folder to write in.
         projection: of the latent features to two dimensions: ``pca``, ``tsne``, or ``none`` for no such figure.
+        about: text at the top of the page: what is compared, and why.
 
     Raises:
         ConfigError: see :class:`Comparison`; also when scikit-learn is needed and not installed.
@@ -40,10 +43,12 @@ def write_comparison(
     comparison, folder = Comparison(runs, reference), Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     figures = [draw_scores(comparison, folder / "scores.png")]
+    curves = draw_curves(comparison, folder / "curves.png")
+    figures += [curves] if curves else []
     latents = draw_latents(comparison, folder / "latents.png", projection)
     figures += [latents] if latents else []
     _write_csv(comparison, folder / "comparison.csv")
-    parts = [_heading(comparison)]
+    parts = [_heading(comparison, about), _provenance(comparison)]
     for metric in comparison.metrics:
         parts += [_scores(comparison, metric), _differences(comparison, metric)]
     parts += [_costs(comparison), _matrices(comparison)]
@@ -57,13 +62,14 @@ def _label(metric: str) -> tuple[str, int]:
     return UNITS.get(metric, (metric, 4))
 
 
-def _heading(comparison: Comparison) -> str:
+def _heading(comparison: Comparison, about: str) -> str:
     wanted = sorted({run.seed for run in comparison.runs})
     found = {method: len(comparison.seeds(method)) for method in comparison.methods}
     missing = [f"{method} has {count} of {len(wanted)} seeds" for method, count in found.items() if count < len(wanted)]
     lines = [
         "# Comparison",
         "",
+        *([about, ""] if about else []),
         f"Seeds {', '.join(map(str, wanted))}. A cell is the mean over seeds of the mean over test volumes, ± the "
         "standard deviation over seeds, and in brackets the standard deviation over test volumes of their means over "
         "seeds (in the last column over the volumes of all sites). Every model is that of its best validated round; a "
@@ -72,6 +78,25 @@ def _heading(comparison: Comparison) -> str:
         *(f"Note: {note}." for note in missing),
     ]
     return "\n".join(lines)
+
+
+def _provenance(comparison: Comparison) -> str:
+    """What the runs were made with; more than one value where they differ."""
+    found: dict[str, set[str]] = {}
+    for run, tables in comparison.tables.items():
+        facts = {
+            **tables.run.get("versions", {}),
+            "threads": tables.run.get("threads"),
+            "on": tables.run.get("machine"),
+        }
+        source = run.folder / "source.json"
+        if source.is_file():
+            state = json.loads(source.read_text(encoding="utf-8"))
+            facts["commit"] = f"{state['commit']}{' with changes' if state['changed'] else ''}"
+        for name, value in facts.items():
+            found.setdefault(name, set()).add(str(value))
+    parts = [f"{name} {' and '.join(sorted(values))}" for name, values in found.items()]
+    return f"Made with {', '.join(parts)}."
 
 
 def _about_differences(comparison: Comparison) -> list[str]:
@@ -192,6 +217,30 @@ def draw_scores(comparison: Comparison, path: Path) -> Path:
         axis.set_xticks(range(len(sites)), [site or "mean" for site in sites])
         axis.set_title(_label(metric)[0])
         axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    return save_figure(figure, path)
+
+
+def draw_curves(comparison: Comparison, path: Path) -> Path | None:
+    """One panel per validation metric: the mean over sites and seeds by round, its band the range of the seeds."""
+    metrics = list(dict.fromkeys(m for tables in comparison.tables.values() for m in tables.metric_names("val")))
+    if not metrics:
+        return None
+    figure = new_figure(4.2 * len(metrics), 3.4)
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, metric in zip(axes, metrics, strict=True):
+        for index, method in enumerate(comparison.methods):
+            found = comparison.curve(method, metric)
+            color = COLORS[index % len(COLORS)]
+            rounds = sorted(found)
+            axis.plot(rounds, [statistics.fmean(found[n]) for n in rounds], color=color, marker=".", label=method)
+            axis.fill_between(
+                rounds, [min(found[n]) for n in rounds], [max(found[n]) for n in rounds], color=color, alpha=0.15, lw=0
+            )
+        axis.set_xlabel("round")
+        axis.set_title(f"validation {_label(metric)[0]}")
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return save_figure(figure, path)
 

@@ -33,10 +33,10 @@ class RunTables:
         """Metrics of a split in the order of writing, without the loss."""
         return list(dict.fromkeys(r["metric"] for r in self.metrics if r["split"] == split and r["metric"] != "loss"))
 
-    def series(self, site: str, metric: str, split: str) -> list[tuple[int, float]]:
-        """(round, value) of a site's own or the global model, by round."""
+    def series(self, site: str, metric: str, split: str, model: str | None = None) -> list[tuple[int, float]]:
+        """(round, value) of a model, by round; by default the site's own one where it has one, else the global one."""
         models = {r["model"] for r in self.metrics if r["site"] == site and r["split"] == split}
-        model = "personal" if "personal" in models else "global"
+        model = model or ("personal" if "personal" in models else "global")
         wanted = {"site": site, "metric": metric, "split": split, "model": model}
         rows = [r for r in self.metrics if all(r[k] == v for k, v in wanted.items())]
         return sorted((r["round"], r["value"]) for r in rows)
@@ -97,10 +97,13 @@ def read_run(run_dir: str | Path) -> RunTables:
 def _parsed(path: Path, lines: bool = False) -> list[Any]:
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
     try:
-        return [json.loads(part) for part in (text.splitlines() if lines else [text])]
-    except json.JSONDecodeError as error:
+        text = path.read_text(encoding="utf-8")
+        found = [json.loads(part) for part in (text.splitlines() if lines else [text])]
+        if not all(isinstance(part, dict) and (not lines or isinstance(part.get("round"), int)) for part in found):
+            raise ValueError("not a record")
+        return found
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}); restore it or run again in another output_dir.") from error
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import yaml
 
 from fedmonai.errors import ConfigError
-from fedmonai.experiments.comparison import PlannedRun, check_runs, execute, planned_runs
+from fedmonai.experiments.comparison import PlannedRun, check_runs, compared_runs, execute, planned_runs, source_state
 from fedmonai.experiments.plan import Method, read_plan
 
 PLANS = sorted((Path(__file__).parents[2] / "scripts" / "plans").glob("*.yaml"))
@@ -52,6 +54,61 @@ def test_seeds_are_the_outer_loop_and_folders_are_plain(tmp_path: Path) -> None:
         ("FedProx, strong", 4),
     ]
     assert runs[1].folder == tmp_path / "runs" / "fedprox_strong" / "seed_3"
+
+
+def test_rows_of_the_same_runs(tmp_path: Path) -> None:
+    """A row that reads another method's runs has none of its own, and brings that method along when it is chosen."""
+    rows = {**PLAN["methods"], "global of FL-MR": {"run_of": "FL-MR", "model": "global"}}
+    path = write(tmp_path, {**PLAN, "about": "two\n lines", "reference": "FedProx, strong", "methods": rows})
+    plan = read_plan(path, ["global of FL-MR"])
+    assert [m.name for m in plan.methods] == ["FL-MR", "FedProx, strong", "global of FL-MR"]
+    assert plan.about == "two lines"
+    runs = list(planned_runs(plan, tmp_path))
+    assert {run.method.name for run in runs} == {"FL-MR", "FedProx, strong"}
+    found = compared_runs(plan, runs[:1])
+    assert [(row.method, row.model, row.folder) for row in found] == [
+        ("FL-MR", None, runs[0].folder),
+        ("global of FL-MR", "global", runs[0].folder),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"run_of": "FL-MRR"}, "run_of is 'FL-MRR'; give one that has runs of its own: FL-MR, FedProx, strong"),
+        ({"run_of": "row"}, "run_of is 'row'; give one that has runs of its own"),
+        ({"run_of": "FL-MR", "model": "best"}, "model is 'best'; give global or personal"),
+        ({"run_of": "FL-MR", "ids": {}}, "'ids' is unknown"),
+    ],
+)
+def test_mistaken_rows(tmp_path: Path, row: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        read_plan(write(tmp_path, {**PLAN, "methods": {**PLAN["methods"], "row": row}}))
+
+
+def test_the_state_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit where the package is tracked; none where it is a copy, even inside a checkout of something else."""
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("git is not installed")
+    package = tmp_path / "fedmonai" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr("fedmonai.__file__", str(package))
+    assert source_state() == {"commit": None, "changed": False}
+
+    def run(*words: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        subprocess.run([git, "-C", str(tmp_path), *author, *words], check=True, capture_output=True)
+
+    run("init", "-q")
+    assert source_state() == {"commit": None, "changed": False}
+    run("add", ".")
+    run("commit", "-qm", "one")
+    state = source_state()
+    assert len(state["commit"]) == 12 and not state["changed"]
+    package.write_text("changed = 1\n")
+    assert source_state() == {"commit": state["commit"], "changed": True}
 
 
 def test_a_choice_of_methods_keeps_the_reference(tmp_path: Path) -> None:

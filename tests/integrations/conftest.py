@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fedmonai.integrations.job import bundle_digest, describe, stage
+from fedmonai.bundle.digest import bundle_digest
+from fedmonai.integrations.job import describe, stage
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 TINY: dict[str, Any] = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ def witness(job: Path, tmp_path: Path) -> Path:
 
 
 def served(job: Path, tmp_path: Path, settings: SiteSettings | None = None) -> SiteService:
-    service = site_service(job, "a", settings or SiteSettings(), tmp_path / "root")
+    settings = settings or SiteSettings()
+    # with its own bundle it would write there; where data are is for a site to say
+    settings = replace(settings, ids={"generated_dir": str(tmp_path / "data"), **settings.ids})
+    service = site_service(job, "a", settings, tmp_path / "root")
     try:
         service.sites.open("a")
     except BaseException:

@@ -132,6 +132,33 @@ def test_written_tables_and_figures(runs: list[ComparedRun], tmp_path: Path) -> 
     assert [r["mean"] for r in rows if (r["method"], r["metric"]) == ("plain", "bytes_up")] == ["1500.0"]
 
 
+def test_curves_are_means_over_sites_by_seed(runs: list[ComparedRun], tmp_path: Path) -> None:
+    for run in runs:
+        model = "personal" if run.method == "better" else "global"
+        lines = [f"{n},{site},{model},val,psnr,{10 * n + run.seed + (site == 'B')}" for n in (1, 2) for site in "AB"]
+        with (run.folder / "metrics.csv").open("a") as stream:
+            stream.write("\n".join(lines) + "\n")
+    assert Comparison(runs, "plain").curve("plain", "psnr") == {1: [10.5, 11.5], 2: [20.5, 21.5]}
+    text = Path(write_comparison(runs, "plain", tmp_path / "out", "none", "What it is about.")).read_text()
+    assert "![curves](curves.png)" in text and (tmp_path / "out" / "curves.png").stat().st_size > 1000
+    assert "\nWhat it is about.\n" in text
+
+
+def test_a_row_for_another_model_of_the_same_run(runs: list[ComparedRun], tmp_path: Path) -> None:
+    """One run with two models is two rows; the page says with what the runs were made, and where that differs."""
+    first = next(run for run in runs if run.method == "better")
+    with (first.folder / "metrics.csv").open("a") as stream:
+        stream.write("".join(f"2,{site},global,test,psnr,{value}\n" for site, value in (("A", 21.0), ("B", 29.0))))
+    both = [run for run in runs if run.method == "plain"] + [first, ComparedRun("shared", 0, first.folder, "global")]
+    (first.folder / "source.json").write_text('{"commit": "abc123", "changed": true}')
+    comparison = Comparison(both, "plain")
+    assert comparison.score("better", "psnr", "A").mean == 26.0  # type: ignore[union-attr]
+    assert comparison.score("shared", "psnr", "A").mean == 21.0  # type: ignore[union-attr]
+    assert "commit abc123 with changes" in Path(write_comparison(both, "plain", tmp_path / "o", "none")).read_text()
+    with pytest.raises(ConfigError, match="has no test of a personal model"):
+        Comparison([*both, ComparedRun("x", 0, both[0].folder, "personal")], "plain")
+
+
 def test_few_volumes_are_not_tested(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, name, 0, {"A": [20.0, 21.0 + n]}) for n, name in enumerate(("plain", "other"))]
     found = Comparison(runs, "plain").difference("other", "psnr", "A")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import numpy as np
 from nibabel import orientations
 
 from fedmonai.data.cache import fits_in_memory
+from fedmonai.data.damage import InputError, damage_named
 from fedmonai.data.pictures import PICTURE_SUFFIXES, picture_size, read_picture
-from fedmonai.errors import ConfigError, first_line
+from fedmonai.errors import ConfigError
 
 __all__ = ["CaseVolume", "affine_shift", "read_case_file", "turn_to", "volume_shape"]
 
@@ -90,10 +90,10 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
     needed = math.prod(shape) * np.dtype(np.float64).itemsize  # scaled values are double
     if not fits_in_memory(needed):
         raise ConfigError(f"{path} has shape {shape} and needs {needed:,} bytes, more than the memory that is free.")
-    try:
+    with damage_named(f"{path} cannot be read to its end", "; copy it again."):
         values = np.asanyarray(image.dataobj).reshape(shape)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ConfigError(f"{path} cannot be read to its end ({first_line(error, 100)}); copy it again.") from error
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"{path} holds {values.dtype}, expected real numbers.")
     if orientation is not None:
         turn = turn_to(affine, orientation)
         values = orientations.apply_orientation(values, turn)
@@ -105,10 +105,8 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
 def _open_nifti(path: PathLike) -> nib.Nifti1Image:
     if not Path(path).is_file():
         raise ConfigError(f"{path} does not exist.")
-    try:
+    with damage_named(f"{path} is not a NIfTI file that can be read", "."):
         image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise ConfigError(f"{path} is not a NIfTI file that can be read ({first_line(error, 100)}).") from error
     if not isinstance(image, nib.Nifti1Image):
         raise ConfigError(f"{path} is a {type(image).__name__}, not a NIfTI volume.")
     return image
@@ -135,8 +133,10 @@ def missing_voxels(image: Any, path: PathLike) -> str:
 
 
 def _affine(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    with damage_named(f"{path} is not a NIfTI file that can be read", "."):
+        affine = np.asarray(image.affine, dtype=np.float64)
+    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9
+    if not usable or np.isnan(orientations.io_orientation(affine)).any():  # NaN: an axis that points nowhere
         raise ConfigError(f"{path}: its affine is not usable ({affine[:3, :3].round(3).tolist()}); repair the header.")
     return affine
 

@@ -13,7 +13,8 @@ from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
 from fedmonai.data.convert.readers import PlaneSize, kspace_and_target, open_source, sampled
-from fedmonai.data.convert.volume import InputError, Source, Volume
+from fedmonai.data.convert.volume import Source, Volume
+from fedmonai.data.damage import InputError
 from fedmonai.data.folder import VolumeFolder
 from fedmonai.errors import ConfigError
 from fedmonai.io import InputPath

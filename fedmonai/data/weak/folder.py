@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedmonai.data.convert.volume import Source
+from fedmonai.data.damage import without_path
 from fedmonai.data.folder import VolumeFolder
 from fedmonai.data.kspace.read import open_volume
 from fedmonai.data.pictures import PICTURE_SUFFIXES, picture_size, read_picture
@@ -69,7 +70,7 @@ class PictureFolder(VolumeFolder):
                     kind = self._check(path)
                     sources.append(Source(kind, str(path), (path,), "", _name(path, root)))
                 except ConfigError as error:
-                    failed.append((str(path), str(error).removeprefix(f"{path}").lstrip(": ")))
+                    failed.append((str(path), without_path(error, path)))
         return sources, failed
 
     def _check(self, path: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import h5py
 import numpy as np
 
-from fedmonai.data.kspace.read import open_volume, own_dataset, read_slice
+from fedmonai.data.kspace.read import holds, open_volume, own_dataset, read_slice
 from fedmonai.data.pictures import MAX_SIDE, open_picture, read_picture
 from fedmonai.errors import ConfigError
 
@@ -82,7 +82,7 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
     """
     with open_volume(path) as file:
         name = _mask_key(file) if key == "mask" else key
-        if name not in file:
+        if not holds(file, name):
             found = ", ".join(sorted(file))
             raise ConfigError(
                 f"{path} has no labels '{key}' (found: {found}); choose another annotation, or make them with "
@@ -143,7 +143,7 @@ def read_pair(
 
 def _mask_key(file: h5py.File) -> str:
     for key in MASK_KEYS:
-        if key in file:
+        if holds(file, key):
             return key
     raise ConfigError(f"{file.filename}: no '{MASK_KEYS[0]}' or '{MASK_KEYS[1]}' (found: {', '.join(sorted(file))}).")
 
@@ -151,7 +151,7 @@ def _mask_key(file: h5py.File) -> str:
 def _any_label_key(file: h5py.File) -> str:
     """The mask, or any other labels where a site has no masks for its training images."""
     others = [key for key in sorted(file) if key != IMAGE_KEY]
-    return others[0] if others and not any(key in file for key in MASK_KEYS) else _mask_key(file)
+    return others[0] if others and not any(holds(file, key) for key in MASK_KEYS) else _mask_key(file)
 
 
 def read_dataset(file: h5py.File, key: str) -> h5py.Dataset:
