@@ -19,7 +19,7 @@ from fedmonai.bundle.lint_merged import SiteGate, isolated, merged_config, refus
 from fedmonai.errors import ConfigError
 from fedmonai.integrations.job import Deployment, describe, stage
 from fedmonai.integrations.runtime import federation_config
-from fedmonai.integrations.worker import PRIVATE, SiteProcess
+from fedmonai.integrations.worker import SiteProcess
 
 COMMAND = {"hidden": "xos.system", "command": "touch marker"}
 
@@ -187,8 +187,8 @@ def test_process_of_a_site_imports_nothing_from_its_folder(tmp_path: Path, monke
 
 
 def test_files_of_a_site_are_its_users_alone(tmp_path: Path) -> None:
-    """With the umask of a site's processes."""
-    code = f"import os; os.umask({PRIVATE}); os.mkdir('d'); open('f', 'w').close()"
+    code = "import os; from fedmonai.integrations.worker import LocalSite; LocalSite('job', 'B', 'settings', 'root')\n"
+    code += "os.mkdir('d'); open('f', 'w').close()"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("d", "f")] == [0o700, 0o600]
 
