@@ -17,7 +17,7 @@ from fedmonai.gate.config import config_problems
 from fedmonai.gate.names import Found, NameProblem, Names, names_for
 from fedmonai.gate.reading import SEP, TABLE_FILE, config_files, load_strictly, walk
 from fedmonai.gate.references import merge_layers, references, unknown_ids
-from fedmonai.gate.texts import Texts
+from fedmonai.gate.values import Values
 
 __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 
@@ -107,7 +107,7 @@ def lint_bundle(bundle: str | Path, allow: str | Sequence[str] = ()) -> LintRepo
             suspect.add(path)
     for path in contents:
         # what is wrong by itself would be said again
-        if not suspect & {path, _base_of(root, path, contents)}:
+        if not suspect & {path, *_bases_of(root, path, contents)}:
             _lint_together(root, path, contents, table, names, report)
     _lint_others(root, report)
     return report
@@ -164,30 +164,36 @@ def _name(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _base_of(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]]) -> Path | None:
-    """The config that a file is laid over; None for a file that stands alone.
+def _bases_of(root: Path, path: Path, contents: Mapping[Path, dict[str, Any]]) -> list[Path]:
+    """The configs that a file is laid over, in their order; none for a file that stands alone.
 
-    In a folder that only this bundle has it is ``federated.yaml`` if the file sets an id that only a federation has.
+    Overlays in a folder with the name of an overlay in ``configs/`` are laid over that one (``outside/tent.yaml`` over
+    ``outside.yaml``). In a folder that only this bundle has it is ``federated.yaml`` if the file sets an id that only a
+    federation has.
     """
     if "bundle_root" in contents[path]:
-        return None
+        return []
     train, federated = (root / "configs" / name for name in ("train.json", "federated.yaml"))
     if path.parent == root / "configs":
-        return train if path.suffix == ".json" or path.name in OVER_TRAIN else federated
+        return [train if path.suffix == ".json" or path.name in OVER_TRAIN else federated]
     if path.parent.name in BASES:
-        return federated if path.parent.name == "federation" else train
+        return [federated if path.parent.name == "federation" else train]
+    parent = root / "configs" / f"{path.parent.name}.yaml"
+    if parent in contents:
+        return [*_bases_of(root, parent, contents), parent]
     own = {config_id.lstrip("+").split(SEP)[0] for config_id in contents[path]}
-    return federated if own & (contents.get(federated, {}).keys() - contents.get(train, {}).keys()) else train
+    return [federated if own & (contents.get(federated, {}).keys() - contents.get(train, {}).keys()) else train]
 
 
 def _id_problems(
     root: Path, path: Path, contents: Mapping[Path, dict[str, Any]], table: IdTable, names: Names
 ) -> Iterator[tuple[str, str]]:
-    content, base = contents[path], _base_of(root, path, contents)
-    if base is not None and base not in contents:
-        yield "", f"is laid over {base.name}, which is missing or unreadable"
-        return
-    merged = merge_layers(*([content] if base is None else [contents[base], content]))
+    content, bases = contents[path], _bases_of(root, path, contents)
+    for base in bases:
+        if base not in contents:
+            yield "", f"is laid over {base.name}, which is missing or unreadable"
+            return
+    merged = merge_layers(*(contents[base] for base in bases), content)
     problems = list(config_problems(merged, names))
     yield from problems
     if problems:
@@ -196,11 +202,11 @@ def _id_problems(
     for config_id, value in walk(content):
         if isinstance(value, str) and not config_id.endswith("_desc_"):
             yield from ((config_id, f"refers to '@{ref}', which no config has") for ref in _dangling(value, ids))
-    if base is not None:
+    if bases:
         # of the table what an overlay may add: what it declares itself, and what no config that stands alone has
         in_bases = {key for other in contents.values() if "bundle_root" in other for key in other}
         declared = set(content.get(TABLE_SECTION) or {}) | (set(table) - in_bases)
-        known = {config_id for config_id, _ in walk(contents[base])} | ENTRY_IDS | declared
+        known = {config_id for base in bases for config_id, _ in walk(contents[base])} | ENTRY_IDS | declared
         known |= _read_by_name(merged, names)
         plain = {key: value for key, value in merged.items() if key != TABLE_SECTION}
         found = unknown_ids(plain, known, lambda target: _argument_names(target, names), table.names(open=True))
@@ -211,9 +217,9 @@ def _id_problems(
         yield from data_problems(path, content, table.names(data=True))
     yield from file_problems(root, content, contents)
     own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
-    texts = Texts(merged, names)
-    yield from site_problems(content, own, texts)
-    yield from texts.problems()
+    values = Values(merged, names)
+    yield from site_problems(content, own, values)
+    yield from values.problems()
 
 
 def _has_entry(key: str, table: IdTable) -> bool:

@@ -83,6 +83,10 @@ class _OverTraining(SiteHandler):
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
+    def __call__(self, engine: Engine) -> None:
+        """What happens before an iteration."""
+        raise NotImplementedError
+
     def _begin(self, engine: Engine) -> None:
         state = engine.state
         self._runs += 1

@@ -11,7 +11,15 @@ from torch.nn import functional
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["AdaptationLoss", "PerturbedView", "consistency_term", "entropy_term", "shape_term"]
+__all__ = [
+    "AdaptationLoss",
+    "EntropyLoss",
+    "PerturbedView",
+    "consistency_term",
+    "entropy_term",
+    "reliable_entropy",
+    "shape_term",
+]
 
 
 class PerturbedView:
@@ -96,6 +104,31 @@ def entropy_term(logits: Tensor, entropy_axis: str = "class", epsilon: float = 1
     return summed.mean() / math.log(logits.shape[1])
 
 
+def reliable_entropy(logits: Tensor, threshold: float | None = None, among: Tensor | None = None) -> Tensor:
+    r"""Mean entropy in nats, :math:`-\sum_k p_k \log p_k`, of the pixels whose entropy is below a threshold.
+
+    Args:
+        logits: (B, K, H, W).
+        threshold: E0 as a share of log K, the largest entropy; None takes all pixels.
+        among: further logits, of which the entropy has to be below the threshold, too.
+
+    Returns:
+        a scalar; 0 with a gradient of 0 where no pixel is reliable.
+    """
+    entropy = _pixel_entropy(logits)
+    if threshold is None:
+        return entropy.mean()
+    limit = threshold * math.log(logits.shape[1])
+    reliable = entropy.detach() < limit
+    if among is not None:
+        reliable &= _pixel_entropy(among.detach()) < limit
+    return (entropy * reliable).sum() / reliable.sum().clamp_min(1)
+
+
+def _pixel_entropy(logits: Tensor) -> Tensor:
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
 def consistency_term(logits: Tensor, other_logits: Tensor) -> Tensor:
     """Mean squared difference of the softmax predictions of two views of the same images, in [0, 1]; 0 = they agree.
 
@@ -127,6 +160,41 @@ def _window_maximum(image: Tensor, window: int) -> Tensor:
     half = window // 2
     rows = functional.max_pool2d(image, (window, 1), stride=1, padding=(half, 0))
     return functional.max_pool2d(rows, (1, window), stride=1, padding=(0, half))
+
+
+def _refuse_label(loss: nn.Module, label: Tensor | None) -> None:
+    if label is not None:
+        raise ConfigError(f"{type(loss).__name__} was given a label: adapt on a dataset with labeled: false")
+
+
+class EntropyLoss(nn.Module):
+    """Entropy of the prediction: Wang et al., Tent: Fully test-time adaptation by entropy minimization (ICLR 2021).
+
+    With a threshold it is the reliable entropy of SAR (:class:`fedmonai.methods.sar.SharpnessAwareStep`), a pixel being
+    what an image is in the papers on classification.
+
+    Args:
+        threshold: pixels with at least this share of the largest entropy are left out; None takes all (TENT).
+
+    Raises:
+        ConfigError: a threshold out of (0, 1].
+    """
+
+    def __init__(self, threshold: float | None = None) -> None:
+        super().__init__()
+        if threshold is not None and not 0 < threshold <= 1:
+            raise ConfigError(f"threshold is {threshold}; give a share of the largest entropy, above 0 and at most 1.")
+        self.threshold = threshold
+
+    def forward(self, logits: Tensor, label: None = None) -> Tensor:
+        """Loss (scalar, in nats) of the logits (B, K, H, W).
+
+        Raises:
+            ConfigError: with a label: adaptation at test time has none.
+        """
+        _refuse_label(self, label)
+        with torch.autocast(logits.device.type, enabled=False):
+            return reliable_entropy(logits.float(), self.threshold)
 
 
 class AdaptationLoss(nn.Module):
@@ -164,8 +232,7 @@ class AdaptationLoss(nn.Module):
         Raises:
             ConfigError: with a label, or with anything but two views.
         """
-        if label is not None:
-            raise ConfigError("AdaptationLoss was given a label: adapt on a dataset with labeled: false")
+        _refuse_label(self, label)
         if views.ndim != 5 or len(views) != 2:
             raise ConfigError(
                 f"AdaptationLoss needs the logits of two views (2, B, K, H, W), got {tuple(views.shape)}: use "

@@ -38,19 +38,18 @@ class Router(nn.Module):
         return torch.sigmoid(self.fc2(self.dropout(self.fc1(x.mean(dim=(2, 3))))))
 
     @torch.no_grad()
-    def initialize(self, generator: torch.Generator, share: float | None = None) -> None:
+    def initialize(self, generator: torch.Generator, share: float) -> None:
         """Draw the usual initial weights of a linear layer from ``generator``.
 
-        With ``share`` the last bias is set such that every expert starts near this weight; None starts near 0.5
-        (released), where the mixed kernels of K + 1 experts are (K + 1) / 2 times their mean.
+        The last bias is set such that every expert starts near ``share``, in (0, 1). In the authors' program it is
+        drawn as well, which is near 0.5.
         """
         for linear in (self.fc1, self.fc2):
             bound = 1 / math.sqrt(linear.in_features)
             for tensor in (linear.weight, linear.bias):
                 # drawn on the CPU, so that a seed means the same weights on every device
                 tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator))
-        if share is not None:
-            self.fc2.bias.fill_(math.log(share / (1 - share)))
+        self.fc2.bias.fill_(math.log(share / (1 - share)))
 
 
 class _RoutedConv(nn.Module):

@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedmonai.errors import ConfigError
+from fedmonai.networks.normalization import adapt_normalization
 from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
 
-__all__ = ["build_routed_network", "load_experts", "route_network"]
+__all__ = ["ShareRecorder", "build_routed_network", "load_experts", "route_network"]
 
 State = Mapping[str, Tensor]
-_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
 _ROUTED = (RoutedConv2d, RoutedConvTranspose2d)
 _SOURCE = {"expert_weights": "weight", "expert_biases": "bias"}
 
@@ -45,19 +43,22 @@ def route_network(
     Args:
         network: any network of ``nn.Conv2d`` and ``nn.ConvTranspose2d`` layers; changed and returned.
         num_experts: number of experts per layer: K personal models and the global one make K + 1. 0 leaves the
-            network as it is, so that one config serves plain and routed weights.
+            convolutions as they are, so that one config serves plain and routed weights.
         dropout: dropout inside the routers while adapting.
         form: ``grouped`` (default) or ``sum`` for export to ONNX.
         batch_statistics: normalize with the statistics of the batch at hand and drop the running ones, as the method
-            does; False keeps the running statistics of the global model.
-        initial_share: weight near which every expert starts, in (0, 1); None starts near 0.5 as released.
+            does; False keeps the running statistics of the global model, while adapting, too.
+        initial_share: weight near which every expert starts, in (0, 1). None is 1 / ``num_experts``, with which the
+            first kernels are near the mean of the experts' [ours]. 0.5 is the released start: there the kernels of
+            K + 1 experts are (K + 1) / 2 times their mean, which no normalization follows in the transposed and the
+            last convolution.
         seed: of the generator that draws the routers' initial weights.
 
     Raises:
         ConfigError: no layer to route, a convolution of another kind, or a value out of range.
     """
     if num_experts == 0:
-        return network
+        return adapt_normalization(network, "batch") if batch_statistics else network
     if initial_share is not None and not 0 < initial_share < 1:
         raise ConfigError(f"initial_share is {initial_share}, it must lie between 0 and 1 (or be null)")
     generator = torch.Generator().manual_seed(seed)
@@ -65,16 +66,10 @@ def route_network(
     routed = [module for module in network.modules() if isinstance(module, _ROUTED)]
     if not routed:
         raise ConfigError(f"{type(network).__name__} has no 2-D convolution inside: there is nothing to route")
-    network.requires_grad_(False)
+    adapt_normalization(network, "batch" if batch_statistics else "running")
     for layer in routed:
-        layer.router.initialize(generator, initial_share)
+        layer.router.initialize(generator, 1 / num_experts if initial_share is None else initial_share)
         layer.router.requires_grad_(True)
-    for module in network.modules():
-        if isinstance(module, _NORMS):
-            module.requires_grad_(True)
-        if batch_statistics and isinstance(module, _BatchNorm | _InstanceNorm):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
     return network
 
 
@@ -126,6 +121,49 @@ def build_routed_network(
     route_network(network, num_experts, dropout, form, batch_statistics, initial_share, seed)
     load_experts(network, personal, global_state)
     return network
+
+
+class ShareRecorder:
+    """The mean share of every expert, by layer, of what passes through a routed network in a ``with`` block.
+
+    Without routed layers it records nothing.
+
+    Args:
+        network: the network.
+
+    Example:
+        >>> network = route_network(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 1, 3)), num_experts=4).eval()
+        >>> with ShareRecorder(network) as recorder:
+        ...     _ = network(torch.zeros(3, 1, 8, 8))
+        >>> {layer: tuple(share.shape) for layer, share in recorder.shares().items()}
+        {'0': (4,), '1': (4,)}
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._routers = {name: m.router for name, m in network.named_modules() if isinstance(m, _ROUTED)}
+        self._recorded: dict[str, list[Tensor]] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> ShareRecorder:
+        self._recorded = {name: [] for name in self._routers}
+        for name, router in self._routers.items():
+            self._hooks.append(router.register_forward_hook(self._recording(name)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _recording(self, name: str) -> Any:
+        def record(router: nn.Module, inputs: Any, shares: Tensor) -> None:
+            self._recorded[name].append(shares.detach())
+
+        return record
+
+    def shares(self) -> dict[str, Tensor]:
+        """Mean over the examples, (experts) by layer; layers through which nothing passed are left out."""
+        return {name: torch.cat(found).mean(0) for name, found in self._recorded.items() if found}
 
 
 def _replace(

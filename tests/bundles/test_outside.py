@@ -21,7 +21,7 @@ from tiny_sites import PROSTATE, tiny_metrics, write_prostate_site
 from fedmonai.data.cases import read as case_files
 from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.experiments.leave_one_out import leave_one_out
-from fedmonai.report.page import write_outside_report
+from fedmonai.report.outside import write_outside_report
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "iop_fl"
@@ -31,8 +31,11 @@ IDS = {**PROSTATE.ids, "batch_size": 2}
 
 def built(data: Path, run: Path, out: Path, **ids: Any) -> ConfigWorkflow:
     own = {"bundle_root": str(BUNDLE), "run_dir": str(run), "output_dir": str(out), "site": "C"}
-    own |= {"dataset_dir": str(data / "C"), "passes": 2}
-    return ConfigWorkflow(FILES, workflow_type="train", logging_file=False, **{**IDS, **own, **ids})
+    own |= {"dataset_dir": str(data / "C"), "passes": 2, "max_entropy": 1.0}
+    files = [*FILES, *(str(BUNDLE / "configs" / "outside" / f"{name}.yaml") for name in ids.pop("overlays", []))]
+    for name in ids.pop("leave", []):
+        del own[name]
+    return ConfigWorkflow(files, workflow_type="train", logging_file=False, **{**IDS, **own, **ids})
 
 
 def adapted(data: Path, run: Path, out: Path, **ids: Any) -> dict[str, torch.Tensor]:
@@ -86,7 +89,7 @@ def reference(data: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_scores_before_and_after_every_pass(run: Path, reference: Path) -> None:
     dice = rows(reference / "passes.csv", model="routed", metric="dice")
     assert [row["pass"] for row in dice] == ["0", "1", "2"]
-    assert {row["metric"] for row in rows(reference / "passes.csv")} == tiny_metrics(BUNDLE) | {"loss"}
+    assert {row["metric"] for row in rows(reference / "passes.csv")} == tiny_metrics(BUNDLE) | {"loss", "entropy"}
     assert {row["case"] for row in rows(reference / "cases.csv")} == {"test"}
     result = json.loads((reference / "adaptation.json").read_text())
     assert result["experts"] == ["A", "B", "global"] and result["passes"] == 2
@@ -130,7 +133,7 @@ def test_labels_cannot_reach_the_adaptation(
     ids = {"outside_split": "test", "labels": False}
     assert same(expected, adapted(copies["none"], run, tmp_path / "o2", **ids))
     assert opened and not [path for path in opened if "segmentation" in path]
-    assert {row["metric"] for row in rows(tmp_path / "o2" / "passes.csv")} == {"loss"}
+    assert {row["metric"] for row in rows(tmp_path / "o2" / "passes.csv")} == {"loss", "entropy"}
     assert "dice" not in json.loads((tmp_path / "o2" / "adaptation.json").read_text())
 
 
@@ -174,10 +177,11 @@ def test_models_can_be_handed_over_as_files(data: Path, run: Path, reference: Pa
     assert same(torch.load(reference / "adapted.pt", weights_only=True), adapted(data, run, tmp_path, **ids))
 
 
-def leave(data: Path, out: Path, **ids: Any) -> dict[str, Path]:
+def leave(data: Path, out: Path, **ids: Any) -> dict[str, list[Path]]:
     local = {f"local::{key}": value for key, value in IDS.items()}
     sites = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
-    own = {"bundle_root": str(BUNDLE), "outside": {"passes": 1}, "sites": sites, "num_rounds": 1, "device": "cpu"}
+    outside = {"passes": 1, "max_entropy": 1.0}
+    own = {"bundle_root": str(BUNDLE), "outside": outside, "sites": sites, "num_rounds": 1, "device": "cpu"}
     return leave_one_out(str(out), **{**own, **local, **ids})
 
 
@@ -188,7 +192,7 @@ def test_leave_one_out_resumes_and_reports(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:  # the second federation is trained, its outside step is not reached
-        patched.setattr("fedmonai.methods.iop_fl.AdaptationEvaluator._completed", stop)
+        patched.setattr("fedmonai.handlers.adaptation.AdaptationEvaluator._completed", stop)
         with pytest.raises(KeyboardInterrupt):
             leave(data, tmp_path / "loo", outside_sites=["B"])
     capsys.readouterr()
@@ -197,18 +201,106 @@ def test_leave_one_out_resumes_and_reports(
     folders = leave(data, tmp_path / "loo", outside_sites=["A", "B"])
     text = capsys.readouterr().out
     assert "[1/2] A: training B, C" in text and "[2/2] B: training A, C" in text
-    for site, folder in folders.items():
+    for site, (folder,) in folders.items():
         run_json = json.loads((folder.parent / "federation" / "run.json").read_text())
         assert site not in run_json["sites"] and len(run_json["train_sites"]) == 2
-    before = {site: (folder / "adapted.pt").stat().st_mtime_ns for site, folder in folders.items()}
+    before = {site: (folder / "adapted.pt").stat().st_mtime_ns for site, (folder,) in folders.items()}
     leave(data, tmp_path / "loo", outside_sites=["A", "B"])
     assert capsys.readouterr().out.count("done before") == 2
-    assert before == {site: (folder / "adapted.pt").stat().st_mtime_ns for site, folder in folders.items()}
-    table = write_outside_report(folders, tmp_path / "table.md").splitlines()
-    assert table[0] == "| outside site | global | mean of personals | routed before | routed after |"
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| A", "| B", "| mean"]
+    assert before == {site: (folder / "adapted.pt").stat().st_mtime_ns for site, (folder,) in folders.items()}
     with pytest.raises(ConfigError, match="'Z' is not in the federation"):
         leave(data, tmp_path / "other", outside_sites="Z")
+
+
+def test_ways_to_adapt_share_a_federation_and_a_page(data: Path, tmp_path: Path) -> None:
+    """A site left out, and one that is like a site inside, whose federation leaves nobody out."""
+    ways = {"routed": {}, "tent": {"overlays": ["configs/outside/tent.yaml"], "ids": {"passes": 2}}}
+    sites = {"B": None, "A-new": {"like": "A", "outside_split": "test"}}
+    training = {"local::lr": 0.002, "local::mu": 0.1}  # of which the outside step knows nothing
+    folders = leave(data, tmp_path / "loo", outside_sites=sites, adaptations=ways, **training)
+    run_json = json.loads((tmp_path / "loo" / "federation" / "run.json").read_text())
+    assert sorted(run_json["sites"]) == ["A", "B", "C"]
+    summaries = {
+        (site, f.name): json.loads((f / "adaptation.json").read_text()) for site in folders for f in folders[site]
+    }
+    assert summaries["A-new", "routed"]["experts"] == ["A", "B", "C", "global"]
+    assert summaries["B", "tent"]["experts"] == [] and summaries["B", "tent"]["passes"] == 2
+    assert {row["case"] for row in rows(tmp_path / "loo" / "A-new" / "tent" / "cases.csv")} == {"test"}
+    text = write_outside_report({0: folders, 1: folders}, tmp_path / "page.md", about="What it is.")
+    lines = text.splitlines()
+    assert lines[0] == "What it is." and "| Dice | B | A-new | mean | minus global | p |" in lines
+    shown = [line.split(" | ")[0].strip("| ") for line in lines]
+    for row in ("global", "mean of personals", "routed before", "TENT after", "share of experts, routed at A-new"):
+        assert row in shown
+    value = summaries["B", "tent"]["dice"]["TENT after"]
+    assert f"| TENT after | {value:.3f} ± 0.000 |" in text
+    (tmp_path / "loo" / "B" / "tent" / "adaptation.json").unlink()
+    with pytest.raises(ConfigError, match="holds no dice"):
+        write_outside_report({0: folders}, tmp_path / "page.md")
+
+
+def test_unsure_predictions_are_not_adapted_to(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """After two rounds the predictions are unsure; by default nothing is adapted, and it is said."""
+    after = adapted(data, run, tmp_path / "guarded", leave=["max_entropy"])
+    summary = json.loads((tmp_path / "guarded" / "adaptation.json").read_text())
+    assert summary["adapted"] is False and summary["passes"] == 0
+    assert summary["entropy"]["before"] > 0.1 and summary["dice"]["routed before"] == summary["dice"]["routed after"]
+    assert "C: not adapted. The predictions are unsure" in capsys.readouterr().out
+    for key, value in torch.load(run / "models" / "model.pt", weights_only=True).items():
+        if ".norm" in key and key.rpartition(".")[2] in ("weight", "bias"):
+            assert torch.equal(after[key], value)
+    adapted(data, run, tmp_path / "just", labels=False, max_entropy=summary["entropy"]["before"] + 1e-6)
+    assert json.loads((tmp_path / "just" / "adaptation.json").read_text())["adapted"] is True
+
+
+def test_shares_of_experts_are_written(reference: Path) -> None:
+    summary = json.loads((reference / "adaptation.json").read_text())
+    for when, number in (("before", "0"), ("after", "2")):
+        found = rows(reference / "shares.csv", **{"pass": number})
+        layers = {row["layer"] for row in found}
+        assert len(layers) > 10 and len(found) == 3 * len(layers)
+        for expert in ("A", "B", "global"):
+            mean = np.mean([float(row["share"]) for row in found if row["expert"] == expert])
+            assert summary["shares"][when][expert] == pytest.approx(mean, abs=1e-6)
+    assert 0.8 < sum(summary["shares"]["before"].values()) < 1.25  # near 1 / 3 each, for the kernels' size
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (BUNDLE / "configs" / "outside").glob("*.yaml")))
+def test_what_else_the_field_uses(data: Path, run: Path, tmp_path: Path, name: str) -> None:
+    """Each overlay adapts without labels, changes what its method says, and repeats itself to the bit."""
+    ids: dict[str, Any] = {"overlays": [name], "leave": ["max_entropy"], "outside_split": "test"}
+    if name in ("bn_statistics", "intent"):
+        ids["leave"].append("passes")
+    first = adapted(data, run, tmp_path / "one", **ids)
+    assert same(first, adapted(data, run, tmp_path / "two", labels=False, **ids))
+    summary = json.loads((tmp_path / "one" / "adaptation.json").read_text())
+    assert summary["adapted"] and f"{summary['model']} after" in summary["dice"]
+    state = torch.load(run / "models" / "model.pt", weights_only=True)
+    plain = {key for key in first.keys() & state.keys() if not torch.equal(first[key], state[key])}
+    kinds = {key.rpartition(".")[2] for key in plain} - {"num_batches_tracked"}  # a count, which may be the same
+    if name == "released":
+        assert 0.4 < summary["shares"]["before"]["A"] < 0.6
+        return
+    assert all(".norm" in key for key in plain)  # convolutions stay
+    assert (
+        kinds
+        == {
+            "bn_statistics": {"running_mean", "running_var"},
+            "tent": {"weight", "bias"},
+            "sar": {"weight", "bias"},
+            "intent": set(),
+        }[name]
+    )
+    assert any("running" in key for key in first) is (name in ("bn_statistics", "intent"))
+
+
+def test_running_statistics_stay_those_of_training(data: Path, run: Path, tmp_path: Path) -> None:
+    after = adapted(data, run, tmp_path, batch_statistics=False, labels=False)
+    state = torch.load(run / "models" / "model.pt", weights_only=True)
+    kept = [key for key in state if "running" in key]
+    assert kept and all(torch.equal(after[key], state[key]) for key in kept)
 
 
 def test_leave_one_out_script_ends_mistakes_in_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fedmonai.integrations.job import bundle_digest, describe, stage
+from fedmonai.bundle.digest import bundle_digest
+from fedmonai.integrations.job import describe, stage
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 TINY: dict[str, Any] = {
@@ -26,7 +27,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     folder = tmp_path / "job"
-    stage(describe(BUNDLE, run="try", ids={**TINY, "local::generated_dir": str(tmp_path / "data")}), BUNDLE, folder)
+    stage(describe(BUNDLE, run="try", ids=TINY), BUNDLE, folder)
     return folder
 
 
@@ -37,7 +38,8 @@ def altered(job: Path) -> Callable[..., Path]:
     def alter(ids: dict[str, Any] | None = None, **fields: Any) -> Path:
         path = job / "fedmonai.json"
         content = json.loads(path.read_text())
-        content["ids"] |= ids or {}
+        first = {key: value for key, value in (ids or {}).items() if key == "local"}  # as a whole, before ids in it
+        content["ids"] = {**first, **content["ids"], **(ids or {})}
         content |= {"digest": bundle_digest(job / "bundle"), **fields}
         path.write_text(json.dumps(content))
         return job

@@ -195,7 +195,7 @@ def test_contrast_parts_the_gates_of_sites_with_the_same_data() -> None:
 
 
 def body_update(label: Tensor, image: Tensor, alternate: bool) -> Tensor:
-    """What ten iterations of a site change beside the head, from one start: seven for the head and three, or all ten."""
+    """What ten iterations of a site change beside the head, from one start: seven for the head and three, or ten."""
     torch.manual_seed(0)
     network = ChannelSelectionUNet(num_sites=2, channels=(4, 8, 8, 8, 16), dropout=[0.0] * 5, head_channels=4)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedmonai.errors import ConfigError
 from fedmonai.networks.routed import RoutedConv2d, RoutedConvTranspose2d
-from fedmonai.networks.routing import build_routed_network, load_experts, route_network
+from fedmonai.networks.routing import ShareRecorder, build_routed_network, load_experts, route_network
 from fedmonai.networks.segmentation_unet import SegmentationUNet
 
 
@@ -101,8 +101,45 @@ def test_initial_share_sets_the_start():
     network = route_network(nn.Sequential(nn.Conv2d(3, 4, 1)), 5, initial_share=0.2).eval()
     network[0].router.fc2.weight.data.zero_()
     torch.testing.assert_close(network[0].router(image()), torch.full((3, 5), 0.2))
+    for share, expected in ((None, 1 / 5), (0.5, 0.5)):  # ours, and the level of the authors' program
+        network = route_network(nn.Sequential(nn.Conv2d(3, 4, 1)), 5, initial_share=share).eval()
+        network[0].router.fc2.weight.data.zero_()
+        torch.testing.assert_close(network[0].router(image()), torch.full((3, 5), expected))
     with pytest.raises(ConfigError, match="initial_share is 1"):
         route_network(nn.Sequential(nn.Conv2d(3, 4, 1)), 5, initial_share=1)
+
+
+def test_with_equal_experts_the_first_network_is_near_the_model_of_all():
+    """Shares near 1 / 3 sum to about 1; as released they sum to about 3 / 2, which the last convolution shows."""
+    state = small_network(4).state_dict()
+    expected = small_network(4)(image())
+    far = []
+    for share in (None, 0.5):
+        options = {"batch_statistics": False, "initial_share": share}
+        network = build_routed_network(small_network(0), {"A": state, "B": state}, state, **options).eval()
+        far.append((network(image()) - expected).norm() / expected.norm())
+    assert far[0] < 0.5 * far[1]
+
+
+def test_shares_are_recorded_by_layer_and_hooks_go():
+    network = routed_of_three()
+    choose_expert(network, 1)
+    with ShareRecorder(network) as recorder:
+        network(image(2))
+        network(image(1))
+    shares = recorder.shares()
+    assert len(shares) == 13 and not network.decoder.head.router._forward_hooks
+    for share in shares.values():
+        torch.testing.assert_close(share, torch.tensor([0.0, 1.0, 0.0]))
+    with ShareRecorder(small_network(0)) as recorder:
+        pass
+    assert recorder.shares() == {}
+
+
+def test_plain_weights_of_an_adaptation_take_batch_statistics():
+    network = route_network(small_network(0), 0, batch_statistics=True)
+    assert not [key for key in network.state_dict() if "running" in key]
+    assert [key for key in route_network(small_network(0), 0, batch_statistics=False).state_dict() if "running" in key]
 
 
 def test_a_saved_network_returns_from_its_state_dict():

@@ -299,6 +299,10 @@ class Pelvis:
         cos, sin = math.cos(self.turn), math.sin(self.turn)
         return cos * x - sin * y + self.shift[0], sin * x + cos * y + self.shift[1]
 
+    def left_of_middle(self, grid: SmoothGrid, height: float) -> Array:
+        """Distance in mm of the pixels of one slice from the man's middle plane, positive on his left."""
+        return grid.refine(self._body_position(*grid.coarse(), height)[0])[0]
+
     def _body_position(self, back: Array, left: Array, height: float) -> tuple[Array, Array, Array]:
         """Position in the man's body of scanner positions, including his pose and individual shape."""
         x, y, z = left - self.shift[0], back - self.shift[1], np.full_like(left, height)

@@ -7,7 +7,6 @@ The images are for trying methods and for tests. A number reached on them says n
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -19,6 +18,7 @@ import numpy as np
 
 from fedmonai.data.generated.folder import generated_folder
 from fedmonai.data.generated.prostate_scan import (
+    LABEL_CONVENTIONS,
     PROSTATE_PROFILES,
     ProstateProfile,
     ProstateScan,
@@ -26,25 +26,27 @@ from fedmonai.data.generated.prostate_scan import (
     prostate_profile,
 )
 from fedmonai.errors import ConfigError
+from fedmonai.io import FileName, InputPath, OutputPath
 from fedmonai.names import as_list
 
 __all__ = ["generate_prostate_federation", "generated_prostate_site"]
 
 
 #: Part of the manifest; a change of the images comes with a new number.
-VERSION = 1
+VERSION = 2
 SLICE_RANGE = (12, 24)
 _LIMITS = {"cases": (1, 1000), "slices": (1, 64), "size": (32, 1024), "seed": (0, 2**63 - 1)}
 
 
 def generate_prostate_federation(
-    root: str | os.PathLike[str],
-    sites: str | Sequence[str] = tuple(PROSTATE_PROFILES),
+    root: OutputPath,
+    sites: FileName | Sequence[FileName] = tuple(PROSTATE_PROFILES),
     cases: int | Mapping[str, int] = 12,
     slices: int | None = None,
     size: int = 384,
     seed: int = 0,
-) -> str:
+    convention: str = "prostate",
+) -> InputPath:
     """Generate several sites, ``<root>/<site>/CaseXX.nii.gz`` with ``CaseXX_segmentation.nii.gz``, and return ``root``.
 
     Pelves are drawn at random, one for each man: a prostate with peripheral zone, nodular central gland, front stroma,
@@ -56,6 +58,8 @@ def generate_prostate_federation(
 
     Args:
         cases: men of each site, one number or one by site.
+        convention: of the labels of all these sites; those of a federation with several conventions are generated one
+            by one.
     """
     names = as_list(sites)
     if not names or len(set(names)) != len(names):
@@ -65,18 +69,20 @@ def generate_prostate_federation(
         if isinstance(cases, Mapping) and site not in cases:
             raise ConfigError(f"cases: {dict(cases)} has no number for site {site}.")
     for site in names:
-        generated_prostate_site(root, site, cases[site] if isinstance(cases, Mapping) else cases, slices, size, seed)
+        number = cases[site] if isinstance(cases, Mapping) else cases
+        generated_prostate_site(root, site, number, slices, size, seed, convention)
     return str(root)
 
 
 def generated_prostate_site(
-    root: str | os.PathLike[str],
-    site: str,
+    root: OutputPath,
+    site: FileName,
     cases: int = 12,
     slices: int | None = None,
     size: int = 384,
     seed: int = 0,
-) -> str:
+    convention: str = "prostate",
+) -> InputPath:
     """Return ``<root>/<site>``, the folder of one site, which is generated if it is not there.
 
     Images are int16 volumes (size, size, slices) with axes to the left, to the back and upward and the spacing in the
@@ -95,16 +101,22 @@ def generated_prostate_site(
             distance needs, 12 to 24.
         size: rows and columns. The field of view (140 to 240 mm) is the site's, so the pixel grows as size shrinks.
         seed: of everything.
+        convention: what the masks outline on the same images, one of
+            :data:`fedmonai.data.generated.prostate_scan.LABEL_CONVENTIONS`: ``prostate``; ``margin``, with 6 mm around
+            it; ``central``, its central gland; ``left``, its left half. ``prostate`` and ``left`` tell zones apart.
 
     Raises:
         ConfigError: an argument out of range; the folder holds other data, or was generated with other arguments.
     """
     profile = prostate_profile(site)
+    if convention not in LABEL_CONVENTIONS:
+        raise ConfigError(f"convention: '{convention}' is unknown; choose one of {', '.join(LABEL_CONVENTIONS)}.")
     numbers = {"cases": cases, "size": size, "seed": seed} | ({} if slices is None else {"slices": slices})
     parameters = {
         "generator": "prostate",
         "version": VERSION,
         "site": site,
+        "convention": convention,
         "slices": None,
         **{name: _whole(name, value, *_LIMITS[name]) for name, value in numbers.items()},
     }
@@ -117,7 +129,7 @@ def _write_site(folder: Path, profile: ProstateProfile, parameters: Mapping[str,
     """Write the volumes of one site; returns the profile, for the reader of the manifest."""
     for number in range(parameters["cases"]):
         case = f"Case{number:02d}"
-        scan = ProstateScan(profile, (parameters["seed"], parameters["site"], case))
+        scan = ProstateScan(profile, (parameters["seed"], parameters["site"], case), parameters["convention"])
         volume = scan.volume(parameters["size"], parameters["slices"], SLICE_RANGE)
         _write_nifti(folder / f"{case}.nii.gz", volume.image, volume)
         _write_nifti(folder / f"{case}_segmentation.nii.gz", volume.mask, volume)

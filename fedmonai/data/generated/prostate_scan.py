@@ -14,7 +14,14 @@ from fedmonai.data.generated.shapes import Array, RandomField, SmoothGrid
 from fedmonai.errors import ConfigError
 from fedmonai.seeding import stream
 
-__all__ = ["PROSTATE_PROFILES", "ProstateProfile", "ProstateScan", "ProstateVolume", "prostate_profile"]
+__all__ = [
+    "LABEL_CONVENTIONS",
+    "PROSTATE_PROFILES",
+    "ProstateProfile",
+    "ProstateScan",
+    "ProstateVolume",
+    "prostate_profile",
+]
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,12 @@ def prostate_profile(site: str) -> ProstateProfile:
     return PROSTATE_PROFILES[site]
 
 
+#: What a site's experts outline: ``prostate`` the whole gland; ``margin`` the gland and 6 mm around it, as a target of
+#: radiotherapy; ``central`` the central gland without the peripheral zone; ``left`` the man's left half of the gland,
+#: as for a treatment of one side.
+LABEL_CONVENTIONS = ("prostate", "margin", "central", "left")
+LABEL_MARGIN = 6.0  # mm
+
 COARSE_STEP = 2.5  # mm; walls and textures are folded from smooth fields at full resolution
 MARGIN = 0.30  # of the prostate's height, shown above and below it
 MOST_APART = 7.0  # mm between slices, however few are asked for
@@ -97,10 +110,12 @@ class ProstateScan:
     Args:
         profile: of the site.
         key: what the random streams are made from, e.g. (seed, site, case).
+        convention: what the mask outlines, one of :data:`LABEL_CONVENTIONS`.
     """
 
     profile: ProstateProfile
     key: tuple[str | int, ...]
+    convention: str = "prostate"
 
     def volume(self, size: int, slices: int | None = None, limits: tuple[int, int] = (12, 24)) -> ProstateVolume:
         """Scan the man.
@@ -133,7 +148,7 @@ class ProstateScan:
             )
             signal = np.einsum("t,trc->rc", signals, shares) * mottled * np.exp(field)
             image[..., index] = self._measured(signal, noise, pixel, generator)
-            mask[..., index] = _labels(whole, central, self.profile.zones)
+            mask[..., index] = self._labels(whole, central, pelvis.left_of_middle(grid, height))
         return ProstateVolume(image, mask, (pixel, pixel, thickness))
 
     def _heights(self, pelvis: Pelvis, slices: int | None, limits: tuple[int, int]) -> tuple[list[float], float]:
@@ -168,10 +183,14 @@ class ProstateScan:
         magnitude = np.hypot(sharp + real, imaginary) * np.float32(self.profile.gain)
         return np.clip(np.rint(magnitude), 0, 32767).astype(np.int16)
 
-
-def _labels(whole: Array, central: Array, zones: bool) -> NDArray[np.uint8]:
-    """1 where the pixel's center lies in the prostate; with ``zones`` 1 in the central gland, 2 around it."""
-    inside = whole > 0
-    if not zones:
-        return inside.astype(np.uint8)
-    return np.where(central > 0, 1, 2).astype(np.uint8) * inside
+    def _labels(self, whole: Array, central: Array, left: Array) -> NDArray[np.uint8]:
+        """1 where the pixel's center lies in what is outlined; with zones 1 in the central gland, 2 around it."""
+        inside = {
+            "prostate": whole > 0,
+            "margin": whole > -LABEL_MARGIN,
+            "central": (whole > 0) & (central > 0),
+            "left": (whole > 0) & (left > 0),
+        }[self.convention]
+        if not self.profile.zones or self.convention in ("margin", "central"):
+            return inside.astype(np.uint8)
+        return np.where(central > 0, 1, 2).astype(np.uint8) * inside

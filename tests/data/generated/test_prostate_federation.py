@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from fedmonai.data.cases.check import check_prostate
 from fedmonai.data.cases.dataset import CaseSliceDataset
@@ -15,7 +16,7 @@ from fedmonai.data.cases.list import PROSTATE_SITES, prostate_cases
 from fedmonai.data.cases.read import read_case_file
 from fedmonai.data.generated.pelvis import PELVIC_TISSUE_NAMES, Pelvis, pelvic_signals
 from fedmonai.data.generated.prostate_federation import generate_prostate_federation, generated_prostate_site
-from fedmonai.data.generated.prostate_scan import PROSTATE_PROFILES, ProstateScan
+from fedmonai.data.generated.prostate_scan import LABEL_CONVENTIONS, PROSTATE_PROFILES, ProstateScan
 from fedmonai.data.generated.shapes import SmoothGrid
 from fedmonai.errors import ConfigError
 from fedmonai.seeding import stream
@@ -64,6 +65,33 @@ def test_masks_are_exact_at_any_size():
     coarse, fine = scan.volume(64, 5).mask, scan.volume(192, 5).mask
     differing = coarse != fine[1::3, 1::3]
     assert coarse.any() and differing.mean() < 2e-4  # centers on the border, to the precision of the spline
+
+
+def test_label_conventions_outline_something_else_on_the_same_images():
+    """Margin contains the gland by 6 mm (a shell of at least that thickness), the others are parts of it."""
+    volumes = {name: ProstateScan(PROSTATE_PROFILES["HK"], (0, "HK", "Case00"), name) for name in LABEL_CONVENTIONS}
+    found = {name: scan.volume(96, 8) for name, scan in volumes.items()}
+    gland = found["prostate"].mask > 0
+    for name, volume in found.items():
+        assert np.array_equal(volume.image, found["prostate"].image), name
+        assert volume.mask.max() == 1
+    margin, central, left = (found[name].mask > 0 for name in ("margin", "central", "left"))
+    assert (margin & gland).sum() == gland.sum() < margin.sum()
+    steps = int(4 / found["margin"].spacing[0])  # 4 mm, for depth near a border is a distance only about
+    assert margin[ndimage.binary_dilation(gland, np.ones((3, 3, 1)), iterations=steps)].mean() > 0.9
+    for part in (central, left):
+        assert (part & gland).sum() == part.sum() and 0.2 * gland.sum() < part.sum() < 0.8 * gland.sum()
+    columns = np.arange(96)[None, :, None]  # to the left
+    assert (left * columns).sum() / left.sum() > (gland * columns).sum() / gland.sum() + 2
+
+
+def test_zones_stay_where_the_convention_has_them():
+    profile = PROSTATE_PROFILES["ISBI"]
+    masks = {n: ProstateScan(profile, (0, "ISBI", "Case00"), n).volume(64, 6).mask for n in LABEL_CONVENTIONS}
+    assert {name: int(mask.max()) for name, mask in masks.items()} == {
+        "prostate": 2, "left": 2, "margin": 1, "central": 1
+    }  # fmt: skip
+    assert np.array_equal(masks["central"] == 1, masks["prostate"] == 1)
 
 
 def test_volumes_differ_by_site_as_the_profiles_say():
@@ -131,7 +159,8 @@ def test_generation_is_done_once(federation):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.*")} == before
     manifest = json.loads((root / "HK" / "generated.json").read_text())
     assert manifest["parameters"] == {
-        "generator": "prostate", "version": 1, "site": "HK", "cases": 4, "slices": 6, "size": 64, "seed": 0
+        "generator": "prostate", "version": 2, "site": "HK", "convention": "prostate",
+        "cases": 4, "slices": 6, "size": 64, "seed": 0,
     }  # fmt: skip
     with pytest.raises(ConfigError, match="size 64 instead of 48"):
         generate_prostate_federation(root, **(SMALL | {"size": 48}))
@@ -145,6 +174,7 @@ def test_generation_is_done_once(federation):
         ({"sites": "HK", "cases": 0}, "cases: 0 is not allowed; give a whole number from 1 to 1000"),
         ({"sites": "HK", "size": 2.5}, "size: 2.5 is not allowed"),
         ({"sites": "HK", "cases": {"UCL": 2}}, "no number for site HK"),
+        ({"sites": "HK", "convention": "gland"}, "convention: 'gland' is unknown; choose one of prostate, margin"),
     ],
 )
 def test_refuses_wrong_arguments(tmp_path, settings, message):
