@@ -19,7 +19,7 @@ IN_RANGE := import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) e
 
 .PHONY: demo test bundles lint-bundles integration integration-flower clean
 
-.venv/package: pyproject.toml constraints.txt
+.venv/package: pyproject.toml constraints.txt constraints-common.txt
 	@$(PYTHON) -c '$(IN_RANGE)'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --editable .
@@ -51,10 +51,10 @@ lint-bundles: .venv/package
 integration: .venv/deployment
 	$(BIN)/python -m pytest -m integration
 
-.venv-flower/deployment: pyproject.toml constraints.txt
+.venv-flower/deployment: pyproject.toml constraints-flower.txt constraints-common.txt
 	@$(PYTHON) -c '$(IN_RANGE)'
 	$(PYTHON) -m venv .venv-flower
-	.venv-flower/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,flower]'
+	.venv-flower/bin/python -m pip install --quiet --constraint constraints-flower.txt --editable '.[test,flower]'
 	@touch $@
 
 integration-flower: .venv-flower/deployment

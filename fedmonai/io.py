@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import secrets
@@ -12,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "FileName",
+    "InputEntries",
+    "InputPath",
+    "OutputPath",
     "atomic_path",
     "load_checked",
+    "make_folder",
     "parse_strictly",
+    "private_opener",
     "read_strictly",
     "read_weights",
     "save",
@@ -36,6 +43,15 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
+#: what an argument of a component is for; the gate reads these names in annotations and refuses any other path. They
+#: say how a config may give it: a folder or file that is read, below a root
+InputPath: TypeAlias = str | Path
+#: a folder or file that is written, below the folder of the results
+OutputPath: TypeAlias = str | Path
+#: a name that becomes part of a path: letters, digits, ``_``, ``-``, ``.``
+FileName: TypeAlias = str
+#: a list of files to read, as only another component makes it
+InputEntries: TypeAlias = list[dict[str, str]]
 #: what the name of an unfinished file begins with; it is hidden and ends as the file will, which libraries look at
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 PARTIAL_PREFIX = ".part-"
@@ -45,12 +61,16 @@ MAX_DEPTH = 40
 
 @contextlib.contextmanager
 def atomic_path(
-    path: PathLike, error: type[Exception] = ConfigError, remedy: str = REMEDY, alone: bool = False
+    path: PathLike,
+    error: type[Exception] = ConfigError,
+    remedy: str = REMEDY,
+    alone: bool = False,
+    private: bool = False,
 ) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it becomes ``path`` when the block succeeds and vanishes when it fails.
 
     Content and name are flushed to disk, so that a power failure cannot leave a complete name on an incomplete file.
-    The block makes the file, with the rights of the umask.
+    The block makes the file, with the rights of the umask unless it is ``private``.
 
     Args:
         path: the file; its folder is made if missing.
@@ -58,6 +78,8 @@ def atomic_path(
         remedy: the end of that message.
         alone: no other process writes this file now (a locked folder). The temporary then has a fixed name: what a
             kill leaves behind is overwritten by the next attempt.
+        private: for nobody but this user, from the first byte on: the file has the mode 0600, folders that are made
+            for it 0700 (on POSIX).
 
     Raises:
         error: when the operating system refuses to write; the old file stays.
@@ -66,7 +88,10 @@ def atomic_path(
     partial = path.with_name(f"{PARTIAL_PREFIX}{'' if alone else f'{secrets.token_hex(4)}-'}{path.name}")
     with writing(path, error, remedy):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent, private)
+            if private:
+                partial.unlink(missing_ok=True)  # what a kill left there may have other rights
+                os.close(private_opener(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             yield partial
             with open(partial, "rb") as written:
                 os.fsync(written.fileno())
@@ -100,6 +125,29 @@ def _is_about(error: OSError, path: Path) -> bool:
         return True
     partial = Path(name).name.startswith(PARTIAL_PREFIX) and Path(name).parent == path.parent
     return partial or Path(name) in (path, *path.parents)
+
+
+def make_folder(folder: PathLike, private: bool = False) -> None:
+    """Make a folder and those above it where they are missing; private ones can be entered by this user alone.
+
+    Folders that are there already keep their rights: they are somebody's decision.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        make_folder(folder.parent, private)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700 if private else 0o777)
+        with contextlib.suppress(OSError):  # a folder above that may be entered, but not be read
+            sync_folder(folder.parent)
+    if not folder.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+
+
+def private_opener(path: PathLike, flags: int) -> int:
+    """Open a file that, if it is made here, is for this user alone; an ``opener`` of :func:`open`."""
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: PathLike) -> None:

@@ -24,13 +24,19 @@ def as_list(value: Any) -> list[Any]:
 
 
 def compiled_patterns(patterns: Patterns, config_id: str) -> list[re.Pattern[str]]:
-    """Regular expressions of names.
+    """Regular expressions of names, of the kind whose cost is bounded whoever wrote them.
+
+    A pattern is at most 200 characters long, repeats single characters only (``.*``, ``[0-9]+``; a group may be
+    optional, ``(.*\\.)?``), holds neither look-around nor back reference, and can match a name in about a million ways
+    at most: two repeats and some alternatives. What needs more is written as several patterns.
 
     Raises:
-        ConfigError: when one cannot be compiled.
+        ConfigError: when one cannot be compiled, or is of another kind.
     """
     found = []
     for pattern in as_list(patterns):
+        if isinstance(pattern, str) and (problem := _costly(pattern)):
+            raise ConfigError(f"{config_id}: {shown(pattern)} {problem}; give several simple patterns of tensor names.")
         try:
             found.append(re.compile(pattern))
         except re.error as error:
@@ -38,6 +44,41 @@ def compiled_patterns(patterns: Patterns, config_id: str) -> list[re.Pattern[str
                 f"{config_id}: '{pattern}' is not a regular expression ({error}); give patterns of tensor names."
             ) from error
     return found
+
+
+#: an escape, a set of characters, the start of a group, a bar, an end, a quantifier, any other character
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?.?|[(|)]|[*+?]\??\+?|\{\d*,?\d*\}[?+]?|.", re.DOTALL)
+_LONGEST_PATTERN = 200
+#: a name has up to 256 characters, so a repeat can end in 256 places; and what two of them with 16 alternatives make
+_REPEAT_WAYS, _MOST_WAYS = 256, 1 << 20
+
+
+def _costly(pattern: str) -> str:
+    """Why matching a pattern could take long; empty if it cannot."""
+    if len(pattern) > _LONGEST_PATTERN:
+        return f"has {len(pattern)} characters, more than {_LONGEST_PATTERN}"
+    ways, before = 1, ""
+    alternatives = [1]
+    for part in _TOKEN.findall(pattern):
+        if part.startswith("(?") and part != "(?:":
+            return "holds look-around, a flag or a named group"
+        if re.fullmatch(r"\\[0-9A-Zac-z]", part) and part[1] not in "dDsSwWABZ":
+            return f"holds the escape '{part}'"
+        if part[0] in "*+{" and len(part) > (part[0] == "{"):
+            if before == ")":
+                return "repeats a group"
+            ways *= _REPEAT_WAYS
+        elif part[0] == "?":
+            ways *= 2
+        elif part[0] == "(":
+            alternatives.append(1)
+        elif part == "|":
+            alternatives[-1] += 1
+        elif part == ")" and len(alternatives) > 1:
+            ways *= alternatives.pop()
+        before = part
+    ways *= alternatives[0]
+    return "could match a name in too many ways" if ways > _MOST_WAYS else ""
 
 
 def matching_names(patterns: Patterns, names: Iterable[str], config_id: str, whole: bool = False) -> list[str]:

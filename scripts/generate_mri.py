@@ -22,6 +22,7 @@ def generate(
     seed: int = 0,
     coils: int = 1,
     shift: str = "normal",
+    changes: tuple[str, ...] = (),
 ) -> None:
     """Generate the sites that are not there yet.
 
@@ -35,9 +36,11 @@ def generate(
         seed: of everything.
         coils: 1 for single-coil volumes.
         shift: none, normal or strong: how much the sites differ.
+        changes: inverted, field_of_view, coil, texture, or several of them: differences that survive normalization.
     """
+    arguments = (sites, sequences, subjects, slices, size, seed, coils, shift, changes)
     try:
-        print(generate_mri_federation(str(root), sites, sequences, subjects, slices, size, seed, coils, shift))
+        print(generate_mri_federation(str(root), *arguments))
     except ConfigError as error:
         raise SystemExit(str(error)) from error
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedmonai"
 #: from the ground; a room that is named nowhere belongs to no layer, and its files fail
 LAYERS = (
-    ("errors", "io", "names", "seeding", "command_line"),
+    ("errors", "interruption", "io", "matlab", "names", "seeding", "command_line"),
     ("gate", "networks", "losses", "metrics", "transforms"),
     ("data",),
     ("federated",),

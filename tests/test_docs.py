@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedmonai"
-FOLDERS = ("benchmarks", "bundles", "bundles_source", "docs", "fedmonai", "scripts", "tests")
+FOLDERS = ("benchmarks", "bundles", "bundles_source", "deploy", "docs", "fedmonai", "scripts", "tests")
 #: folders of runs lie in some of these, and their reports name what is theirs
 PAGES = sorted(
     page

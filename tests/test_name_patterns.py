@@ -7,7 +7,7 @@ import pytest
 
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.federated.messages import SharedKeys
-from fedmonai.names import as_list, matching_names, shown
+from fedmonai.names import as_list, compiled_patterns, matching_names, shown
 
 NAMES = ["encoder.w", "encoder.norm.w", "decoder.w"]
 
@@ -27,6 +27,39 @@ def test_mistakes_name_the_id(patterns: str, text: str) -> None:
         matching_names(patterns, NAMES, "keys")
     with pytest.raises(ConfigError, match=f"local_keys: {text}"):
         SharedKeys(local=patterns).split(NAMES)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(.*)*(.*)*!",
+        "(a+)+!",
+        "(a|aa)+!",
+        "(?:a*){9}!",
+        "(a?){2,}!",
+        ".*.*.*.*.*.*!",
+        "a{0,9}a{0,9}a{0,9}!",
+        "a?" * 40 + "a" * 40,
+        "(a|aa)" * 30 + "!",
+        "(?=.*)a",
+        "(?i)a",
+        "(?P<x>a)",
+        r"(a)\1",
+        "a" * 201,
+    ],
+)
+def test_patterns_that_could_take_for_ever_are_refused(pattern: str) -> None:
+    """Each is refused before it is tried; most of them would not end on forty letters."""
+    with pytest.raises(ConfigError, match=r"keys: .*; give several simple patterns") as caught:
+        matching_names([pattern], ["a" * 40], "keys")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(.*\.)?(down\.\d+|bottleneck|conv)\.[15]\.", r".*\.norm[12]\.", r"a\{3}[(*)+]{2}|(b|c)?d", "x" * 200]
+)
+def test_simple_patterns_are_taken(pattern: str) -> None:
+    assert compiled_patterns([pattern], "keys")[0].pattern == pattern
 
 
 def test_one_several_or_none() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint bundles/fl_mr``, ``... ids bundles/fl_mr``."""
+"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint|ids|try bundles/fl_mr``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 import fire
 
+from fedmonai.bundle.digest import bundle_digest, bundle_files, verify_signature
 from fedmonai.bundle.lint import lint_bundle
+from fedmonai.bundle.lint_catalogue import used_lines
 from fedmonai.errors import ConfigError
 from fedmonai.names import as_list
 
@@ -36,19 +38,23 @@ def check(
     sys.exit(0 if all(f.good for f in findings) else 1)
 
 
-def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = ()) -> None:
+def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = (), catalogue: bool = False) -> None:
     """Check a bundle statically, without evaluating any of it: one line per finding, exit code 1 if there is one.
 
     Args:
         bundle: folder of the bundle.
         allow: packages of one's own whose classes and functions the configs may use: ``--allow my_lab``, or several
             with commas between them; sites admit them in their ``fedmonai.yaml``.
+        catalogue: print every component, form of expression and id that the bundle uses, which is what a site reviews.
     """
     logging.disable(logging.WARNING)
     try:
         report = lint_bundle(str(bundle), allow)
+        lines = used_lines(str(bundle)) if catalogue else []
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    for line in lines:
+        print(line)
     for note in report.notes:
         print(f"note: {note}")
     for finding in report.findings:
@@ -58,6 +64,39 @@ def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = ()) -> No
         f"and {report.expressions} expressions"
     )
     sys.exit(1 if report.findings else 0)
+
+
+def try_bundle(
+    bundle: str = ".",
+    config_file: str | list[str] | tuple[str, ...] = "configs/federated.yaml",
+    allow: str | list[str] | tuple[str, ...] = (),
+    **ids: Any,
+) -> None:
+    """Check a bundle and the config that results from files and overrides, then run it; a finding stops it before that.
+
+    Stock ``python -m monai.bundle run`` evaluates a config before any code of fedmonai sees it; this does not. The run
+    imports nothing from the folder in which it is started.
+
+    Args:
+        bundle: folder of the bundle.
+        config_file: file of the bundle, or a list of it and its overlays, relative to the bundle.
+        allow: packages of one's own whose classes and functions the configs may use.
+        ids: overrides, as for ``python -m monai.bundle run``; folders in them are this machine's own.
+    """
+    logging.disable(logging.WARNING)
+    try:
+        report = lint_bundle(str(bundle), allow)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    if report.findings:
+        sys.exit(f"error: {report.findings[0]} ({len(report.findings)} findings; see python -m fedmonai.bundle lint)")
+    from fedmonai.bundle.lint_merged import run_gated  # torch, which the lint does without
+
+    try:
+        code = run_gated(str(bundle), as_list(config_file), ids, as_list(allow))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(code)
 
 
 def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = False) -> None:
@@ -82,7 +121,37 @@ def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = F
     print(text.rstrip() if page else json.dumps(chosen, indent=2) if as_json else id_text(chosen))
 
 
+def digest(bundle: str = ".", files: bool = False) -> None:
+    """Print the SHA-256 over all files of a bundle, which a site pins as ``bundle_digest`` in its ``fedmonai.yaml``.
+
+    Args:
+        bundle: folder of the bundle.
+        files: print digest and path of every file instead, as ``sha256sum`` does.
+    """
+    try:
+        lines = ["  ".join(entry) for entry in bundle_files(str(bundle))] if files else [bundle_digest(str(bundle))]
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(lines))
+
+
+def verify(archive: str, signers: str, identity: str, signature: str | None = None) -> None:
+    """Check offline who signed a bundle's archive (OpenSSH's ``ssh-keygen -Y verify``), before it is unpacked.
+
+    Args:
+        archive: the file as it was received.
+        signers: OpenSSH's list of allowed signers, which the site keeps.
+        identity: who must have signed it, as named there.
+        signature: the file of the signature; default the archive's name with ``.sig`` behind it.
+    """
+    try:
+        print(verify_signature(str(archive), str(signers), str(identity), signature))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing into `head` ends with it
-    fire.Fire({"check": check, "ids": ids, "lint": lint})
+    commands = {"check": check, "digest": digest, "ids": ids, "lint": lint, "try": try_bundle, "verify": verify}
+    fire.Fire(commands)

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 
-from fedmonai.bundle.ids import component_of, nearest_of, parameters_of
+from fedmonai.bundle.ids import component_of, parameters_of, suggestion
 from fedmonai.bundle.live_config import live_resolver
-from fedmonai.errors import ConfigError
+from fedmonai.bundle.run_config import recorded_config
+from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.plan import SitePlan
@@ -19,7 +21,7 @@ from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.remote_pool import RemotePool, Transport
 from fedmonai.names import as_list
 
-__all__ = ["build_federation", "federation_from", "job_plan"]
+__all__ = ["build_federation", "federation_from", "job_plan", "own_plan"]
 
 SEP = ReferenceResolver.sep
 #: for the gate, which imports nothing: the classes whose arguments a component takes, from ids of the same names, too
@@ -71,7 +73,8 @@ def federation_from(
         pool: Any = LocalPool(plan, **_arguments(resolver, LocalPool, given, without=("plan",)))
     else:
         pool = RemotePool(plan, transport)
-    return Federation(pool, strategy, **_arguments(resolver, Federation, given, without=("sites", "strategy")))
+    arguments = _arguments(resolver, Federation, given, without=("sites", "strategy", "run_config"))
+    return Federation(pool, strategy, run_config=recorded_config(_config(resolver), plan), **arguments)
 
 
 def job_plan(resolver: ReferenceResolver) -> SitePlan:
@@ -88,6 +91,28 @@ def job_plan(resolver: ReferenceResolver) -> SitePlan:
     """
     given = _job_arguments(resolver)
     return _site_plan(resolver, given).serving(_strategy(resolver, given))
+
+
+def own_plan(resolver: ReferenceResolver) -> SitePlan:
+    """Plan of the sites of a bundle's federation as it is written, for a site that measures jobs by it.
+
+    Where the strategy waits for a consent that the bundle does not give, the ids ``shared_keys`` and ``local_keys`` of
+    the config count, and no attachment.
+
+    Args:
+        resolver: of a config that was parsed.
+    """
+    given = _job_arguments(resolver)
+    plan = _site_plan(resolver, given)
+    try:
+        return plan.serving(_strategy(resolver, given))
+    except Exception as error:
+        if root_user_error(error) is None:
+            raise
+        config = _config(resolver)
+        keys: dict[str, Any] = {"shared_keys": (), "local_keys": ()}
+        keys = {name: resolver.get_resolved_content(name) if name in config else none for name, none in keys.items()}
+        return replace(plan, **keys)
 
 
 def _job_arguments(resolver: ReferenceResolver) -> dict[str, Any]:
@@ -110,8 +135,8 @@ def _arguments(
     """The arguments of a component that are given or stand in the config as ids of the same names."""
     unknown = [name for name in given if name not in _ARGUMENTS]
     if unknown:
-        nearest = nearest_of(unknown[0], _ARGUMENTS)
-        raise ConfigError(f"federation: there is no argument '{unknown[0]}'; did you mean '{nearest}'?")
+        hint = suggestion(unknown[0], _ARGUMENTS) or f"its arguments are {', '.join(sorted(_ARGUMENTS))}."
+        raise ConfigError(f"federation: there is no argument '{unknown[0]}'; {hint}")
     config = _config(resolver)
     return {
         name: given[name] if name in given else resolver.get_resolved_content(name)
@@ -120,10 +145,10 @@ def _arguments(
     }
 
 
-#: what the sites' plan takes from the strategy, in the place of ids
-_DECLARED = {"shared_keys", "local_keys", "attachments"}
+#: what the sites' plan takes from the strategy, and what a deployed site sets, in the place of ids
+_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "gate"}
 _PARAMETERS = {name for part in (SitePlan, LocalPool, Federation) for name in parameters_of(part)}
-_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan"}
+_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy", "run_config"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site
 _OWN_IDS = _PARAMETERS - {"num_rounds"} | {"site", "standalone"}
 #: ids that are read by their names, for whoever asks which ids of a config have an effect
@@ -131,7 +156,7 @@ build_federation.reads_ids = frozenset(_ARGUMENTS | {"shared_keys", "local_keys"
 
 
 def _site_plan(resolver: ReferenceResolver, given: Mapping[str, Any]) -> SitePlan:
-    found = _arguments(resolver, SitePlan, given, without=_DECLARED)
+    found = _arguments(resolver, SitePlan, given, without={*_DECLARED, "policy"})
     if missing := [name for name in ("bundle_root", "output_dir", "sites") if found.get(name) is None]:
         raise ConfigError(f"the config of the federation has no '{missing[0]}'; every federated.yaml sets it.")
     if not isinstance(found["sites"], Mapping):

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_slices
+from fedmonai.data.damage import damage_named
+from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_handle, open_volume, read_slices
 from fedmonai.errors import ConfigError
 from fedmonai.io import atomic_path
 
@@ -179,7 +180,7 @@ class NoCache(SliceCache):
 
     def __init__(self, volumes: Sequence[VolumeSlices], spec: SliceSpec, open_files: int) -> None:
         super().__init__(volumes, spec)
-        self.files = OpenFiles(open_volume, _close, open_files)
+        self.files = OpenFiles(open_handle, _close, open_files)
 
     def read(self, volume: int, index: int) -> tuple[Tensor, Tensor | None]:
         header = self.volumes[volume].header
@@ -306,10 +307,8 @@ def _target_path(stem: Path) -> Path:
 
 
 def _memory_map(path: str) -> np.ndarray:
-    try:
+    with damage_named(f"cache_dir: {path} is missing or damaged", "; delete it and start again."):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cache_dir: {path} is missing or damaged ({error}); delete it and start again.") from error
 
 
 def _close(file: Any) -> None:

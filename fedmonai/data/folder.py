@@ -9,8 +9,9 @@ from typing import Any
 import monai.data
 
 from fedmonai.data.convert.scan import Naming, find_sources
-from fedmonai.data.convert.volume import InputError, Source
+from fedmonai.data.convert.volume import Source
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath
 
 __all__ = ["VolumeFolder"]
 
@@ -33,7 +34,7 @@ class VolumeFolder(monai.data.Dataset):
     kinds: tuple[str, ...]
     expected: str
 
-    def __init__(self, data: str | Path, skip_damaged: bool = False) -> None:
+    def __init__(self, data: InputPath, skip_damaged: bool = False) -> None:
         root = Path(data)
         if not root.exists():
             raise ConfigError(f"dataset_dir: {root} does not exist; give a folder, or one file.")
@@ -63,7 +64,7 @@ class VolumeFolder(monai.data.Dataset):
         """What an item holds of one image.
 
         Raises:
-            ConfigError, InputError: the file is damaged or of another form.
+            ConfigError: the file is damaged or of another form.
         """
         raise NotImplementedError
 
@@ -71,6 +72,6 @@ class VolumeFolder(monai.data.Dataset):
         source: Source = self.data[index]
         try:
             item = self.read(source)
-        except (InputError, ConfigError) as error:
+        except ConfigError as error:
             raise ConfigError(f"{source.label}: {str(error).rstrip('.')}; take it out of the folder.") from error
         return {"volume": source.name, "source": source.label, "kind": source.kind, **item}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedmonai.data.kspace.list import SECTIONS, kspace_volumes, read_data_list
-from fedmonai.data.kspace.read import damage_named, open_volume, subject_of
+from fedmonai.data.kspace.read import open_volume, subject_of
 from fedmonai.data.provenance import write_manifest
 from fedmonai.errors import ConfigError, first_line
 
@@ -303,7 +303,7 @@ def rows_from_layout(dataset_dir: PathLike, sequence: str | None = None) -> list
             continue
         for volume in kspace_volumes(base, split, sequence):
             path = Path(volume["kspace"])
-            with damage_named(path), open_volume(path) as file:
+            with open_volume(path) as file:
                 owner = subject_of(file) or path.stem
             row = {"kspace": path.relative_to(base).as_posix(), "subject": owner, "split": split}
             rows.append(row | ({"sequence": sequence} if sequence else {}))

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedmonai.errors import ConfigError
+from fedmonai.data.damage import InputError, damage_named
 
 __all__ = ["PICTURE_SUFFIXES", "open_picture", "picture_size", "read_picture"]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_SIDE = 8192  # far above any fundus camera; stops a damaged header from asking for terabytes
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of the suffixes; PIL by itself goes by the content and knows forty
 _GRAY = ("I", "I;16", "F")  # modes of more than 8 bits, kept as they are
 
 
@@ -23,17 +24,15 @@ def open_picture(path: str) -> Image.Image:
     Raises:
         ConfigError: no file, not a picture, truncated, or larger than 8192 pixels a side.
     """
-    try:
-        picture = Image.open(path)
+    remedy = "; restore it or take it out of the list."
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist{remedy}")
+    with damage_named(f"{path} is not a readable picture", remedy):
+        picture = Image.open(path, formats=FORMATS)
         if max(picture.size) > MAX_SIDE:
-            raise ConfigError(f"{path} is {picture.size}; expected sides of at most {MAX_SIDE}.")
+            raise InputError(f"{path} is {picture.size}; expected sides of at most {MAX_SIDE}.")
         picture.load()
         return picture
-    except ConfigError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises on damage
-        reason = "is not a readable picture" if Path(path).exists() else "does not exist"
-        raise ConfigError(f"{path} {reason}; restore it or take it out of the list.") from error
 
 
 def read_picture(path: str, image_channels: int | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fedmonai.data.cases.read import read_case_file
 from fedmonai.data.kspace.list import SECTIONS, read_data_list, resolve_inside
-from fedmonai.data.kspace.read import BLOCK, damage_named, open_volume, read_slice, subject_of
+from fedmonai.data.kspace.read import BLOCK, open_volume, own_dataset, read_slice, subject_of
 from fedmonai.data.pictures import read_picture
 from fedmonai.data.weak.read import IMAGE_KEY, read_dataset
 from fedmonai.errors import ConfigError, first_line
@@ -62,7 +62,7 @@ def kspace_fingerprint(volume: Mapping[str, Any]) -> VolumeFingerprint:
         ConfigError: a file that cannot be read.
     """
     path, name = volume["kspace"], volume["volume"]
-    with damage_named(path), open_volume(path) as file:
+    with open_volume(path) as file:
         subject, whole = subject_of(file), BLOCK not in file.attrs
     folder = name.removesuffix(Path(path).stem)
     return VolumeFingerprint(name, kspace_digest(path), None if subject is None else folder + subject, whole)
@@ -86,7 +86,7 @@ def weak_fingerprint(entry: Mapping[str, str]) -> VolumeFingerprint:
     path, name = entry["image"], entry["volume"]
     if not path.lower().endswith(".h5"):
         return VolumeFingerprint(name, _digest(read_picture(path)))
-    with damage_named(path), open_volume(path) as file:
+    with open_volume(path) as file:
         image = read_dataset(file, IMAGE_KEY)
         return VolumeFingerprint(name, _digest(image[()].reshape(-1, *image.shape[-2:])), subject_of(file))
 
@@ -235,8 +235,11 @@ def file_digest(*paths: PathLike) -> str:
 
 def kspace_digest(path: PathLike) -> str:
     """SHA-256 of the k-space values and shape of a volume file, of nothing else in it."""
-    with damage_named(path), open_volume(path) as file:
-        shape = file["kspace"].shape
+    with open_volume(path) as file:
+        kspace = own_dataset(file, "kspace")
+        if kspace is None:
+            raise ConfigError(f"{path} has no 'kspace'; restore it or take it out of the data list.")
+        shape = kspace.shape
         digest = hashlib.sha256(repr(shape).encode())
         for index in range(shape[0]):
             digest.update(read_slice(file, "kspace", index).tobytes())

@@ -14,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 import fedmonai
-from fedmonai.bundle.ids import apply_overrides, nearest_of
+from fedmonai.bundle.ids import apply_overrides, suggestion
 from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
 from fedmonai.federated.federation import Federation
@@ -193,12 +193,13 @@ def _check_files(method: Method, bundles: Path, files: Sequence[str]) -> None:
     root = bundles / method.bundle
     if not (root / files[0]).is_file():
         there = sorted(path.parents[1].name for path in bundles.glob(f"*/{files[0]}"))
-        hint = f"did you mean '{nearest_of(method.bundle, there)}'?" if there else "give their folder as --bundles."
+        hint = suggestion(method.bundle, there) or "give their folder as --bundles."
         raise ConfigError(f"bundle '{method.bundle}' is not in '{bundles}' (no file '{root / files[0]}'); {hint}")
     for file in files[1:]:
         if not (root / file).is_file():
             there = [path.relative_to(root).as_posix() for path in sorted((root / "configs").rglob("*.yaml"))]
-            raise ConfigError(f"there is no overlay '{root / file}'; did you mean '{nearest_of(file, there)}'?")
+            hint = suggestion(file, there) or "overlays lie in configs of the bundle."
+            raise ConfigError(f"there is no overlay '{root / file}'; {hint}")
 
 
 def _is_finished(folder: Path) -> bool:

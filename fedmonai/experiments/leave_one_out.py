@@ -10,9 +10,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from fedmonai.bundle.id_values import read_ids
+from fedmonai.bundle.id_effects import read_ids
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.errors import ConfigError
+from fedmonai.federated.plan import overlay_files
 from fedmonai.io import read_strictly, write_text
 from fedmonai.names import as_list
 
@@ -84,7 +85,7 @@ def leave_one_out(
         local = {"folder": like or site, **common["local"], **spec}
         local.pop("overlay", None)
         given = {**{key: value for key, value in own_ids.items() if key != "like"}, **(outside or {})}
-        overlays = [*as_list(common["local"].get("overlay")), *as_list(spec.get("overlay"))]
+        overlays = [file for ids in (common["local"], spec) for file in overlay_files(ids.get("overlay"))]
         for name in missing:
             print(f"[{number}/{len(chosen)}] {site}: adapting ({name})", flush=True)
             more = as_list(ways[name].get("overlays"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,17 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, first_line
 from fedmonai.federated.messages import STATE_FORMAT, FormatError, check_format
-from fedmonai.federated.run_log import RunFolder, save_atomic
+from fedmonai.federated.run_log import RunConfig, RunFolder, save_atomic
 from fedmonai.io import load_checked, read_weights, sync_folder
+from fedmonai.names import shown
 
-__all__ = ["BestModelTracker", "Checkpoint", "changes_since", "start_from"]
+__all__ = [
+    "BestModelTracker",
+    "Checkpoint",
+    "changes_since",
+    "check_form",
+    "check_optimizer",
+    "read_site_state",
+    "restoring",
+    "start_from",
+]
 
 logger = logging.getLogger(__name__)
 
 
 _OTHER_FORMAT = "Continue with the version that wrote it, or start again in another output_dir."
+_GOOD_COPY = "Put back a good copy, or start again in another output_dir."
 #: name under which the mean over sites is kept beside the sites' own records
 MEAN = ""
 
@@ -101,8 +113,8 @@ class Checkpoint:
     """Store of a run: its folder and tables, the commits of its rounds, its best models. It knows no engine.
 
     A round is committed when ``federation.pt`` names it. The file is written last, after the state files of the sites;
-    the commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so a damaged
-    newest file costs one round.
+    the commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so there is a
+    way back of one round: from a damaged file, from a state that no site can train from, or by ``resume_round``.
 
     Args:
         output_dir: folder of the run.
@@ -136,24 +148,49 @@ class Checkpoint:
         save_atomic(dict(initial), self.folder.model("initial"))
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take tables and best rounds back to a commit."""
-        self.folder.truncate(state["round"])
+        """Take commits, tables, notes and best rounds back to a commit that was read here."""
         self.best.load_state_dict(state["best"])
+        if self._is_previous(state):
+            self._forget_overwritten(state["round"])
+        self.folder.truncate(state["round"])
+        if self._is_previous(state):
+            self.previous.replace(self.path)  # else the next commit would put the given up file in its place
+            sync_folder(self.path.parent)
+        self.notes = [*state["notes"], *(note for note in self.notes if note not in state["notes"])]
         self._commits = [dict(state["site_rounds"])]
+
+    def _forget_overwritten(self, number: int) -> None:
+        """Drop the best rounds whose models the newest commit, which is given up, has overwritten."""
+        try:
+            newest = self._read(self.path, lambda states: None)
+        except ConfigError:  # damaged: the round is done again as it was
+            return
+        lost = [site for site, (_, of_round) in newest["best"]["records"].items() if of_round > number]
+        lost = [site for site in lost if self.best.records.pop(site, None) is not None]
+        if MEAN in lost:
+            self.best.values = {}
+        if lost:
+            names = ", ".join(site or "all sites" for site in lost)
+            self.note(f"the best model before round {number + 1} was overwritten in it; chosen anew for {names}")
+
+    def _is_previous(self, state: Mapping[str, Any]) -> bool:
+        return state.get("file") == self.previous.name
 
     def commit(self, state: Mapping[str, Any], again: bool = False) -> list[dict[str, int]]:
         """Commit a state of tensors and plain values, with ``round`` and ``site_rounds`` among them.
 
         Args:
-            state: the state; the best rounds are added to it.
+            state: the state; the best rounds and the notes are added to it.
             again: for the round that was committed last. The way back is always an earlier round: a second commit of a
                 round must not push it out.
 
         Returns:
             the rounds of the sites' states that the commits on disk refer to, the newest last.
         """
+        self.folder.sync()
         fresh = self.path.with_name("federation.new.pt")
-        save_atomic({"format": STATE_FORMAT, **state, "best": self.best.state_dict()}, fresh)
+        added = {"best": self.best.state_dict(), "notes": list(self.notes)}
+        save_atomic({"format": STATE_FORMAT, **state, **added}, fresh)
         if self.path.exists() and not again:
             self.path.replace(self.previous)
         fresh.replace(self.path)
@@ -162,51 +199,218 @@ class Checkpoint:
             self._commits = [*self._commits[-1:], dict(state["site_rounds"])]
         return self._commits
 
-    def read(self, check_states: Callable[[Mapping[str, int]], None]) -> dict[str, Any]:
-        """The newest commit that can be read; what is wrong with a newer one is noted.
+    def read(self, check_states: Callable[[Mapping[str, int]], None], wanted: int | None = None) -> dict[str, Any]:
+        """The newest commit that can be read, or that of a round; what is wrong with a newer one is noted.
 
         Args:
             check_states: raises ConfigError when the site states of a commit, ``{site: round}``, cannot be used.
+            wanted: the round; ``None`` for the newest.
 
         Raises:
-            ConfigError: when none can, or one is of another format.
+            ConfigError: when none can, there is none of that round, or one is of another format.
         """
+        kept = []
         for path in (self.path, self.previous):
             if not path.exists():
                 continue
             try:
-                state: dict[str, Any] = load_checked(path)
-                check_format(f"the state in '{path}'", state, STATE_FORMAT, _OTHER_FORMAT)
-                check_states(state["site_rounds"])
+                state = self._read(path, check_states)
             except FormatError:  # whole, so a way back to an earlier round would lose one for nothing
                 raise
             except ConfigError as error:
                 self.note(f"{error} The round before it is used.")
                 continue
-            if path == self.previous:
-                if not self.notes:
-                    self.notes.append(
-                        f"{self.path.name} is missing; continuing from {path.name} (round {state['round']})."
-                    )
-                path.replace(self.path)  # else the next commit would put the damaged file in place of the good one
+            if wanted is not None and state["round"] != wanted:
+                kept.append(state["round"])
+                continue
+            if self._is_previous(state) and not self.notes and not kept:
+                self.note(f"{self.path.name} is missing; continuing from {path.name} (round {state['round']}).")
+            if kept:
+                self.note(f"resume_round: round {kept[0]} is given up, continuing after round {wanted}")
             return state
+        if kept:
+            raise ConfigError(
+                f"resume_round is {wanted}, which is not kept in '{self.path.parent}'; kept are the rounds "
+                f"{', '.join(str(number) for number in sorted(kept))}."
+            )
         raise ConfigError(
             f"no usable state in '{self.path.parent}': {' '.join(self.notes)} Start again in another output_dir, from "
             "the newest weights in models/ with --init_ckpt if there are any."
         )
 
+    def read_previous(self, check_states: Callable[[Mapping[str, int]], None]) -> dict[str, Any] | None:
+        """The commit before the newest one, ``None`` if there is none that can be used."""
+        try:
+            return self._read(self.previous, check_states) if self.previous.exists() else None
+        except ConfigError as error:
+            self.note(str(error))
+            return None
 
-def changes_since(state: Mapping[str, Any], names: Sequence[str], seed: int) -> Iterator[str]:
-    """Notes on what is different from when a state was committed: sites, seed, threads."""
+    def _read(self, path: Path, check_states: Callable[[Mapping[str, int]], None]) -> dict[str, Any]:
+        state: dict[str, Any] = load_checked(path)
+        where = f"the state in '{path}'"
+        check_format(where, state, STATE_FORMAT, _OTHER_FORMAT)
+        check_form(where, state, _FEDERATION)
+        number = state["round"]
+        if any(of_site > number for of_site in state["site_rounds"].values()):
+            raise ConfigError(f"{where} is damaged: it is of round {number}, states of its sites are of a later one.")
+        if number not in self.folder.rounds():
+            raise ConfigError(
+                f"{where} is of round {number}, which rounds.jsonl beside it does not record; put back both files of "
+                "one run."
+            )
+        check_states(state["site_rounds"])
+        return {**state, "file": path.name}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _mapping_of(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(isinstance(k, str) and good(v) for k, v in value.items())
+
+
+def _list_of(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(good, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_number(value[0]) and _is_count(value[1])
+
+
+_Forms = Mapping[str, tuple[Callable[[Any], bool], str]]
+#: what the parts of a state are, and how that is said; ``::`` leads into a part
+_FEDERATION: _Forms = {
+    "round": (lambda value: _is_count(value) and value > 0, "a round, from 1"),
+    "finished": (_is_switch, "True or False"),
+    "stopped": (_is_switch, "True or False"),
+    "strategy": (_is_part, "the state of a strategy"),
+    "usual_norm": (_is_part, "norms"),
+    "usual_norm::largest": (_list_of(_is_number), "a list of norms"),
+    "metrics": (_mapping_of(_is_number), "numbers by name"),
+    "handlers": (_mapping_of(_is_part), "states by name"),
+    "sites": (_list_of(_is_text), "a list of names"),
+    "site_rounds": (_mapping_of(_is_count), "rounds by site"),
+    "seed": (lambda value: isinstance(value, int), "a whole number"),
+    "threads": (_is_count, "a whole number"),
+    "config": (_mapping_of(_is_text), "values by id"),
+    "notes": (_list_of(_is_text), "a list of sentences"),
+    "best": (_is_part, "the best rounds"),
+    "best::records": (_mapping_of(_is_record), "a value and its round by site"),
+    "best::values": (_mapping_of(_is_number), "values by site"),
+}
+_SITE: _Forms = {
+    "round": (_is_count, "a round"),
+    "epoch": (_is_count, "a whole number"),
+    "iteration": (_is_count, "a whole number"),
+    "private": (_mapping_of(_is_tensor), "tensors by name"),
+    "optimizer": (_is_part, "the state of an optimizer"),
+    "optimizer::state": (_is_part, "the state of an optimizer's parameters"),
+    "optimizer::param_groups": (_list_of(_is_part), "groups of parameters"),
+    "handlers": (_mapping_of(_is_part), "states by name"),
+}
+
+
+def check_form(where: str, state: Mapping[str, Any], forms: _Forms) -> None:
+    """Refuse a state with a part missing, or of another kind than it was written with.
+
+    Raises:
+        ConfigError: for the first such part.
+    """
+    for name, (good, what) in forms.items():
+        value: Any = state
+        for part in name.split("::"):
+            if part not in value:
+                raise ConfigError(f"{where} is damaged or not of this kind: it has no '{name}'. {_GOOD_COPY}")
+            value = value[part]
+        if not good(value):
+            raise ConfigError(
+                f"{where} is damaged or not of this kind: '{name}' is {shown(value)}, not {what}. {_GOOD_COPY}"
+            )
+
+
+def read_site_state(path: Path) -> dict[str, Any]:
+    """A site's private state after a round, as ``round_NNNN.pt`` holds it.
+
+    Raises:
+        ConfigError: when it is damaged, a FormatError when it is of another format.
+    """
+    state: dict[str, Any] = load_checked(path)
+    where = f"the saved state in '{path}'"
+    check_format(where, state, STATE_FORMAT, _OTHER_FORMAT)
+    check_form(where, state, _SITE)
+    return state
+
+
+@contextlib.contextmanager
+def restoring(path: Path, remedy: str) -> Iterator[None]:
+    """Say in one line that the parts of a run cannot take over the state in a file, which is of another configuration.
+
+    Raises:
+        FormatError: in place of what a part raises.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"the state in '{path}' does not fit this configuration ({type(error).__name__}: {first_line(error)}); "
+            f"{remedy}"
+        ) from error
+
+
+def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse the state of another optimizer, which torch takes over and fails with in the first step.
+
+    Raises:
+        ValueError: with the difference.
+    """
+    own = optimizer.state_dict()
+    if [len(group.get("params", ())) for group in state["param_groups"]] != [
+        len(group["params"]) for group in own["param_groups"]
+    ]:
+        raise ValueError("the state of its optimizer is of other parameters")
+    for group in state["param_groups"]:
+        if missing := sorted(optimizer.defaults.keys() - group.keys()):
+            raise ValueError(f"the state of its optimizer is none of {type(optimizer).__name__}: no '{missing[0]}'")
+
+
+def changes_since(state: Mapping[str, Any], names: Sequence[str], seed: int, config: RunConfig) -> Iterator[str]:
+    """Notes on what is different from when a state was committed: sites, seed, threads, ids of the config."""
+    number = state["round"]
     added, removed = sorted(set(names) - set(state["sites"])), sorted(set(state["sites"]) - set(names))
     if added:
-        yield f"new since round {state['round']}: {', '.join(added)} (global weights, fresh private state)"
+        yield f"new since round {number}: {', '.join(added)} (global weights, fresh private state)"
     if removed:
         yield f"no longer in the federation: {', '.join(removed)} (their folders stay as they are)"
     if state["seed"] != seed:
         yield f"the seed was {state['seed']}, is {seed}: later rounds differ from the first run"
     if state["threads"] != torch.get_num_threads():
         yield f"{state['threads']} threads before, {torch.get_num_threads()} now: sums may differ in the last bits"
+    for change in config.changes(state["config"]):
+        yield f"changed after round {number}: {change}"
 
 
 def start_from(path: str | Path, fresh: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -60,7 +60,7 @@ class Evaluations:
                 if one.model == "personal" and self.key_metric in one.metrics:
                     # at a site in this process it is noted already; equal values change nothing
                     self.best.update(one.metrics[self.key_metric], number, result.site)
-            notes += self._failure("validation", result)
+            notes += [*self._failure("validation", result), *_held_back("validation", result)]
         counted = found.get("personal") or found.get("global") or {}
         chosen = found.get("global") or counted
         values = chosen.get(self.key_metric, {})
@@ -74,24 +74,28 @@ class Evaluations:
             save_atomic(weights, self.folder.model(self._global_name()))
         return counted, notes
 
-    def test(self, names: Iterable[str], initial: Mapping[str, Tensor], last_round: int) -> list[str]:
+    def test(
+        self, names: Iterable[str], initial: Mapping[str, Tensor], last_round: int
+    ) -> tuple[list[str], dict[str, str]]:
         """The final test: reference methods, the weights before training (round 0), the best model of every site.
 
         Returns:
-            notes on sites that could not be tested.
+            notes, and the sites that could not be tested with their reasons.
         """
-        notes = []
+        notes, failed = [], {}
         chosen = {name: self._chosen(name, last_round) for name in names}
         for result in self.sites.test(chosen, initial, self.best):
             write_site_evaluation(self.folder, result)
-            notes += self._failure("test", result)
+            notes += [*self._failure("test", result), *_held_back("test", result)]
+            if result.error is not None:
+                failed[result.site] = result.error
             if self.best.round() and self.best.round(result.site) is None and _has_personal(result):
                 notes.append(
                     f"site '{result.site}' has no model of its own that was validated: its 'personal' rows are the "
                     "shared weights with its private tensors as they are, untrained if it took part in no round"
                 )
                 logger.warning(notes[-1])
-        return notes
+        return notes, failed
 
     def _global_name(self) -> str:
         """The best global weights are a complete ``model.pt`` if all is shared, else ``shared.pt``."""
@@ -110,6 +114,17 @@ class Evaluations:
         note = f"{what} at site '{result.site}' failed: {result.error}"
         logger.warning(note)
         return [note]
+
+
+def _held_back(what: str, result: SiteEvaluation) -> list[str]:
+    """A note on a site that reports how many cases it has evaluated, and no more."""
+    numbers = [one.num_cases for one in result.found if not one.metrics]
+    if not numbers:
+        return []
+    note = f"{what} at site '{result.site}': it reports no metrics of its {min(numbers)} cases (min_cases of the site)"
+    if what == "validation":
+        note += " and has no part in the choice of the best round"
+    return [note]
 
 
 def _has_personal(result: SiteEvaluation) -> bool:

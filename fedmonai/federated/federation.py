@@ -17,15 +17,15 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated.checkpoint import Checkpoint, changes_since, start_from
+from fedmonai.federated.checkpoint import Checkpoint, changes_since, restoring, start_from
 from fedmonai.federated.evaluation import Evaluations
-from fedmonai.federated.local_training import load_stateful, stateful_parts
-from fedmonai.federated.messages import message_bytes
+from fedmonai.federated.local_training import load_stateful, reset_engine, stateful_parts
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.run_log import RoundRecord, describe_environment, save_atomic, summary
+from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environment, save_atomic, summary
 from fedmonai.federated.site_pool import SitePool
-from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
-from fedmonai.io import load_checked
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
+from fedmonai.interruption import announced
+from fedmonai.io import InputPath, load_checked
 from fedmonai.names import as_list
 from fedmonai.seeding import derive_seed
 
@@ -59,9 +59,11 @@ class Federation(Workflow):
         key_metric: validation metric that chooses the best round.
         key_metric_mode: ``max`` or ``min``.
         resume: continue the run in the folder; without a committed round there it starts from the beginning.
+        resume_round: continue after this round, one of the two that are kept; what came later is given up.
         init_ckpt: file of weights to start from.
         device: where the aggregate lives; the sites' own device avoids copies.
         method: name of the method, for the report.
+        run_config: the config that all this was made from, for the records.
 
     Raises:
         ConfigError: on values outside their ranges and unknown site names.
@@ -83,15 +85,18 @@ class Federation(Workflow):
         key_metric: str = "psnr",
         key_metric_mode: str = "max",
         resume: bool = False,
-        init_ckpt: str | None = None,
+        resume_round: int | None = None,
+        init_ckpt: InputPath | None = None,
         device: torch.device | str = "cpu",
         method: str = "federation",
+        run_config: RunConfig | None = None,
     ) -> None:
         names = sites.plan.names
         self.train_sites = _known(names, "train_sites", train_sites)
         self.test_sites = _known(names, "test_sites", test_sites)
         observers = _known(names, "target_site", strategy.observers) if strategy.observers else []
-        self.observers = [name for name in observers if name not in self.train_sites]
+        twice = strategy.observers_train
+        self.observers = [name for name in observers if twice or name not in self.train_sites]
         _check_numbers(num_rounds, fraction, min_sites, val_interval, len(self.train_sites))
         super().__init__(
             device=device,
@@ -105,7 +110,10 @@ class Federation(Workflow):
         self.fraction, self.min_sites, self.val_interval = fraction, min_sites, val_interval
         self.seed = sites.plan.seed
         self.guard = sites.plan.guard or UpdateValidator()
-        self.key_metric, self.resume, self.init_ckpt, self.method = key_metric, resume, init_ckpt, method
+        self.usual_norm = UsualNorm(self.guard.max_norm_ratio)
+        self.key_metric, self.init_ckpt, self.method = key_metric, init_ckpt, method
+        self.resume, self.resume_round = resume or resume_round is not None, resume_round
+        self.run_config = run_config or RunConfig()
         self.handlers: list[Any] = []
         self._work_left: bool | None = None
         self._queue: list[str] = []
@@ -114,6 +122,10 @@ class Federation(Workflow):
         self._handler_states: dict[str, Any] | None = None
         #: the round that was recorded and is not committed yet
         self._pending: int | None = None
+        self._stage = "before the first round"
+        #: the way back from a state that no site can train from, and the rounds from which it was taken
+        self._way_back: dict[str, Any] | None = None
+        self._given_up: set[int] = set()
         self.state.key_metric_name = f"val_{key_metric}"
         self.checkpoint = Checkpoint(sites.plan.output_dir, key_metric_mode)
         self.evaluations = Evaluations(sites, strategy, self.checkpoint, key_metric)
@@ -144,18 +156,44 @@ class Federation(Workflow):
 
         Raises:
             ConfigError: when the folder holds a run and ``resume`` is false, or a site cannot be built.
-            FederationError: when fewer than ``min_sites`` sites are left in a round.
+            FederationError: when fewer than ``min_sites`` sites are left in a round, or no site could be tested.
         """
-        try:
-            if self.prepare():
-                self._restore_handlers()
-                if self.state.epoch >= self.state.max_epochs:
-                    self._finish()
-                else:
-                    super().run()
-        finally:
-            self.close()
-            self._work_left = None
+        with announced(self._where_it_stops):
+            try:
+                if self.prepare():
+                    self._run_rounds()
+            finally:
+                self.close()
+                self._work_left = None
+
+    def _run_rounds(self) -> None:
+        self._restore_handlers()
+        while self.state.epoch < self.state.max_epochs:
+            try:
+                super().run()
+                return
+            except FederationError as error:
+                if self._way_back is None:
+                    raise
+                self._step_back(self._way_back, error)
+        self._finish()
+
+    def _step_back(self, state: dict[str, Any], error: FederationError) -> None:
+        """Go on from an earlier commit, as a resumed run does."""
+        self._way_back = None
+        self.checkpoint.note(f"{error} No site can train from that state; going on after round {state['round']}.")
+        reset_engine(self, 0, 0)
+        self.sites.return_to(self._site_rounds(state))
+        self._continue(state)
+        self._restore_handlers()
+        self.checkpoint.folder.write_json("run.json", self._description())
+
+    def _where_it_stops(self) -> str:
+        """For whoever stops the process."""
+        folder = self.sites.plan.output_dir
+        if not self.checkpoint.exists():
+            return f"stopped {self._stage}; '{folder}' holds no committed round to resume: start again."
+        return f"stopped {self._stage}; what is committed in '{folder}' is whole: resume with --resume True."
 
     def participants(self, round_number: int) -> list[str]:
         """The sites that train in a round, sorted; a function of (seed, round) alone."""
@@ -174,20 +212,30 @@ class Federation(Workflow):
                 f"output_dir '{plan.output_dir}' already holds a run; continue it with --resume True, or choose "
                 "another --output_dir."
             )
-        state = checkpoint.read(self.sites.check_states) if checkpoint.exists() else None
-        if state is None:
+        if not checkpoint.exists():
+            if self.resume_round is not None:
+                raise ConfigError(
+                    f"resume_round is {self.resume_round}, but output_dir '{plan.output_dir}' holds no committed "
+                    "round; leave it out, or correct --output_dir."
+                )
             self._start(self._open_sites())
         else:
+            state = checkpoint.read(self.sites.check_states, self.resume_round)
             if not self._has_work(state):
                 return False
-            for note in changes_since(state, plan.names, self.seed):
+            for note in changes_since(state, plan.names, self.seed, self.run_config):
                 checkpoint.note(note)
-            known = {name: number for name, number in state["site_rounds"].items() if name in plan.sites}
-            self.sites.state_rounds = known
+            self.sites.return_to(self._site_rounds(state))
             self._open_sites()
             self._continue(state)
+        if self.run_config.digest:
+            checkpoint.folder.write_once(self.run_config.file, self.run_config.text)
         checkpoint.folder.write_json("run.json", self._description())
         return True
+
+    def _site_rounds(self, state: dict[str, Any]) -> dict[str, int]:
+        """The rounds of the states that the sites of this federation had at a commit."""
+        return {name: number for name, number in state["site_rounds"].items() if name in self.sites.plan.sites}
 
     def _has_work(self, state: dict[str, Any]) -> bool:
         done, wanted = state["round"], self.state.max_epochs
@@ -232,8 +280,12 @@ class Federation(Workflow):
         self.checkpoint.start(initial)
 
     def _continue(self, state: dict[str, Any]) -> None:
+        reference = dict(self.strategy.global_weights)
+        with restoring(self.checkpoint.path, "resume with the network, shared_keys and strategy of the first run."):
+            self.strategy.load_state_dict(state["strategy"])
+            self.guard.check_structure(self.strategy.global_weights, reference)
+        self.usual_norm.load_state_dict(state["usual_norm"])
         self.checkpoint.restore(state)
-        self.strategy.load_state_dict(state["strategy"])
         self.strategy.forget(set(state["sites"]) - set(self.sites.plan.names))
         self.state.epoch = state["round"]
         self.state.iteration = state["round"] * self.state.epoch_length
@@ -246,7 +298,8 @@ class Federation(Workflow):
         """Give the attached handlers the state they had at the last commit."""
         if self._handler_states is None:
             return
-        unmatched = load_stateful(stateful_parts(self.handlers), self._handler_states)
+        with restoring(self.checkpoint.path, "resume with the handlers of the first run."):
+            unmatched = load_stateful(stateful_parts(self.handlers), self._handler_states)
         self._handler_states = None
         if unmatched:
             self.checkpoint.note(f"handlers changed since the first run, fresh state for: {', '.join(unmatched)}")
@@ -258,53 +311,91 @@ class Federation(Workflow):
     def _begin_round(self) -> None:
         self._commit()
         number = self.state.epoch
+        self._stage = f"in round {number}"
         training = self.participants(number)
-        self._queue = sorted({*training, *self.observers})
+        self.record = RoundRecord(number, training)
+        self._observe(number)
+        self._queue = sorted(set(training))
         # with a fixed length ignite would train sites twice; with a drifting count it would stop early
         self.state.epoch_length = len(self._queue)
         self.state.iteration = (number - 1) * len(self._queue)
         self._messages = self.strategy.configure_round(number, list(self._queue))
-        for name in self.observers:
-            self._messages[name].statistics["observe"] = 1
         self._updates = {}
         self.sites.begin_round(number, self._messages)
-        self.record = RoundRecord(number, training)
+
+    def _observe(self, number: int) -> None:
+        """Ask the observers first: what they contribute may be part of the training sites' messages."""
+        if not self.observers:
+            return
+        messages = self.strategy.configure_round(number, self.observers)
+        for message in messages.values():
+            message.statistics["observe"] = 1
+        self.sites.begin_round(number, messages)
+        replies = {name: self._ask(name, messages[name], observer=True) for name in self.observers}
+        self.strategy.observed(number, {name: reply for name, reply in replies.items() if reply is not None})
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Any]:
-        name, number = str(batchdata), self.state.epoch
+        name = str(batchdata)
+        update = self._ask(name, self._messages.pop(name))
+        if update is None:
+            return {"site": name, "loss": math.nan}
+        self._updates[name] = update  # last: what failed is in no average
+        return {"site": name, "loss": float((update.statistics or {}).get("loss", math.nan))}
+
+    def _ask(self, name: str, message: ExchangeObject, observer: bool = False) -> ExchangeObject | None:
+        """The checked update of a site, recorded; ``None`` for a site that is left out."""
+        number, record = self.state.epoch, self.record
         started = time.perf_counter()
-        message = self._messages.pop(name)
-        self.record.bytes_down[name] = message_bytes(message)
-        loss = math.nan
+        record.sent(name, message)
         try:
             update = self.sites.train(name, message)
-            observer, declared = name in self.observers, self.strategy.attachments_up
-            self.guard.check_update(update, self.strategy.global_weights, number, declared, observer)
+            declared = self.strategy.attachments_up
+            norm = self.guard.check_update(update, self.strategy.global_weights, number, declared, observer)
             self.strategy.check_update(name, update)
-            note = self.record.observed if observer else self.record.completed
-            note(name, update)
-            self._updates[name] = update  # last: what fails above is in no average
-            loss = float((update.statistics or {}).get("loss", math.nan))
+            if observer:
+                record.observed(name, update)
+            else:
+                record.completed(name, update, norm)
         except Exception as error:  # whatever a site's own code raises, the round goes on without it
-            self.sites.rollback(name)
-            self.record.fail(name, error)
-            logger.warning("round %d: site '%s' is left out: %s", number, name, self.record.failed[name])
-        self.record.seconds_per_site[name] = time.perf_counter() - started
-        return {"site": name, "loss": loss}
+            self._leave_out(name, error)
+            return None
+        finally:
+            record.spent(name, time.perf_counter() - started)
+        return update
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self._updates.pop(name, None)
+        self.sites.rollback(name)
+        self.record.fail(name, error)
+        logger.warning("round %d: site '%s' is left out: %s", self.record.number, name, self.record.failed[name])
 
     def _end_round(self) -> None:
         number = self.state.epoch
+        for name, refusal in self.usual_norm.outliers(self.record.update_norm).items():
+            self._leave_out(name, refusal)
         if len(self.record.loss) < self.min_sites:
-            reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(self.record.failed.items()))
-            raise FederationError(
-                f"round {number}: {len(self.record.loss)} of {len(self.record.participants)} sites finished, min_sites "
-                f"is {self.min_sites}. {reasons}. The state after round {number - 1} is in "
-                f"'{self.sites.plan.output_dir}': mend the sites and continue with --resume True."
-            )
+            raise FederationError(self._too_few(number))
         self.strategy.aggregate(number, self._updates)
         self._updates = {}
         self.record.attachments = self.strategy.describe_round()
         self._record_round(validate=number % self.val_interval == 0 or number == self.state.max_epochs)
+
+    def _too_few(self, number: int) -> str:
+        """Why a round cannot be aggregated and how to go on; finds the way back that there is."""
+        record, folder = self.record, self.sites.plan.output_dir
+        reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(record.failed.items()))
+        text = (
+            f"round {number}: {len(record.loss)} of {len(record.participants)} sites finished, min_sites is "
+            f"{self.min_sites}. {reasons}. The state after round {number - 1} is in '{folder}'"
+        )
+        earlier = self.checkpoint.read_previous(self.sites.check_states)
+        if record.all_diverged() and number not in self._given_up:
+            self._given_up.add(number)
+            self._way_back = earlier
+        if self._way_back is not None:
+            return f"{text}."
+        text = f"{text}: mend the sites and continue with --resume True"
+        return f"{text}." if earlier is None else f"{text}, or go back with --resume_round {earlier['round']}."
 
     def _record_round(self, validate: bool) -> None:
         """Write down a round that was aggregated; validate it if it is due. The commit follows after all handlers."""
@@ -320,7 +411,8 @@ class Federation(Workflow):
         self.sites.notes = []
         self.state.metrics = {**self.state.metrics, **metrics}
         folder.add_metrics(record.metric_rows())
-        folder.add_round(record.as_dict(evaluated=validate, best_round=best.round(), best_metric=best.value()))
+        further = {"evaluated": validate, "best_round": best.round(), "best_metric": best.value()}
+        folder.add_round(record.as_dict(config=self.run_config.digest, **further))
         self._pending = record.number
 
     def _show_best(self) -> None:
@@ -340,12 +432,14 @@ class Federation(Workflow):
             "finished": finished,
             "stopped": finished and number < self.state.max_epochs,
             "strategy": self.strategy.state_dict(),
+            "usual_norm": self.usual_norm.state_dict(),
             "metrics": {name: float(value) for name, value in self.state.metrics.items()},
             "handlers": {name: part.state_dict() for name, part in stateful_parts(self.handlers).items()},
             "sites": self.sites.plan.names,
             "site_rounds": site_rounds,
             "seed": self.seed,
             "threads": torch.get_num_threads(),
+            "config": dict(self.run_config.values),
         }
         commits = self.checkpoint.commit(state, again)
         if not again:
@@ -355,12 +449,22 @@ class Federation(Workflow):
     def _finish(self) -> None:
         """Save the last weights, test the best ones, and mark the run as finished."""
         self._commit()
+        self._stage = "in the final test"
         folder = self.checkpoint.folder
         save_atomic(self.strategy.global_weights, folder.model("model_final"))
         initial = load_checked(folder.model("initial"))
-        self.checkpoint.notes += self.evaluations.test(self.test_sites, initial, self.state.epoch)
-        self._commit(finished=True)
+        notes, failed = self.evaluations.test(self.test_sites, initial, self.state.epoch)
+        self.checkpoint.notes += notes
+        tested = len(failed) < len(self.test_sites)
+        if tested:
+            self._commit(finished=True)
         folder.write_json("run.json", self._description())
+        if not tested:
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(failed.items()))
+            raise FederationError(
+                f"the training is done, but the final test failed at every site. {reasons}. The models are in "
+                f"'{folder.model('model_final').parent}': mend the sites and test again with --resume True."
+            )
 
     def _description(self) -> dict[str, Any]:
         best, keys = self.checkpoint.best, self.strategy.shared_keys

@@ -12,14 +12,14 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError, root_user_error
-from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.checkpoint import BestModelTracker, check_optimizer, read_site_state, restoring
 from fedmonai.federated.local_training import UpdateBuffers
 from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
 from fedmonai.federated.validation import UpdateValidator
-from fedmonai.io import load_checked
 
 __all__ = ["LocalPool"]
 
@@ -48,10 +48,14 @@ class LocalPool:
         self.notes: list[str] = []
         # all sites are sent the same tensors, which are looked through once
         self._guard = (plan.guard or UpdateValidator()).once()
+        # the bound is one of updates; a site that held the server's weights against its own would answer, refusal by
+        # refusal, how far they are from what it has learned
+        self._guard.max_norm = None
         self._resident: OrderedDict[str, SiteAlgo] = OrderedDict()
         self._dirty: set[str] = set()
         self._updates = UpdateBuffers()
         self._round = 0
+        self._before: dict[str, int] = {}
 
     def open(self, name: str) -> SiteAlgo:
         """The site, built or fetched from its folder if it is not in memory.
@@ -75,9 +79,22 @@ class LocalPool:
         if self.simulated:
             site.other_trainer = self._trainer_of
         if name in self.state_rounds:
-            site.load_state_dict(load_checked(self.plan.state_file(name, self.state_rounds[name])))
+            self._load(site, name, self.state_rounds[name])
         self._resident[name] = site
         return site
+
+    def _load(self, site: SiteAlgo, name: str, number: int) -> None:
+        path = self.plan.state_file(name, number)
+        state = read_site_state(path)
+        with restoring(path, "resume with the configuration of the first run or choose another output_dir."):
+            check_optimizer(state["optimizer"], site.trainer.optimizer)
+            site.load_state_dict(state)
+
+    def return_to(self, state_rounds: Mapping[str, int]) -> None:
+        """Continue from these states: what is in memory is dropped."""
+        self._resident.clear()
+        self._dirty.clear()
+        self.state_rounds = dict(state_rounds)
 
     def evict(self, name: str) -> None:
         """Drop a site from memory together with what is known of its state: it is built anew when it is opened."""
@@ -109,6 +126,7 @@ class LocalPool:
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
         """Begin a round; the memory of the updates of the round before is used again."""
         self._round = round_number
+        self._before = dict(self.state_rounds)
         self._updates.end_round()
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
@@ -119,9 +137,13 @@ class LocalPool:
         """
         site = self.open(name)
         site.train(message)
-        self.mark_changed(name)
-        # an observer sends no weights
-        return site.get_weights({} if site.observing else {"out": self._updates.take(site.reference)})
+        if site.observing:  # neither weights to send nor a state to keep
+            update = site.get_weights()
+        else:
+            self.mark_changed(name)
+            update = site.get_weights({"out": self._updates.take(site.reference)})
+        note_release(self.plan.folder(name), update)
+        return update
 
     def mark_changed(self, name: str) -> None:
         """Note that a site's state is newer than its file."""
@@ -132,9 +154,14 @@ class LocalPool:
 
         One that failed by itself has left nothing; after a refused one the private part goes back to its file.
         """
-        if name in self._dirty:
+        written = self.state_rounds.get(name) == self._round  # it was offloaded since
+        if name in self._dirty or written:
             self._dirty.discard(name)
             self._resident.pop(name, None)
+        if written:
+            self.state_rounds.pop(name)
+            if name in self._before:
+                self.state_rounds[name] = self._before[name]
 
     def validate(
         self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
@@ -184,7 +211,7 @@ class LocalPool:
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state file of a commit cannot be read."""
         for name, number in state_rounds.items():
-            load_checked(self.plan.state_file(name, number))
+            read_site_state(self.plan.state_file(name, number))
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Delete state files that none of ``commits`` refers to."""

@@ -43,7 +43,7 @@ __all__ = [
 #: ``tests/golden/formats`` holds one file of each, so that no change goes unnoticed. Of :func:`pack`
 MESSAGE_FORMAT = 1
 #: of ``federation.pt`` and of the sites' ``round_NNNN.pt``
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 #: of a job's ``fedmonai.json``
 JOB_FORMAT = 1
 

@@ -8,6 +8,7 @@ import math
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -16,9 +17,13 @@ from torch import Tensor
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.federated.messages import attachments_of
 from fedmonai.federated.run_log import write_text_atomic
+from fedmonai.io import OutputPath
 from fedmonai.seeding import derive_seed
 
-__all__ = ["GaussianPrivacy", "spent_epsilon"]
+__all__ = ["UNBOUNDED", "GaussianPrivacy", "note_release", "read_history", "spent_epsilon"]
+
+#: epsilon of a site from which an update has left without noise
+UNBOUNDED = "unbounded"
 
 
 class GaussianPrivacy:
@@ -33,14 +38,16 @@ class GaussianPrivacy:
     clipped update by at most 2 * clip_norm; epsilon is accounted for that, with Renyi orders and without credit for
     sampling of sites. Accounts that compare an update with none at all give half the distance and a smaller epsilon.
 
-    Covered are the shared float tensors. Counts, the mean loss and mean metrics leave a site as they are; integer
-    buffers too. Updates with attachments (features, previous encoders) are refused, as they would pass without noise.
-    Batch variances that noise has made negative are set to zero.
+    Covered are the shared float and complex tensors. Counts, the mean loss and mean metrics leave a site as they are;
+    single integers (counters of batches) too. Updates with attachments (features, previous encoders) and integer
+    tensors that have changed are refused, as they would pass without noise. Batch variances that noise has made
+    negative are set to zero.
 
     The number of releases is kept in ``sites/<site>/privacy.json``, written before an update leaves and never turned
-    back, so a round that is repeated after an interruption counts again. Noise comes from the operating system's
-    randomness, hence two runs differ. With ``seed`` the noise repeats, for tests; whoever knows the seed can take it
-    off again, and the ledger says so.
+    back, so a round that is repeated after an interruption counts again. A site from which an update has left without
+    noise (:func:`note_release`) has no bounded epsilon any more: ledger, round record and report say "unbounded". Noise
+    comes from the operating system's randomness, hence two runs differ. With ``seed`` the noise repeats, for tests;
+    whoever knows the seed can take it off again, and the ledger says so.
 
     Args:
         output_dir: folder of the run, as given to :class:`~fedmonai.federated.local_pool.LocalPool`.
@@ -48,28 +55,49 @@ class GaussianPrivacy:
         noise_multiplier: standard deviation of the noise in units of ``clip_norm``.
         delta: probability that the guarantee fails; well below one over the number of patients.
         seed: for tests only.
+        max_epsilon: the site trains no more when one more release would spend more than this; ``None`` for no bound.
 
     Raises:
         ConfigError: on values outside their ranges, or without the extra ``privacy``.
     """
 
+    #: in a site's folder: its releases, and since when updates without noise have left
+    LEDGER, UNPROTECTED = "privacy.json", "unprotected.json"
+
     def __init__(
         self,
-        output_dir: str,
+        output_dir: OutputPath,
         clip_norm: float = 1.0,
         noise_multiplier: float = 1.0,
         delta: float = 1e-5,
         seed: int | None = None,
+        max_epsilon: float | None = None,
     ) -> None:
         for name, value in (("clip_norm", clip_norm), ("noise_multiplier", noise_multiplier)):
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"privacy: {name} is {value}; give a positive number, or leave the filter out.")
         if not 0 < delta < 1:
             raise ConfigError(f"privacy: delta is {delta}; give a probability in (0, 1), such as 1e-5.")
+        if max_epsilon is not None and not max_epsilon > 0:
+            raise ConfigError(f"privacy: max_epsilon is {max_epsilon}; give a positive number, or null for no bound.")
         spent_epsilon([[noise_multiplier, 1]], delta)  # fails here, not in the first round
         self.output_dir = Path(output_dir)
         self.clip_norm, self.noise_multiplier, self.delta = float(clip_norm), float(noise_multiplier), float(delta)
-        self.seed = seed
+        self.seed, self.max_epsilon = seed, max_epsilon
+
+    def check_budget(self, site: str) -> None:
+        """Refuse a local training after which an update would spend more than ``max_epsilon``.
+
+        Raises:
+            ConfigError: with what it would spend.
+        """
+        epsilon = self._epsilon(site, self._with_one_more(site))
+        if self.max_epsilon is not None and (epsilon == UNBOUNDED or epsilon > self.max_epsilon):
+            said = epsilon if epsilon == UNBOUNDED else f"{epsilon:.4g}"
+            raise ConfigError(
+                f"privacy: max_epsilon is {self.max_epsilon:g}, after this round epsilon would be {said}; the site "
+                "trains no more in this run."
+            )
 
     def __call__(self, message: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
         extra = extra or {}
@@ -82,12 +110,13 @@ class GaussianPrivacy:
         if received is None or not message.weights:
             raise ConfigError("privacy: there is no update to protect; the filter needs a SiteAlgo that has trained.")
         site, number = str(extra["site"]), int(extra["round"])
+        self.check_budget(site)
         protected = self._protected(message.weights, received, site, number)
-        history = self._enter(site)
+        epsilon = self._enter(site)
         message.weights = {**message.weights, **protected}
         message.statistics = {
             **(message.statistics or {}),
-            "privacy_epsilon": spent_epsilon(history, self.delta),
+            "privacy_epsilon": epsilon,
             "privacy_delta": self.delta,
             "privacy_noise_multiplier": self.noise_multiplier,
             "privacy_clip_norm": self.clip_norm,
@@ -99,8 +128,15 @@ class GaussianPrivacy:
     def _protected(
         self, weights: Mapping[str, Tensor], received: Mapping[str, Tensor], site: str, number: int
     ) -> dict[str, Tensor]:
-        keys = sorted(key for key, tensor in weights.items() if tensor.is_floating_point())
-        steps = [weights[key] - received[key].to(weights[key].device) for key in keys]
+        for key, tensor in weights.items():
+            if not _is_noisy(tensor) and tensor.numel() > 1 and not torch.equal(tensor.cpu(), received[key].cpu()):
+                raise ConfigError(
+                    f"privacy: '{key}' ({tensor.dtype}) has changed and would leave without noise; keep it at the site "
+                    "with local_keys."
+                )
+        keys = sorted(key for key, tensor in weights.items() if _is_noisy(tensor))
+        # a complex number is two real ones
+        steps = [_as_real(weights[key] - received[key].to(weights[key].device)) for key in keys]
         norm = math.sqrt(sum(float(step.double().square().sum()) for step in steps))
         if not math.isfinite(norm):
             raise FloatingPointError("the update holds NaN or infinite values, nothing is sent")
@@ -113,8 +149,9 @@ class GaussianPrivacy:
                 generators[step.device] = self._generator(step.device, site, number)
             noise = torch.empty_like(step).normal_(generator=generators[step.device])
             step.mul_(scale).add_(noise, alpha=self.noise_multiplier * self.clip_norm)
-            found[key] = step.add_(received[key].to(step.device))
-            if key.endswith("running_var"):
+            step.add_(_as_real(received[key].to(step.device)))
+            found[key] = torch.view_as_complex(step) if weights[key].is_complex() else step
+            if key.endswith("running_var") and not weights[key].is_complex():
                 found[key].clamp_(min=0.0)
         return found
 
@@ -124,20 +161,52 @@ class GaussianPrivacy:
 
     def ledger(self, site: str) -> Path:
         """File that counts the releases of a site: ``history`` is a list of [noise multiplier, releases]."""
-        return self.output_dir / "sites" / site / "privacy.json"
+        return self.output_dir / "sites" / site / self.LEDGER
 
-    def _enter(self, site: str) -> list[list[float]]:
-        """Count one more release, on disk before the update leaves."""
-        path = self.ledger(site)
-        history = read_history(path)
+    def _with_one_more(self, site: str) -> list[list[float]]:
+        """What stands in the ledger after one more release."""
+        history = read_history(self.ledger(site))
         if history and history[-1][0] == self.noise_multiplier:
             history[-1][1] += 1
         else:
             history.append([self.noise_multiplier, 1])
-        content = {"history": history, "delta": self.delta, "epsilon": spent_epsilon(history, self.delta)}
-        content |= {"clip_norm": self.clip_norm, "seeded_noise_protects_nobody": self.seed is not None}
-        write_text_atomic(json.dumps(content, indent=2) + "\n", path)
         return history
+
+    def _epsilon(self, site: str, history: list[list[float]]) -> Any:
+        unprotected = self.ledger(site).with_name(self.UNPROTECTED).exists()
+        return UNBOUNDED if unprotected else spent_epsilon(history, self.delta)
+
+    def _enter(self, site: str) -> Any:
+        """Count one more release, on disk before the update leaves; return the epsilon after it."""
+        history = self._with_one_more(site)
+        content = {"history": history, "delta": self.delta, "epsilon": self._epsilon(site, history)}
+        content |= {"clip_norm": self.clip_norm, "seeded_noise_protects_nobody": self.seed is not None}
+        write_text_atomic(json.dumps(content, indent=2) + "\n", self.ledger(site))
+        return content["epsilon"]
+
+
+def _is_noisy(tensor: Tensor) -> bool:
+    """Whether noise is added to a tensor of this type."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def note_release(folder: Path, message: ExchangeObject) -> None:
+    """Note beside a site's ledger that an update leaves without noise; called before every update leaves.
+
+    It stays there whatever becomes of the run: no filter of a later round can protect what has left.
+
+    Args:
+        folder: the site's folder.
+        message: the update as it leaves.
+    """
+    statistics = message.statistics or {}
+    path = folder / GaussianPrivacy.UNPROTECTED
+    if "privacy_epsilon" not in statistics and (message.weights or attachments_of(message)) and not path.exists():
+        write_text_atomic(json.dumps({"since_round": int(statistics.get("round", 0))}) + "\n", path)
 
 
 def read_history(path: Path) -> list[list[float]]:

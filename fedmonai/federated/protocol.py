@@ -13,6 +13,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 from ignite.engine import Engine
@@ -24,6 +25,8 @@ from fedmonai.federated.messages import SharedKeys, weights_message
 
 __all__ = ["RoundContext", "SiteHandler", "Strategy", "refuse_foreign_hooks"]
 
+#: hooks whose names classes of other libraries have, too
+_GENERAL = frozenset({"attach", "forget", "initialize", "load_state_dict", "set_random_state", "state_dict"})
 #: names as alike as this are taken for a misspelling; nothing in this package comes near it by chance
 _ALIKE = 0.8
 
@@ -74,7 +77,8 @@ class SiteHandler:
     made, as it would never be called; names of its own may begin with an underscore.
 
     Raises:
-        TypeError: when the class is made, for a nearly misspelt hook or one that is no method.
+        TypeError: when the class is made or an attribute is set, for a nearly misspelt hook, one that is no method, or
+            one of :class:`Strategy` in a class that is none.
     """
 
     #: whether :attr:`RoundContext.previous` is to be kept: one more copy of the weights, also in the site's saved state
@@ -85,9 +89,13 @@ class SiteHandler:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _refuse_misspelt(cls, SiteHandler)
+        _refuse_misspelt(cls)
         cls.has_state = cls.state_dict is not SiteHandler.state_dict
         cls.has_personal_model = cls.personal_weights is not SiteHandler.personal_weights
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _refuse_misspelt_attribute(self, name, value)
+        super().__setattr__(name, value)
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer; called once, before the trainer has a network."""
@@ -96,7 +104,10 @@ class SiteHandler:
         """Seed the handler's own draws; called before every local training with (seed, site, round) as one number."""
 
     def observe(self, engine: Engine) -> None:
-        """Take part in a round without training: the site is asked for attachments only (``Strategy.observers``)."""
+        """Take part in a round without training: the site is asked for attachments only (``Strategy.observers``).
+
+        Nothing is saved afterwards: an observation leaves no state.
+        """
 
     def contribute(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
         """Attachments that go to the server with the site's update, ``{name: {key: tensor}}``.
@@ -140,7 +151,8 @@ class Strategy(ABC):
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
 
     Raises:
-        TypeError: when a subclass is made that has a nearly misspelt hook or one that is no method.
+        TypeError: when a subclass is made or an attribute is set, for a nearly misspelt hook, one that is no method, or
+            one of :class:`SiteHandler` in a class that is none.
     """
 
     #: what expressions of a config may use of an object
@@ -148,12 +160,19 @@ class Strategy(ABC):
     #: names of the attachments that may travel from the sites / to the sites beside the weights
     attachments_up: tuple[str, ...] = ()
     attachments_down: tuple[str, ...] = ()
-    #: sites that are asked in every round for attachments even if they do not train (:meth:`SiteHandler.observe`)
+    #: sites that do not train and are asked in every round for attachments (:meth:`SiteHandler.observe`), before the
+    #: messages to the training sites are made
     observers: tuple[str, ...] = ()
+    #: whether those of them that train are asked as well, before they train: the round's weights reach them twice
+    observers_train: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _refuse_misspelt(cls, Strategy)
+        _refuse_misspelt(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _refuse_misspelt_attribute(self, name, value)
+        super().__setattr__(name, value)
 
     def __init__(self, shared_keys: str | Sequence[str] = (".*",), local_keys: str | Sequence[str] = ()) -> None:
         self.shared_keys = SharedKeys(shared_keys, local_keys)
@@ -183,9 +202,12 @@ class Strategy(ABC):
         """Numbers for ``rounds.jsonl`` on this round's attachments: ``{name: {what: number}}``."""
         return {}
 
+    def observed(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:  # noqa: B027
+        """Take the checked attachments of the round's observers, before :meth:`configure_round` for the others."""
+
     @abstractmethod
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
-        """Turn checked updates into the new global weights, in place. Updates of observers hold no weights.
+        """Turn checked updates into the new global weights, in place.
 
         The weights of an update are borrowed until the next round, when their memory is written over: what is kept
         longer has to be copied. Attachments are the strategy's own.
@@ -203,32 +225,60 @@ class Strategy(ABC):
         self.global_weights = dict(state["global_weights"])
 
 
-def _hooks(base: type) -> set[str]:
-    return {name for name in vars(base) if not name.startswith("_")}
+def _protocols(cls: type) -> list[type]:
+    return [protocol for protocol in (SiteHandler, Strategy) if issubclass(cls, protocol)]
 
 
-def _refuse_misspelt(cls: type, base: type) -> None:
-    """Refuse public names of a class that are nearly a hook's, and hooks of it that cannot be called."""
-    hooks = _hooks(base)
-    for name, value in vars(cls).items():
-        if name in hooks:
-            if callable(getattr(base, name)) and not callable(value):
-                raise TypeError(f"{cls.__qualname__}.{name} is a {type(value).__name__}; make the hook a method.")
-            if isinstance(getattr(base, name), tuple) and isinstance(value, str):
+@cache
+def _hooks(protocol: type) -> frozenset[str]:
+    return frozenset(name for name in vars(protocol) if not name.startswith("_") and not name.isupper())
+
+
+def _refuse_misspelt(cls: type) -> None:
+    """Refuse what a class and its mixins have under a name that is nearly a hook's, or a hook of the other half."""
+    seen: set[str] = set()
+    for owner in cls.__mro__:
+        if owner is cls or not (_protocols(owner) or owner in (object, ABC)):  # a subclass was checked when it was made
+            for name in sorted(vars(owner).keys() - seen):
+                _check(cls, f"{owner.__qualname__}.{name}", name, vars(owner)[name], sorted(_own(cls)))
+        seen |= vars(owner).keys()
+
+
+def _refuse_misspelt_attribute(target: object, name: str, value: object) -> None:
+    """Refuse an attribute of an object likewise; of nearly a hook's name is only what could be meant as that hook."""
+    cls = type(target)
+    if name.startswith("_") or (name not in _own(cls) and hasattr(cls, name)):
+        return
+    alike = [hook for hook in sorted(_own(cls)) if callable(getattr(cls, hook)) == callable(value)]
+    _check(cls, f"{cls.__qualname__}.{name}", name, value, alike)
+
+
+def _own(cls: type) -> frozenset[str]:
+    return frozenset(name for protocol in _protocols(cls) for name in _hooks(protocol))
+
+
+def _check(cls: type, where: str, name: str, value: object, meant: Sequence[str]) -> None:
+    if name in _own(cls):
+        default = next(getattr(protocol, name) for protocol in _protocols(cls) if name in _hooks(protocol))
+        if callable(default) and not callable(getattr(value, "__func__", value)):
+            raise TypeError(f"{where} is a {type(value).__name__}; make the hook a method.")
+        if isinstance(default, tuple) and isinstance(value, str):
+            raise TypeError(f"{where} is the text {value!r}; give a tuple of names, ({value!r},).")
+    elif not name.startswith("_"):
+        names = " and ".join(protocol.__name__ for protocol in _protocols(cls))
+        other: type
+        for other in (SiteHandler, Strategy):
+            if name in _hooks(other) - _GENERAL:
                 raise TypeError(
-                    f"{cls.__qualname__}.{name} is the text {value!r}; give a tuple of names, ({value!r},)."
+                    f"{where} is a hook of {other.__name__}, which {cls.__qualname__} is not, and would never be used; "
+                    f"move it to a {other.__name__}, or rename it to '_{name}' if it is the class's own."
                 )
-        elif not name.startswith("_"):
-            near = difflib.get_close_matches(name, sorted(hooks), 1, _ALIKE)
-            if near:
-                raise TypeError(
-                    f"{cls.__qualname__}.{name} is no hook of {base.__name__} and would never be called; rename it to "
-                    f"'{near[0]}', or to '_{name}' if it is the class's own."
-                )
-
-
-#: hooks that mean something here only; the others are those of ignite's and MONAI's handlers too
-_OWN_HOOKS = ("abandon", "contribute", "needs_previous", "observe", "personal_weights", "training_metrics")
+        near = difflib.get_close_matches(name, meant, 1, _ALIKE)
+        if near:
+            raise TypeError(
+                f"{where} is no hook of {names} and would never be called; rename it to '{near[0]}', or to '_{name}' "
+                "if it is the class's own."
+            )
 
 
 def refuse_foreign_hooks(site: str, handlers: Iterable[Any]) -> None:
@@ -238,8 +288,8 @@ def refuse_foreign_hooks(site: str, handlers: Iterable[Any]) -> None:
         ConfigError: for the first one.
     """
     for handler in handlers:
-        found = [] if isinstance(handler, SiteHandler) else [name for name in _OWN_HOOKS if hasattr(handler, name)]
-        if found:
+        names = () if isinstance(handler, SiteHandler) else sorted(_hooks(SiteHandler) - _GENERAL)
+        if found := [name for name in names if hasattr(handler, name)]:
             raise ConfigError(
                 f"site '{site}': handler {type(handler).__name__} has '{found[0]}' but is no SiteHandler, so it would "
                 "never be called; derive the class from fedmonai.federated.protocol.SiteHandler."

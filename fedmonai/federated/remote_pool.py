@@ -109,6 +109,10 @@ class RemotePool:
             raise ConfigError(f"none of the sites {', '.join(self.plan.names)} answers: {'; '.join(self.notes)}")
         return joined
 
+    def return_to(self, state_rounds: Mapping[str, int]) -> None:
+        """Have the sites go back to these states, each with the next request to it."""
+        self.state_rounds = dict(state_rounds)
+
     def structure(self, name: str) -> Mapping[str, Tensor] | None:
         """Tensors of the keys, shapes and types that a site shares, on the meta device."""
         if self._joined is None:
@@ -123,11 +127,17 @@ class RemotePool:
     def initial_weights(self, name: str) -> dict[str, Tensor]:
         """The shared weights that a site starts from: all sites draw them from the federation's base seed.
 
-        Private tensors are there by name only, without elements: their values do not travel.
+        Private tensors are there by name only, without elements: their values do not travel. A site that has trained
+        sends no weights to start from; a run that continues takes them from its commit, so here they are zero.
 
         Raises:
             ConfigError: when the site does not send them.
         """
+        if self.state_rounds.get(name, 0) > 0:
+            structure = self.structure(name) or {}
+            private = self._joined[name].facts["private"] if self._joined and name in self._joined else []
+            zeros = {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in structure.items()}
+            return {**{key: torch.empty(0) for key in private}, **zeros}
         self._ask("join", name, 0, with_weights=True)
         try:
             reply = self._reply(name)

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,10 +23,12 @@ from monai.fl.utils.exchange_object import ExchangeObject
 import fedmonai
 from fedmonai.errors import ConfigError, FederationError, first_line
 from fedmonai.federated.messages import message_bytes
-from fedmonai.io import save, write_text, writing
+from fedmonai.io import make_folder, private_opener, save, write_text, writing
+from fedmonai.names import printable
 
 __all__ = [
     "RoundRecord",
+    "RunConfig",
     "RunFolder",
     "SiteError",
     "describe_environment",
@@ -38,11 +43,14 @@ METRIC_COLUMNS = ("round", "site", "model", "split", "metric", "value")
 CASE_COLUMNS = ("round", "site", "model", "split", "case", "metric", "value")
 
 
-#: how the files of a run fail; one process at a time writes in its folder
+#: how the files of a run fail
 _RUN: dict[str, Any] = {
     "error": FederationError,
     "remedy": "what was committed before is whole: make room or mend the folder, then continue with --resume True.",
 }
+#: one process at a time writes in a run's folder, and its files are for nobody but this user
+_WRITTEN: dict[str, Any] = {**_RUN, "alone": True, "private": True}
+_RESTORE = "Put back a good copy, or start again in another output_dir."
 
 
 def save_atomic(state: Any, path: Path) -> None:
@@ -51,16 +59,52 @@ def save_atomic(state: Any, path: Path) -> None:
     Raises:
         FederationError: when it cannot be written; the old file stays.
     """
-    save(state, path, alone=True, **_RUN)
+    save(state, path, **_WRITTEN)
 
 
 def write_text_atomic(text: str, path: Path) -> None:
     """Write a text file of a run as :func:`save_atomic` does."""
-    write_text(text, path, alone=True, **_RUN)
+    write_text(text, path, **_WRITTEN)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Config of a run as it is recorded: what the numbers of its rounds came from.
+
+    Args:
+        text: the config that repeats the run, as a file of its own.
+        values: the values of all ids that a result may depend on, as texts; those of the sites' files too.
+    """
+
+    text: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Name of the config in ``rounds.jsonl`` and of its file; empty for a federation that was built without one."""
+        content = json.dumps([self.text, dict(self.values)], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12] if self.values else ""
+
+    @property
+    def file(self) -> str:
+        """Name of its file in the folder of the run."""
+        return f"config_{self.digest}.yaml"
+
+    def changes(self, before: Mapping[str, str]) -> Iterator[str]:
+        """What is different from the values of an earlier config, a sentence for each id."""
+        if not before or not self.values:
+            return
+        for name in sorted(before.keys() | self.values.keys()):
+            old, new = (values.get(name, "not set") for values in (before, self.values))
+            if old != new:
+                yield f"{name} was {printable(old, 100)}, is {printable(new, 100)}"
 
 
 class RunFolder:
     """Paths and tables of one run.
+
+    What is made here is for this user alone (0700, 0600): there are private weights and names of cases in it. A folder
+    that is there already keeps its rights.
 
     Args:
         path: the folder; made if missing.
@@ -72,8 +116,9 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock: TextIO | None = open(self.path / ".lock", "w")  # noqa: SIM115 (held for the life of the run)
+            make_folder(self.path, private=True)
+            # held for the life of the run
+            self._lock: TextIO | None = open(self.path / ".lock", "w", opener=private_opener)  # noqa: SIM115
         except OSError as error:
             raise ConfigError(
                 f"output_dir '{path}' cannot be written ({error.strerror}); choose another one."
@@ -113,41 +158,126 @@ class RunFolder:
     def add_round(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``rounds.jsonl``."""
         path = self.path / "rounds.jsonl"
-        with writing(path, **_RUN), open(path, "a", encoding="utf-8") as stream:
+        with writing(path, **_RUN), _appended(path) as stream:
             stream.write(json.dumps(record) + "\n")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
         write_text_atomic(json.dumps(content, indent=2, default=str) + "\n", self.path / name)
 
+    def write_once(self, name: str, text: str) -> None:
+        """Write a text file of the run unless there is one of this name."""
+        if not (self.path / name).exists():
+            write_text_atomic(text, self.path / name)
+
+    def rounds(self) -> list[int]:
+        """The rounds in ``rounds.jsonl``, in the order of its lines.
+
+        Raises:
+            ConfigError: when a line is no record of a round.
+        """
+        path = self.path / "rounds.jsonl"
+        return [_round_of(path, number, line) for number, line in enumerate(_whole_lines(path), 1)]
+
     def truncate(self, last_round: int) -> None:
-        """Drop what was recorded after ``last_round``, and all of the final test: both are done again."""
+        """Drop what was recorded after ``last_round``, and all of the final test: both are done again.
 
-        def kept(line: str) -> bool:
-            number, _, _, split, *_ = [*line.split(",", 4), *[""] * 4]
-            return number.isdecimal() and int(number) <= last_round and split != "test"
+        Raises:
+            ConfigError: when a line of a table cannot be read; nothing was changed then.
+        """
+        new: dict[Path, list[str]] = {}
+        for name, columns in (("metrics.csv", METRIC_COLUMNS), ("cases.csv", CASE_COLUMNS)):
+            rows = list(_checked_rows(self.path / name, columns))
+            place = columns.index("split")
+            kept = [row for row in rows if int(row[0]) <= last_round and row[place] != "test"]
+            new[self.path / name] = [_csv_line(row) for row in (columns, *kept)] if rows or kept else []
+        path = self.path / "rounds.jsonl"
+        lines = zip(self.rounds(), _whole_lines(path), strict=True)
+        new[path] = [f"{line}\n" for number, line in lines if number <= last_round]
+        for path, content in new.items():
+            if content:
+                write_text_atomic("".join(content), path)
+            else:
+                path.unlink(missing_ok=True)
 
-        for name in ("metrics.csv", "cases.csv"):
-            self._keep_lines(name, 1, kept)
-        self._keep_lines("rounds.jsonl", 0, lambda line: json.loads(line)["round"] <= last_round)
+    def sync(self) -> None:
+        """See that the tables are on disk."""
+        for name in ("metrics.csv", "cases.csv", "rounds.jsonl"):
+            path = self.path / name
+            if path.exists():
+                with writing(path, **_RUN), open(path, "rb") as stream:
+                    os.fsync(stream.fileno())
 
     def _append_rows(self, name: str, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
         path = self.path / name
         fresh = not path.exists()
-        with writing(path, **_RUN), open(path, "a", encoding="utf-8", newline="") as stream:
+        with writing(path, **_RUN), _appended(path) as stream:
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
             if fresh:
                 writer.writeheader()
             writer.writerows(rows)
 
-    def _keep_lines(self, name: str, header: int, keep: Callable[[str], bool]) -> None:
-        path = self.path / name
-        if not path.exists():
-            return
-        # what follows the last line end was cut short by a kill; its round was not committed either
-        whole = [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-        kept = whole[:header] + [line for line in whole[header:] if keep(line)]
-        write_text_atomic("".join(kept), path) if kept else path.unlink()
+
+def _appended(path: Path) -> TextIO:
+    return open(path, "a", encoding="utf-8", newline="", opener=private_opener)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a table. What follows the last line end was cut short by a kill; its round was not committed."""
+    if not path.exists():
+        return []
+    try:
+        return path.read_bytes().decode("utf-8").split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{path}' is damaged: byte {error.start} is no UTF-8. {_RESTORE}") from error
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be read ({error.strerror or first_line(error)}). {_RESTORE}") from error
+
+
+def _damaged(path: Path, number: int, line: str) -> ConfigError:
+    shown = line[:40] + "..." * (len(line) > 40)
+    return ConfigError(f"'{path}' is damaged: line {number} is {shown!r}. Take the line out or put back a good copy.")
+
+
+def _round_of(path: Path, number: int, line: str) -> int:
+    try:
+        found = json.loads(line)["round"]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise _damaged(path, number, line) from error
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise _damaged(path, number, line)
+    return found
+
+
+def _checked_rows(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """The rows of a table below its line of column names."""
+    lines = [f"{line}\n" for line in _whole_lines(path)]
+    reader = csv.reader(lines, strict=True)
+    number = 0
+    try:
+        for row in reader:
+            first, number = number + 1, reader.line_num
+            good = row == list(columns) if first == 1 else len(row) == len(columns) and _is_row(row)
+            if not good:
+                raise _damaged(path, first, lines[first - 1].rstrip("\n"))
+            if first > 1:
+                yield row
+    except csv.Error as error:
+        raise _damaged(path, number + 1, lines[min(number, len(lines) - 1)].rstrip("\n")) from error
+
+
+def _is_row(row: Sequence[str]) -> bool:
+    try:
+        float(row[-1])
+    except ValueError:
+        return False
+    return row[0].isascii() and row[0].isdecimal() and len(row[0]) < 10
+
+
+def _csv_line(row: Sequence[str]) -> str:
+    stream = io.StringIO(newline="")
+    csv.writer(stream, lineterminator="\n").writerow(row)
+    return stream.getvalue()
 
 
 class SiteError(RuntimeError):
@@ -170,35 +300,56 @@ class RoundRecord:
         self.loss: dict[str, float] = {}
         self.train_metrics: dict[str, dict[str, float]] = {}
         self.num_samples: dict[str, int] = {}
+        self.update_norm: dict[str, float] = {}
+        self.diverged: set[str] = set()
         self.seconds_per_site: dict[str, float] = {}
         self.bytes_up: dict[str, dict[str, int]] = {}
         self.bytes_down: dict[str, dict[str, int]] = {}
         self.observers: list[str] = []
         self.attachments: dict[str, Any] = {}
-        self.privacy: dict[str, dict[str, float]] = {}
+        #: by site what its noise has spent; epsilon is the text "unbounded" where an update had left without noise
+        self.privacy: dict[str, dict[str, float | str]] = {}
         self.notes: list[str] = []
 
-    def completed(self, site: str, update: ExchangeObject) -> None:
-        """Note an accepted update."""
+    def completed(self, site: str, update: ExchangeObject, norm: float) -> None:
+        """Note an accepted update and the norm of its change."""
         statistics = update.statistics or {}
         self.loss[site] = float(statistics["loss"])
         for name, value in statistics.items():
             if name.startswith("train_"):
                 self.train_metrics.setdefault(name.removeprefix("train_"), {})[site] = float(value)
         self.num_samples[site] = int(statistics["num_samples"])
-        self.bytes_up[site] = message_bytes(update)
+        _add(self.bytes_up.setdefault(site, {}), message_bytes(update))
+        self.update_norm[site] = norm
         spent = {k.removeprefix("privacy_"): v for k, v in statistics.items() if str(k).startswith("privacy_")}
         if spent:
-            self.privacy[site] = {name: float(value) for name, value in spent.items()}
+            self.privacy[site] = {n: value if isinstance(value, str) else float(value) for n, value in spent.items()}
 
     def observed(self, site: str, update: ExchangeObject) -> None:
-        """Note what a site contributed that did not train."""
+        """Note what a site contributed without training."""
         self.observers.append(site)
-        self.bytes_up[site] = message_bytes(update)
+        _add(self.bytes_up.setdefault(site, {}), message_bytes(update))
+
+    def sent(self, site: str, message: ExchangeObject) -> None:
+        """Note what a site is sent; one that observes and trains is sent two messages."""
+        _add(self.bytes_down.setdefault(site, {}), message_bytes(message))
+
+    def spent(self, site: str, seconds: float) -> None:
+        """Note how long a site took."""
+        self.seconds_per_site[site] = self.seconds_per_site.get(site, 0.0) + seconds
 
     def fail(self, site: str, error: BaseException) -> None:
-        """Note why a site is left out."""
+        """Note why a site is left out, in place of what was noted of its update; what it spent on privacy is spent."""
         self.failed[site] = reason_of(error)
+        if _is_divergence(error):
+            self.diverged.add(site)
+        per_site = (self.loss, self.num_samples, self.update_norm, self.bytes_up, *self.train_metrics.values())
+        for noted in per_site:
+            noted.pop(site, None)  # type: ignore[attr-defined]
+
+    def all_diverged(self) -> bool:
+        """Whether no participant came to a finite loss: what they were sent is no state to start from."""
+        return bool(self.participants) and set(self.participants) <= self.diverged
 
     def metric_rows(self) -> list[dict[str, Any]]:
         """Losses and training metrics as rows of ``metrics.csv``."""
@@ -230,6 +381,7 @@ class RoundRecord:
             "seconds": time.perf_counter() - self.started,
             "seconds_per_site": self.seconds_per_site,
             "num_samples": self.num_samples,
+            "update_norm": self.update_norm,
             "loss": self.loss,
             "train_metrics": self.train_metrics,
             "bytes_up": self.bytes_up,
@@ -239,6 +391,11 @@ class RoundRecord:
             "notes": self.notes,
             **further,
         }
+
+
+def _add(total: dict[str, int], sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        total[name] = total.get(name, 0) + size
 
 
 def summary(name: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -252,6 +409,14 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, SiteError):
         return first_line(error, 400)
     return f"{type(error).__name__}: {first_line(error, 300) if str(error).strip() else 'no message'}"
+
+
+def _is_divergence(error: BaseException) -> bool:
+    """Whether a site's training came to no finite loss; a site elsewhere says so by the name of the exception."""
+    text = str(error)  # of one's own sites the exception, of deployed ones its code
+    told = text.startswith(f"{FloatingPointError.__name__}:") or "(code numbers," in text
+    elsewhere = isinstance(error, SiteError) and told
+    return elsewhere or isinstance(error, FloatingPointError)
 
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "h5py", "nibabel")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from typing import Any
 
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -12,9 +12,10 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
 from fedmonai.federated.local_pool import LocalPool
-from fedmonai.federated.messages import KINDS, FormatError, Reply, Request, attachments_of, weights_message
+from fedmonai.federated.messages import KINDS, FormatError, Reply, Request, attachments_of
 from fedmonai.federated.plan import SitePlan
-from fedmonai.federated.run_log import RunFolder, reason_of, save_atomic
+from fedmonai.federated.release import Joined, Release, Trained
+from fedmonai.federated.run_log import RunFolder, save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import (
     ModelEvaluation,
@@ -27,8 +28,6 @@ from fedmonai.federated.site_evaluation import (
 from fedmonai.io import load_checked
 
 __all__ = ["SiteService"]
-
-logger = logging.getLogger(__name__)
 
 
 class SiteService:
@@ -51,6 +50,7 @@ class SiteService:
         plan.refuse_unknown(name)
         self.plan, self.name = plan, name
         self.sites = LocalPool(plan)
+        self.release = Release(plan, name)
         self.folder = RunFolder(plan.folder(name))
         self._held: int | None = None
         self._notes: list[str] = []
@@ -60,24 +60,19 @@ class SiteService:
         self.folder.close()
 
     def answer(self, request: Request) -> Reply:
-        """The reply to a request; an exception becomes a reply without message that holds the reason."""
+        """The reply to a request; an exception becomes a reply without message that tells the reason."""
         self._notes = []
-        reply = Reply()
+        outcome: Any
         try:
             if request.kind not in KINDS or request.site != self.name:
                 raise ConfigError(f"a request '{request.kind}' for site '{request.site}' came to site '{self.name}'.")
             site = self._site(int(request.facts["state_round"]))
             if request.facts.get("kept") is not None:
                 self._remove_states({int(number) for number in request.facts["kept"]})
-            getattr(self, f"_{request.kind}")(site, request, reply)
+            outcome = getattr(self, f"_{request.kind}")(site, request)
         except Exception as error:  # whatever a site's own code raises, the server gets to know and goes on
-            logger.exception("round %d: %s failed", request.round, request.kind)
-            reply.message, reply.error = None, reason_of(error)
-        if self._held is not None:
-            reply.facts["state_round"] = self._held
-        if self._notes:
-            reply.facts["notes"] = self._notes
-        return reply
+            outcome = error
+        return self.release.reply(request, outcome, self._held, self._notes)
 
     def _site(self, wanted: int) -> SiteAlgo:
         """The site in its state after round ``wanted`` (0: as it was built)."""
@@ -86,7 +81,7 @@ class SiteService:
         if wanted == 0:
             self.sites.evict(self.name)
             site = self.sites.open(self.name)
-            save_atomic(site.complete_model({}, "global"), self._initial)
+            save_atomic(site.complete_model({}, "global"), self.release.initial)
         else:
             wanted = self._rewind(wanted)
             site = self.sites.open(self.name)
@@ -104,7 +99,7 @@ class SiteService:
             except FormatError:  # nothing is damaged: an older or a fresh state would lose the site's own for nothing
                 raise
             except ConfigError as error:
-                self._notes.append(f"the state after round {number} cannot be used ({error})")
+                self._notes.append(f"the state after round {number} cannot be used ({self.release.reason(error)})")
                 continue
             if number != wanted:
                 self._notes.append(f"continuing from the state after round {number}")
@@ -113,48 +108,42 @@ class SiteService:
         self._notes.append("continuing with a fresh private state")
         return 0
 
-    @property
-    def _initial(self) -> Any:
-        return self.folder.path / "initial.pt"
-
     def _remove_states(self, kept: set[int]) -> None:
         wanted = {self.plan.state_file(self.name, number) for number in kept}
         for path in self.folder.path.glob("round_*.pt"):
             if path not in wanted:
                 path.unlink()
 
-    def _join(self, site: SiteAlgo, request: Request, reply: Reply) -> None:
-        described = {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in site.reference.items()}
-        reply.facts |= {"structure": described, "private": list(site.private), "num_samples": site.num_samples}
-        if request.facts.get("with_weights"):
-            whole = site.complete_model({}, "global")
-            reply.message = weights_message({key: whole[key] for key in site.reference})
+    def _join(self, site: SiteAlgo, request: Request) -> Joined:
+        return Joined(site, bool(request.facts.get("with_weights")))
 
-    def _train(self, site: SiteAlgo, request: Request, reply: Reply) -> None:
+    def _train(self, site: SiteAlgo, request: Request) -> Trained:
+        self.plan.policy.check_site(site)
+        self.plan.policy.check_budget(site, 1)
         self.sites.begin_round(request.round, {})
         site.train(_message(request))
+        if site.observing:  # neither weights to send nor a state to keep
+            return Trained(site)
         self._held = None  # until it is on disk, the state in memory is nothing to continue from
         self.sites.mark_changed(self.name)
         self.sites.save_states(request.round)
         self._held = request.round
-        reply.message = site.get_weights()
+        return Trained(site)
 
-    def _validate(self, site: SiteAlgo, request: Request, reply: Reply) -> None:
+    def _validate(self, site: SiteAlgo, request: Request) -> SiteEvaluation:
         best, key_metric = self._best(request), str(request.facts["key_metric"])
         own_model = self.plan.own_model(self.name)
-        steps = validation(site, _message(request), request.round, best, key_metric, own_model)
-        self._report(evaluate_site(self.name, steps), reply)
+        return self._evaluated(validation(site, _message(request), request.round, best, key_metric, own_model))
 
-    def _test(self, site: SiteAlgo, request: Request, reply: Reply) -> None:
+    def _test(self, site: SiteAlgo, request: Request) -> SiteEvaluation:
         message = _message(request)
         initial = attachments_of(message).get("initial", {})
         site.guard.check_weights(message.weights, site.reference)
         site.guard.check_weights(initial, site.reference)
-        first: dict[str, Tensor] = {**load_checked(self._initial), **initial}
+        first: dict[str, Tensor] = {**load_checked(self.release.initial), **initial}
         number = self._best(request).round(self.name)
         own_model = None if number is None else (self.plan.own_model(self.name), number)
-        steps = final_test(site, first, (message.weights or {}, request.round), own_model)
-        self._report(evaluate_site(self.name, steps), reply)
+        return self._evaluated(final_test(site, first, (message.weights or {}, request.round), own_model))
 
     def _best(self, request: Request) -> BestModelTracker:
         best = BestModelTracker(str(request.facts["mode"]))
@@ -163,19 +152,14 @@ class SiteService:
             best.records[self.name] = (float(value), int(number))
         return best
 
-    def _report(self, result: SiteEvaluation, reply: Reply) -> None:
-        """Cases go to this site's tables; the server gets the means."""
+    def _evaluated(self, steps: Iterator[ModelEvaluation]) -> SiteEvaluation:
+        """The result of an evaluation; its cases go to this site's tables."""
+        result = evaluate_site(self.name, steps, self.release.reason)
         write_site_evaluation(self.folder, result)
-        reply.facts["found"] = [_without_cases(one) for one in result.found]
-        reply.facts["ended"] = result.error
+        return result
 
 
 def _message(request: Request) -> ExchangeObject:
     if request.message is None:
         raise ConfigError(f"a request '{request.kind}' came without weights.")
     return request.message
-
-
-def _without_cases(one: ModelEvaluation) -> dict[str, Any]:
-    metrics = {name: float(value) for name, value in one.metrics.items()}
-    return {"model": one.model, "split": one.split, "round": one.round, "metrics": metrics}

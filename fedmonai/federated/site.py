@@ -26,6 +26,7 @@ from fedmonai.federated.messages import (
     copy_weights,
     weights_message,
 )
+from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.federated.protocol import RoundContext, SiteHandler, refuse_foreign_hooks
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.seeding import derive_seed, seed_local_training
@@ -45,8 +46,8 @@ class SiteAlgo(MonaiAlgo):
     are checked before use; a failed local training leaves no trace; :meth:`state_dict` holds all that must survive a
     restart.
 
-    After every evaluation ``cases`` holds ``{metric: {case: value}}``. Case names may identify patients: they are never
-    part of a message and stay in the site's folder.
+    After every evaluation ``cases`` holds ``{metric: {case: value}}`` and ``num_cases`` over how many cases the means
+    were taken. Case names may identify patients: they are never part of a message and stay in the site's folder.
 
     Args:
         bundle_root: folder of the bundle.
@@ -109,6 +110,7 @@ class SiteAlgo(MonaiAlgo):
         #: shared weights as they came, for filters that work on the difference; nothing may be written to them
         self.received: Mapping[str, Tensor] | None = None
         self.cases: dict[str, dict[str, float]] = {}
+        self.num_cases = 0
         #: trainers of other sites by name; only a simulated federation sets it
         self.other_trainer: Callable[[str], Any] | None = None
 
@@ -142,6 +144,19 @@ class SiteAlgo(MonaiAlgo):
         """Training samples of this site."""
         return len(self.trainer.data_loader.dataset)
 
+    @property
+    def planned_steps(self) -> int:
+        """Iterations of a local training."""
+        return self.local_steps or self.local_epochs * len(self.trainer.data_loader)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Samples of a batch, but for the rest at the end of an epoch; 1 where the loader does not say."""
+        loader = self.trainer.data_loader
+        sampler = getattr(loader, "batch_sampler", None)
+        size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None) or 1
+        return min(int(size), self.num_samples)
+
     def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
         """Load the shared keys of ``data``, then train ``local_epochs`` or ``local_steps``.
 
@@ -150,9 +165,13 @@ class SiteAlgo(MonaiAlgo):
 
         Raises:
             InvalidUpdate: when ``data`` is not fit for this network.
+            ConfigError: when the update would spend more epsilon than is allowed.
             Exception: whatever local training raised; weights, optimizer and counters are as before.
         """
         data = self._checked(data, extra or {})
+        for apply in self.exchange_filters:
+            if isinstance(apply, GaussianPrivacy):
+                apply.check_budget(self.site)
         before = self.state_dict()
         statistics = data.statistics or {}
         self.round = int(statistics.get("round", self.round + 1))
@@ -309,7 +328,8 @@ class SiteAlgo(MonaiAlgo):
                 f"site '{self.site}': the bundle has no validate::evaluator, so nothing can be evaluated."
             )
         self.phase = FlPhase.EVALUATE
-        with self._replaced(weights), _running(evaluator, self._loader(split), inferer):
+        loader = self._loader(split)
+        with self._replaced(weights), _running(evaluator, loader, inferer):
             evaluator.state.split, evaluator.state.reference = split, reference
             evaluator.run()
             metrics = {name: float(value) for name, value in evaluator.state.metrics.items()}
@@ -317,6 +337,8 @@ class SiteAlgo(MonaiAlgo):
             name: {case: float(value) for case, value in values.items()}
             for name, values in evaluator.state.metric_details.items()
         }
+        # a metric without values of cases is a mean over samples, of which there are at least as many
+        self.num_cases = min((len(values) for values in self.cases.values()), default=len(loader.dataset))
         self.phase = FlPhase.IDLE
         return metrics
 

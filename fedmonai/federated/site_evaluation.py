@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ class ModelEvaluation:
         model: ``global``, ``personal`` or the name of a reference method.
         split: ``val`` or ``test``.
         round: the round whose weights were used; 0 for the weights before training.
-        metrics: mean metrics.
+        metrics: mean metrics; none where a site holds them back.
+        num_cases: over how many cases they are means, the fewest of any of them.
         cases: ``{metric: {case: value}}``. Case names may identify patients: they never leave the site's machine.
     """
 
@@ -35,6 +36,7 @@ class ModelEvaluation:
     split: str
     round: int
     metrics: dict[str, float]
+    num_cases: int = 0
     cases: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -47,13 +49,15 @@ class SiteEvaluation:
     error: str | None = None
 
 
-def evaluate_site(site: str, steps: Iterable[ModelEvaluation]) -> SiteEvaluation:
-    """Take the steps one by one; an exception ends them and becomes the reason."""
+def evaluate_site(
+    site: str, steps: Iterable[ModelEvaluation], reason: Callable[[Exception], str] = reason_of
+) -> SiteEvaluation:
+    """Take the steps one by one; an exception ends them and becomes the reason, as ``reason`` tells it."""
     result = SiteEvaluation(site, [])
     try:
         result.found.extend(steps)
     except Exception as error:  # an evaluation that fails costs this site's numbers, not the round
-        result.error = reason_of(error)
+        result.error = reason(error)
     return result
 
 
@@ -75,7 +79,7 @@ def validation(
         own = model == "personal" and key_metric in metrics
         if own and best.update(metrics[key_metric], number, site.site):
             save_atomic(site.complete_model(message.weights or {}, model), own_model)
-        yield ModelEvaluation(model, "val", number, metrics, site.cases)
+        yield ModelEvaluation(model, "val", number, metrics, site.num_cases, site.cases)
 
 
 def final_test(
@@ -93,15 +97,18 @@ def final_test(
         own_model: file of the site's best personal model and its round, if it has one.
     """
     for reference in site.references():
-        yield ModelEvaluation(reference, "test", 0, site.evaluate_reference(reference, "test"), site.cases)
+        metrics = site.evaluate_reference(reference, "test")
+        yield ModelEvaluation(reference, "test", 0, metrics, site.num_cases, site.cases)
     for model in site.models():
-        yield ModelEvaluation(model, "test", 0, site.evaluate_weights(initial, "test"), site.cases)
+        metrics = site.evaluate_weights(initial, "test")
+        yield ModelEvaluation(model, "test", 0, metrics, site.num_cases, site.cases)
     for model in site.models():
         if model == "personal" and own_model is not None:
             weights, number = load_checked(own_model[0]), own_model[1]
         else:
             weights, number = chosen
-        yield ModelEvaluation(model, "test", number, site.evaluate_weights(weights, "test"), site.cases)
+        metrics = site.evaluate_weights(weights, "test")
+        yield ModelEvaluation(model, "test", number, metrics, site.num_cases, site.cases)
 
 
 def write_site_evaluation(folder: RunFolder, result: SiteEvaluation) -> None:

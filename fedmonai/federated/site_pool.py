@@ -25,10 +25,13 @@ class SitePool(Protocol):
 
     #: what the sites are built from
     plan: SitePlan
-    #: the round of every site's newest durable state; set before the first question to continue from these
+    #: the round of every site's newest durable state
     state_rounds: dict[str, int]
     #: notes on sites that are part of no reply; the engine records them and empties the list
     notes: list[str]
+
+    def return_to(self, state_rounds: Mapping[str, int]) -> None:
+        """Continue from these states, ``{site: round}``; a site without one begins with a fresh private state."""
 
     def structure(self, name: str) -> Mapping[str, Tensor] | None:
         """Tensors of the keys, shapes and types that a site shares; ``None`` for a site that cannot be asked.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates and optimizer state over rounds."""
+"""Learning rates, weights of a loss and optimizer state over rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 from fedmonai.errors import ConfigError
 from fedmonai.federated.protocol import RoundContext, SiteHandler
 
-__all__ = ["OptimizerReset", "PolyLR", "RoundLR"]
+__all__ = ["OptimizerReset", "PolyLR", "RoundLR", "TermRamp"]
 
 
 class RoundLR(SiteHandler):
@@ -64,15 +65,48 @@ def _round(engine: Engine, runs: int) -> int:
     return runs if context is None else context.round
 
 
-class PolyLR(SiteHandler):
+class _OverTraining(SiteHandler):
+    """What follows the share of all iterations of a training that are done: those of ``num_rounds`` equal rounds.
+
+    It is computed from the round and not counted, so rounds that a site misses and restarts change nothing. Without a
+    federation one run of the trainer is everything (``num_rounds`` 1). Under a stock ``MonaiAlgo``, which does not tell
+    the round, runs of the trainer are counted instead.
+    """
+
+    def __init__(self, num_rounds: int) -> None:
+        if num_rounds < 1:
+            raise ConfigError(f"num_rounds is {num_rounds}; a training has 1 or more rounds.")
+        self.num_rounds = num_rounds
+        self._runs = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """What happens before an iteration."""
+        raise NotImplementedError
+
+    def _begin(self, engine: Engine) -> None:
+        state = engine.state
+        self._runs += 1
+        self._round = _round(engine, self._runs)
+        self._first = state.iteration
+        self._length = (state.max_epochs - state.epoch) * state.epoch_length  # type: ignore[operator]
+
+    def _done(self, engine: Engine) -> float:
+        """Share of the training before this iteration, 0 to 1."""
+        rounds = self._round - 1 + (engine.state.iteration - 1 - self._first) / self._length
+        return min(rounds / self.num_rounds, 1.0)
+
+
+class PolyLR(_OverTraining):
     r"""Polynomial decay over the iterations of all rounds: :math:`\eta_t = \eta (1 - t / T)^{power}`.
 
     Iteration t of a site, from 0, is ``(round - 1) E + k`` with k the iteration within the round and E the iterations
-    of a round, and T = ``num_rounds`` E. It is computed from the round and not counted, so rounds that a site misses
-    and restarts change nothing; the authors' program counts a site's own iterations, the same when none is missed.
-
-    Without a federation one run of the trainer is everything (``num_rounds`` 1). Under a stock ``MonaiAlgo``, which
-    does not tell the round, runs of the trainer are counted instead.
+    of a round, and T = ``num_rounds`` E; the authors' program counts a site's own iterations, the same when none is
+    missed. Without a federation one run of the trainer is everything (``num_rounds`` 1); under a stock ``MonaiAlgo``
+    runs of the trainer are counted for rounds.
 
     Args:
         optimizer: the trainer's optimizer; its rates at construction are the full rates.
@@ -84,32 +118,59 @@ class PolyLR(SiteHandler):
     """
 
     def __init__(self, optimizer: Optimizer, num_rounds: int = 1, power: float = 0.9) -> None:
-        if num_rounds < 1:
-            raise ConfigError(f"num_rounds is {num_rounds}; the rate falls over 1 or more rounds.")
+        super().__init__(num_rounds)
         if not power >= 0:
             raise ConfigError(f"lr_power is {power}; give an exponent of at least 0 (0: constant rate).")
         self.optimizer = optimizer
-        self.num_rounds = num_rounds
         self.power = power
         self.full_rates = [group["lr"] for group in optimizer.param_groups]
-        self._runs = 0
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_STARTED, self)
-
-    def _begin(self, engine: Engine) -> None:
-        state = engine.state
-        self._runs += 1
-        self._round = _round(engine, self._runs)
-        self._first = state.iteration
-        self._length = (state.max_epochs - state.epoch) * state.epoch_length  # type: ignore[operator]
 
     def __call__(self, engine: Engine) -> None:
-        done = self._round - 1 + (engine.state.iteration - 1 - self._first) / self._length
-        left = max(1 - done / self.num_rounds, 0.0)
+        left = 1 - self._done(engine)
         for group, rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             group["lr"] = rate * left**self.power
+
+
+class TermRamp(_OverTraining):
+    """Linear ramp of the weight of one term of a loss: 0 until ``begin``, its full weight from ``end`` on.
+
+    The loss has ``weights``, a dict of them by name, as :class:`fedmonai.losses.weak_supervision.WeakSupervisionLoss`;
+    a term that is switched off there stays so. With ``begin`` and ``end`` 0 nothing is attached.
+
+    Args:
+        loss: the loss; the weight at construction is the full one.
+        term: name of the term.
+        ramp: ``begin`` and ``end``, shares of all iterations of the training, 0 <= begin <= end <= 1.
+        num_rounds: rounds of the federation; 1 without one.
+
+    Raises:
+        ConfigError: when ``ramp`` is not two such numbers, or ``num_rounds`` is below 1.
+    """
+
+    def __init__(self, loss: Any, term: str, ramp: Sequence[float], num_rounds: int = 1) -> None:
+        super().__init__(num_rounds)
+        if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1] <= 1:
+            raise ConfigError(
+                f"{term}_ramp is {ramp}; give two shares of the training, such as [0.3, 0.6]: where it begins and "
+                "where the weight is full ([0, 0]: from the start)."
+            )
+        self.loss, self.term = loss, term
+        self.begin, self.end = ramp
+        self.full = loss.weights.get(term, 0.0)
+
+    def attach(self, engine: Engine) -> None:
+        if self.full and self.end > 0:
+            super().attach(engine)
+
+    def __call__(self, engine: Engine) -> None:
+        done = self._done(engine)
+        if done >= self.end:
+            share = 1.0
+        elif done <= self.begin:
+            share = 0.0
+        else:
+            share = (done - self.begin) / (self.end - self.begin)
+        self.loss.weights[self.term] = self.full * share
 
 
 class OptimizerReset(SiteHandler):

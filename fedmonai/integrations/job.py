@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
@@ -16,6 +15,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
+from fedmonai.bundle.digest import TRAVELLING, bundle_digest
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.federated.messages import JOB_FORMAT, check_format
@@ -71,9 +71,8 @@ def id_problems(ids: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def file_ids(ids: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The config files that overrides name, each with its id."""
     for key, value in _walk(ids, ""):
-        if key.split(SEP)[-1] in _FILES:
-            files = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
-            yield from ((key, str(file)) for file in files)
+        if isinstance(value, str) and set(key.split(SEP)[-2:]) & set(_FILES):  # by itself, or in a list or by a name
+            yield key, value
 
 
 def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -98,12 +97,12 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return f"a setting{_MACHINE}"
     if _site_id(parts) in WORKFLOW_ARGUMENTS:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
-    if last in _FILES and not isinstance(value, (str, list, tuple, type(None))):
-        return "no config file; give one of the bundle, or a list of them."
-    policy = load_policy()
-    if (last in policy.locating_arguments and value is not None) or value not in policy.risky_arguments.get(
-        last, (value,)
-    ):
+    inside = len(parts) > 1 and parts[-2] in _FILES
+    if inside or last in _FILES:
+        kinds = (str, type(None)) if inside else (str, type(None), list, tuple)
+        if not isinstance(value, kinds) and not (last == "overlay" and isinstance(value, Mapping)):
+            return "no config file; give one of the bundle, a list of them, or files by names."
+    if re.fullmatch(load_policy().fetching_arguments, last) and value is not None and value is not False:
         return f"an argument that can load code or data from elsewhere{_PLAIN}"
     if (key in ("local", "sites") or re.fullmatch("sites::[^:]+", key)) and not isinstance(value, Mapping):
         return "" if value is None and key.startswith("sites::") else f"'{value}'; give ids with their values."
@@ -128,8 +127,6 @@ def _within(key: str, sections: tuple[str, ...]) -> bool:
     return any(key == section or key.startswith(f"{section}{SEP}") for section in sections)
 
 
-#: parts of a bundle that travel; weights, data and results do not
-PARTS = ("LICENSE", "configs", "docs")
 DESCRIPTION = "fedmonai.json"
 BUNDLE = "bundle"
 
@@ -143,7 +140,7 @@ class Deployment:
             under the same name finds it.
         files: the federation's config and its overlays, relative to the bundle.
         ids: overrides, plain values only.
-        digest: of the bundle's config files; a site that has its own copy of the bundle compares it.
+        digest: of what travels of the bundle; a site that has its own copy of the bundle compares it.
         isolate: let every site train in a process of its own, which is started again when it dies.
         reply_timeout: seconds that the server waits for an answer; 0 for no limit.
     """
@@ -229,7 +226,7 @@ def describe(
     for file in files:
         if not (root / file).is_file():
             raise ConfigError(f"config file '{file}' is not in the bundle folder '{root}'.")
-    deployment = Deployment(run=run or root.name, files=files, digest=bundle_digest(root), **options)
+    deployment = Deployment(run=run or root.name, files=files, digest=bundle_digest(root, TRAVELLING), **options)
     refuse_other_files(root, named_files(deployment))
     return deployment
 
@@ -245,14 +242,6 @@ def overlay_files(bundle: Path, names: str | Sequence[str]) -> list[str]:
             raise ConfigError(f"federation '{name}' is no file of '{bundle}'; choose one of {', '.join(there)}.")
         found.append(existing[0])
     return found
-
-
-def bundle_digest(bundle: str | Path) -> str:
-    """SHA-256 over names and contents of the bundle's config files."""
-    total = hashlib.sha256()
-    for path in config_files(bundle):
-        total.update(path.relative_to(bundle).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()
 
 
 def stage(deployment: Deployment, bundle: str | Path, folder: str | Path) -> None:
@@ -311,25 +300,25 @@ def unpacked_bundle(
     if own is not None:
         if not Path(own, "configs").is_dir():
             raise ConfigError(f"bundle '{own}' of this site's fedmonai.yaml is no bundle: it has no folder 'configs'.")
-        if bundle_digest(own) != deployment.digest:
+        if bundle_digest(own, TRAVELLING) != deployment.digest:
             raise ConfigError(
                 f"the bundle '{own}' of this site differs from the one that the job was made from; "
                 "install the same version at every site."
             )
         return Path(own)
-    for part in PARTS:
+    for part in TRAVELLING:
         shutil.rmtree(Path(target, part), ignore_errors=True)
     _copy_parts(Path(folder, BUNDLE), Path(target))
     findings = lint_bundle(target, allow).findings
     if findings:
         raise ConfigError(f"the job's bundle is refused: {findings[0]} ({len(findings)} findings of the lint).")
-    if bundle_digest(target) != deployment.digest:
-        raise ConfigError("the job's bundle is refused: its configs are not those that the job was made from.")
+    if bundle_digest(target, TRAVELLING) != deployment.digest:
+        raise ConfigError("the job's bundle is refused: its files are not those that the job was made from.")
     return Path(target)
 
 
 def _copy_parts(source: Path, target: Path) -> None:
-    for part in PARTS:
+    for part in TRAVELLING:
         if (source / part).is_dir():
             ignored = shutil.ignore_patterns(".*", "__pycache__")
             shutil.copytree(source / part, target / part, ignore=ignored, dirs_exist_ok=True)

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from fedmonai.bundle.federation import federation_from, job_plan
+from fedmonai.bundle.federation import federation_from, job_plan, own_plan
 from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.lint_merged import SiteGate, refuse_merged
 from fedmonai.errors import ConfigError, unwrapped
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import Transport
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, named_files, refuse_other_files, unpacked_bundle
@@ -48,16 +51,38 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     """
     deployment = Deployment.read(folder)
     state = settings.state(root, deployment.run, name)
-    bundle = unpacked_bundle(folder, deployment, settings.bundle, state / "bundle", settings.allow)
+    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), state / "bundle", settings.allow)
     parser = federation_config(deployment, bundle, state)
     sites = parser["sites"]
     if name not in sites:
         raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sorted(sites))}.")
     parser["sites"] = {name: sites[name]}  # nothing of other sites is built here
+    refuse_merged(parser.get(), bundle, state, allow=settings.allow)
     with unwrapped():
         parser.get_parsed_content("check")
         plan = job_plan(parser.ref_resolver)
-    return SiteService(apply_site_policy(plan, name, settings, bundle, state), name)
+    reviewed = None if settings.bundle is None else _reviewed_plan(bundle, name, state)
+    plan = apply_site_policy(plan, name, settings, bundle, state, reviewed)
+    gated = replace(plan, gate=SiteGate(settings.ids, settings.allow))
+    gated.arguments(name)  # a job that is refused is so at once
+    return SiteService(gated, name)
+
+
+def _reviewed_plan(bundle: Path, name: str, state: Path) -> SitePlan:
+    """What a site's own bundle says without any job: the most that one may share, and the filters that it must keep.
+
+    Raises:
+        ConfigError: when the bundle has no federation of its own.
+    """
+    file = bundle / "configs" / "federated.yaml"
+    if not file.is_file():
+        raise ConfigError(f"bundle '{bundle}' of this site's fedmonai.yaml has no configs/federated.yaml.")
+    parser = ConfigParser()
+    parser.read_config([str(file)])
+    parser["bundle_root"], parser["output_dir"], parser["sites"] = str(bundle), str(state), {name: {}}
+    with unwrapped():
+        parser.parse(True)
+        return own_plan(parser.ref_resolver)
 
 
 def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, transport: Transport) -> Path:
@@ -72,8 +97,9 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     """
     deployment = Deployment.read(folder)
     output = settings.state(root, deployment.run, "server")
-    bundle = unpacked_bundle(folder, deployment, settings.bundle, output / "bundle", settings.allow)
+    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), output / "bundle", settings.allow)
     parser = federation_config(deployment, bundle, output)
+    refuse_merged(parser.get(), bundle, output, allow=settings.allow)
     with unwrapped():
         parser.get_parsed_content("check")
         # what '@federation' stands for in the bundle's own steps

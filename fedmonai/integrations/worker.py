@@ -21,13 +21,14 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from fedmonai.bundle.lint_merged import isolated
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
-from fedmonai.federated.run_log import reason_of
+from fedmonai.federated.release import reason_told
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment
 from fedmonai.integrations.runtime import site_service
-from fedmonai.integrations.site_settings import SETTINGS, SiteSettings
+from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings
 
 __all__ = ["LocalSite", "SiteEnd", "SiteProcess", "end_process", "site_end"]
 
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 #: seconds between asking a process to end and ending it
 _GRACE = 10.0
 _LENGTH = struct.Struct("<Q")
+#: umask of a site's processes: state, private weights and tables are the site's user's alone
+PRIVATE = 0o077
 
 
 class SiteEnd(Protocol):
@@ -57,6 +60,7 @@ def site_end(folder: str | Path, name: str, kit: str | Path) -> SiteEnd:
         name: the site.
         kit: the site's startup kit; ``local/fedmonai.yaml`` in it holds what the site decides for itself.
     """
+    os.umask(PRIVATE)
     kind = SiteProcess if Deployment.read(folder).isolate else LocalSite
     return kind(folder, name, Path(kit, "local", SETTINGS), kit)
 
@@ -87,8 +91,7 @@ class LocalSite:
                 self._service = site_service(self.folder, self.name, settings, self.root)
             return self._service.answer(request)
         except Exception as error:  # whatever it is, the server gets to know the reason
-            logger.exception("site '%s' cannot answer", self.name)
-            return Reply(error=reason_of(error))
+            return Reply(error=reason_told(error, STATE_ROOT in os.environ, Path(self.root, "fedmonai")))
 
     def close(self) -> None:
         """Release the site's folder."""
@@ -129,7 +132,7 @@ class SiteProcess:
             end_process(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", __name__, *self.arguments]
+        words = [sys.executable, *isolated(__name__), *self.arguments]
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 (our own module)
 
 
@@ -149,7 +152,7 @@ def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         try:
             reply = site.answer(unpack_request(*frame))
         except ConfigError as error:  # a request of another version, or of no form at all
-            reply = Reply(error=reason_of(error))
+            reply = Reply(error=reason_told(error, STATE_ROOT in os.environ, Path(site.root, "fedmonai")))
         _write(outgoing, pack_reply(reply))
     site.close()
 
@@ -177,6 +180,7 @@ def _how(code: int) -> str:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(levelname)s - %(message)s")
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints belongs to the log, not between the frames

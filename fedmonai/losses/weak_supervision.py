@@ -21,10 +21,13 @@ class WeakSupervisionLoss(nn.Module):
     """Loss of a weakly labeled batch (FedICRA, arXiv 2304.05635): ``L = L_pCE + w_tree L_tree + w_crf L_CRF``.
 
     The fourth term of the paper, the site contrast, needs the index of the site and is added by
-    :class:`~fedmonai.methods.fedicra.SiteContrast`. As in the authors' program the weights are constant (no ramp-up),
-    the logits alone are compared with labels, and the auxiliary maps serve as embeddings of the trees only. A term of
-    weight 0 is not computed; with both at 0 this is the partial cross entropy. Terms are computed in float32, also
-    inside autocast.
+    :class:`~fedmonai.methods.fedicra.SiteContrast`. As in the authors' program the logits alone are compared with
+    labels, and the auxiliary maps serve as embeddings of the trees only. A term of weight 0 is not computed; with both
+    at 0 this is the partial cross entropy. Terms are computed in float32, also inside autocast.
+
+    Ours: the reach of the CRF can follow the size of the image (``crf_scale``), and a handler may change
+    :attr:`weights` between iterations (:class:`fedmonai.handlers.rates.TermRamp`); in the authors' program pixels and
+    weights are constants.
 
     After every call :attr:`terms` holds the terms without their weights, detached and on the device;
     :class:`fedmonai.handlers.loss_terms.LossTerms` averages them and reads them once per epoch.
@@ -37,10 +40,13 @@ class WeakSupervisionLoss(nn.Module):
         tree_mode: ``recursive``, ``add`` or ``single``.
         sigma_low: width of the affinities of the image, in units of an image in [0, 1].
         sigma_high: width of the affinities of the auxiliary maps.
-        crf_radius: largest offset of a pair of pixels.
-        crf_sigma_xy: width of the CRF's kernel in pixels.
+        crf_radius: largest offset of a pair of pixels, times ``crf_scale``.
+        crf_sigma_xy: width of the CRF's kernel in pixels, times ``crf_scale``.
         crf_sigma_rgb: width of the CRF's kernel in units of the image.
         backend: how trees are built, see :func:`fedmonai.losses.spanning_tree.minimum_spanning_trees`.
+        crf_scale: > 0, factor of radius (rounded, at least 1) and width: side of the images over that of the images
+            that the two are meant for, 256 in the paper. 1 takes them as pixels of the image at hand, as released. With
+            a scale s a pixel has about s^2 as many neighbors, and the term of the same picture falls by as much.
 
     Raises:
         ConfigError: on a negative weight, and for what the terms refuse.
@@ -58,15 +64,19 @@ class WeakSupervisionLoss(nn.Module):
         crf_sigma_xy: float = 6.0,
         crf_sigma_rgb: float = 0.1,
         backend: str = "auto",
+        crf_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if not crf_scale > 0:
+            raise ConfigError(f"crf_scale is {crf_scale}; give a factor above 0, such as image_size / 256.")
         for name, weight in (("tree_weight", tree_weight), ("crf_weight", crf_weight)):
             if not weight >= 0:
                 raise ConfigError(f"{name} is {weight}; give a weight of at least 0 (0 switches the term off).")
         self.partial = PartialCrossEntropyLoss(num_classes)
         self.tree = TreeEnergyLoss(num_classes, sigma_low, sigma_high, tree_mode, backend=backend)
-        self.crf = GatedCRFLoss(crf_radius, crf_sigma_xy, crf_sigma_rgb)
-        #: weight of every term that is switched on
+        radius = max(round(crf_radius * crf_scale), 1) if crf_radius >= 1 else crf_radius  # what is wrong is refused
+        self.crf = GatedCRFLoss(radius, crf_sigma_xy * crf_scale, crf_sigma_rgb)
+        #: weight of every term that is switched on, now
         self.weights: dict[str, float] = {"pce": 1.0}
         self.weights |= {n: w for n, w in (("tree", float(tree_weight)), ("crf", float(crf_weight))) if w}
         #: terms of the last call, without weights
@@ -86,9 +96,9 @@ class WeakSupervisionLoss(nn.Module):
         """
         logits, image, auxiliary = self._parts(output)
         terms = {"pce": self.partial(logits, label)}
-        if "tree" in self.weights:
+        if self.weights.get("tree"):
             terms["tree"] = self.tree(logits, label, image, auxiliary)
-        if "crf" in self.weights:
+        if self.weights.get("crf"):
             terms["crf"] = self.crf(logits, image)
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()

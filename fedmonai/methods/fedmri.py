@@ -10,12 +10,17 @@ R of :class:`~fedmonai.losses.weight_contrast.WeightContrastLoss`: near the glob
 round starts with, away from the encoders :math:`\theta_i^{t-1}` of all sites after the round before. The server
 averages the encoders, and sends every site all of them beside the mean.
 
-Deviations: with ``negatives: self`` a site is pushed away from its own previous encoder only, so that no encoder leaves
+Deviations: :math:`\beta \nabla R` is as large as :math:`\beta` over the distance to the previous encoders. Early in
+training or after a still round that is many times :math:`\nabla L_{rec}`, and with RMSprop the encoder is thrown off,
+then held for rounds by the inflated mean of squares. So its norm is limited to ``max_contrast_ratio`` of that of
+:math:`\lambda \nabla L_{rec}` over the encoder, in every iteration; the limit is ours, null is as released. With
+``negatives: self`` a site is pushed away from its own previous encoder only, so that no encoder leaves
 it but through the mean; that variant is ours. Of a site that missed rounds the last encoder is used.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -52,11 +57,18 @@ class WeightContrast(SiteHandler):
 
     R is on from the second iteration of every local epoch on (in the first one the encoder may
     equal the global one), and in rounds for which previous encoders exist: not in the first round of a federation.
-    Elsewhere the loss is plain L_rec. After the backward pass the iteration's ``loss`` is L_rec again, so that training
-    losses of rounds and methods compare; R stands beside it as ``weight_contrast``.
+    Elsewhere the loss is plain L_rec. beta grad R is added to the gradients after the backward pass (also under
+    automatic mixed precision and gradient accumulation), so the iteration's ``loss`` stays L_rec, by which rounds and
+    methods compare; R stands beside it as ``weight_contrast``.
+
+    Metrics of a local training: ``contrast_ratio``, the mean over iterations of |beta grad R| / |lam grad L_rec|, norms
+    over the encoder and after the limit; ``contrast_ratio_unlimited``, that before it; ``encoder_step``, the mean
+    distance of the encoder's weights from where the round began, which a frozen or a kicked encoder shows in.
 
     Args:
         beta: weight of R; 0 is plain training (FedAvg of the shared part), to the bit.
+        max_contrast_ratio: most that |beta grad R| may be of |lam grad L_rec|; ``None`` is no limit, as released. A
+            large ``beta`` with a limit is a contrast of that ratio in every iteration.
         lam: weight of the reconstruction loss where R is on.
         negatives: ``all`` uses the attachment ``previous_encoders`` that the server sends, the encoders of all sites
             after the round before. ``self`` uses this site's own one, which never leaves it: a private variant of ours.
@@ -73,6 +85,7 @@ class WeightContrast(SiteHandler):
     def __init__(
         self,
         beta: float = 100.0,
+        max_contrast_ratio: float | None = 0.5,
         lam: float = 1.0,
         negatives: str = "all",
         encoder_keys: str | Sequence[str] = ENCODER_KEYS,
@@ -80,23 +93,35 @@ class WeightContrast(SiteHandler):
         _check_negatives(negatives)
         if not (beta >= 0 and lam >= 0):
             raise ConfigError(f"beta is {beta} and lam is {lam}; give weights of 0 or more.")
+        if max_contrast_ratio is not None and not max_contrast_ratio > 0:
+            raise ConfigError(f"max_contrast_ratio is {max_contrast_ratio}; give more than 0, or null for no limit.")
         self.beta, self.lam, self.negatives = beta, lam, negatives
+        self.limit = math.inf if max_contrast_ratio is None else max_contrast_ratio
         self.patterns = as_list(encoder_keys)
         self._warned = False
         self._own: dict[str, Tensor] = {}
+        self._metrics: dict[str, float] = {}
         self._end()
 
     def _end(self) -> None:
         self._parameters: list[Tensor] = []
+        self._start: list[Tensor] = []
         self._contrast: WeightContrastLoss | None = None
         self._plain: Tensor | None = None
+        #: sums over iterations of the ratio before and after the limit, on the device
+        self._ratios: Tensor | None = None
+        self._count = 0
 
     def attach(self, engine: Engine) -> None:
         if self.beta > 0 and self.negatives != "none":
             engine.add_event_handler(Events.STARTED, self._begin)
             engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
-            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._show_plain_loss)
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._add_gradient)
             engine.add_event_handler(Events.COMPLETED, self._keep)
+
+    def training_metrics(self) -> dict[str, float]:
+        """Ratios of the gradients and the encoder's step in the newest local training; no ratios without a contrast."""
+        return self._metrics
 
     def abandon(self, engine: Engine) -> None:
         self._end()
@@ -104,11 +129,12 @@ class WeightContrast(SiteHandler):
     def _begin(self, engine: Engine) -> None:
         self._end()
         encoder = self._encoder(engine)
+        self._parameters = list(encoder.values())
+        self._start = [parameter.detach().clone() for parameter in self._parameters]
         previous = [self._own] if self._own else []
         if self.negatives == "all":
             previous = self._received(engine, encoder)
         if previous:
-            self._parameters = list(encoder.values())
             self._contrast = WeightContrastLoss(
                 self._parameters, [[tensors[name].to(p) for name, p in encoder.items()] for tensors in previous]
             )
@@ -144,16 +170,42 @@ class WeightContrast(SiteHandler):
         if self._contrast is None or first_of_epoch:
             return
         output: Any = engine.state.output
-        contrast = self._contrast(self._parameters)
-        self._plain, output["weight_contrast"] = output["loss"].detach(), contrast.detach()
-        output["loss"] = self.lam * output["loss"] + self.beta * contrast
+        self._plain = output["loss"].detach()
+        output["loss"] = self.lam * output["loss"]
 
-    def _show_plain_loss(self, engine: Engine) -> None:
-        if self._plain is not None:
-            output: Any = engine.state.output
-            output["loss"], self._plain = self._plain, None
+    @torch.no_grad()
+    def _add_gradient(self, engine: Any) -> None:
+        """Add beta grad R, limited, to the gradients of lam L_rec."""
+        if self._plain is None or self._contrast is None:
+            return
+        output: Any = engine.state.output
+        output["loss"], self._plain = self._plain, None
+        with torch.enable_grad():
+            contrast = self._contrast(self._parameters)
+            found = torch.autograd.grad(contrast, self._parameters)
+        output["weight_contrast"] = contrast.detach()
+        pairs = [(p.grad, own) for p, own in zip(self._parameters, found, strict=True) if p.grad is not None]
+        if not pairs:
+            return
+        gradients, added = (list(column) for column in zip(*pairs, strict=True))
+        # the loss was scaled before its backward pass; this reads one number back, as the scaler's own step does
+        scale = engine.scaler.get_scale() if engine.amp and engine.scaler is not None else 1.0
+        factor = self.beta * scale / engine.accumulation_steps
+        least = torch.finfo(torch.float32).tiny
+        ratio = (factor * _norm(added) / _norm(gradients).clamp_min(least)).clamp_min(least)
+        limited = ratio.clamp_max(self.limit)
+        torch._foreach_mul_(added, factor * limited / ratio if self.limit < math.inf else factor)
+        torch._foreach_add_(gradients, added)
+        ratios = torch.stack([ratio, limited])
+        self._ratios = ratios if self._ratios is None else self._ratios + ratios
+        self._count += 1
 
     def _keep(self, engine: Engine) -> None:
+        away = [float((p.detach() - s).abs().sum()) for p, s in zip(self._parameters, self._start, strict=True)]
+        self._metrics = {"encoder_step": sum(away) / sum(p.numel() for p in self._parameters)}
+        if self._ratios is not None:
+            unlimited, limited = (self._ratios / self._count).tolist()
+            self._metrics |= {"contrast_ratio": limited, "contrast_ratio_unlimited": unlimited}
         if self.negatives == "self":
             self._own = {name: p.detach().clone() for name, p in self._encoder(engine).items()}
         self._end()
@@ -165,6 +217,11 @@ class WeightContrast(SiteHandler):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state written by :meth:`state_dict`."""
         self._own = {name: torch.as_tensor(tensor) for name, tensor in state["own"].items()}
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all values of all tensors."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
 
 
 def _by_site(attachment: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

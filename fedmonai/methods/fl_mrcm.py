@@ -13,7 +13,9 @@ the networks; the discriminators stay.
 
 Deviations: the authors' program hands the target's raw inputs to every source site (``alignment: inputs``, simulation
 only), and stops with an error where the target is among the training sites. With ``alignment: features`` the target
-sends a bank of vectors :math:`z_t` instead, and only if its institution agrees (``share_features``).
+sends a bank of vectors :math:`z_t` instead, and only if its institution agrees (``share_features``). Two things are
+ours because a discriminator that only guesses has a gradient of noise: there is no term before it beats
+``min_accuracy``, and from then on :math:`\lambda_{adv}` grows over ``lambda_ramp`` rounds. 0 and 0 is as released.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from fedmonai.federated.protocol import RoundContext, SiteHandler
 from fedmonai.federated.validation import InvalidUpdate
 from fedmonai.losses.domain_confusion import SiteDiscriminator, domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.averaging import WeightedMean
+from fedmonai.metrics.site_probe import linear_probe_accuracy
 from fedmonai.networks.reconstruction_unet import pooled_latent
 
 __all__ = ["FLMRCMAggregator", "FeatureAlignment", "IndependentLoader"]
@@ -65,13 +68,19 @@ class FeatureAlignment(SiteHandler):
     ``alignment``:
 
     - ``features``: z_t are rows, drawn at random, of the bank that arrives as attachment ``target_latents``; they are
-      constants. At the start of round r, before any local step, the target encodes up to ``bank_size`` of
-      its undersampled training inputs with the global weights that round r starts from, and sends the bank with its
-      update. The sources use it from round r + 1 on, so in normal running their bank is one global model old. In round
-      1 there is no bank, and no term.
+      constants. The bank are the latents of up to ``bank_size`` undersampled training inputs of the target, under the
+      global weights that the round starts from: the target is asked for it before the others train. A target that
+      trains is sent these weights twice; with ``fresh_bank: false`` it is not, its bank comes with its update, and is
+      one global model old where it is used, from round 2 on.
     - ``inputs``: the released behavior, for simulated federations only. The source site's encoder, and it alone, runs
       on the target's undersampled training inputs, and gradient flows through both z_k and z_t.
     - ``none``: nothing is done.
+
+    Metrics of a local training at a source site: ``discriminator_accuracy``, the share of vectors (half of them z_k,
+    half z_t) that C_k told right before it learned from them; ``latent_probe``, the accuracy of
+    :func:`~fedmonai.metrics.site_probe.linear_probe_accuracy` on latents of both sites under the weights that the round
+    starts from (not with ``fresh_bank: false``, where the bank is of other weights); ``lambda_adv``, the weight in use.
+    Accuracies near 0.5 at ``lambda_adv: 0`` say that there is no shift to align.
 
     Args:
         site: name of this site.
@@ -80,6 +89,10 @@ class FeatureAlignment(SiteHandler):
         share_features: must be true for ``features``: latent vectors of training images leave the target site.
         lambda_adv: weight of the term. With 0 the network trains as in FL-MR, to the bit; the discriminator still
             learns.
+        lambda_ramp: rounds over which the weight grows linearly to ``lambda_adv``; 0 is at once.
+        min_accuracy: there is no term before ``discriminator_accuracy`` of a round reached this, from the next round on
+            there is. 0 is from the start. 0.5 is guessing.
+        fresh_bank: whether the target is asked for its bank before the others train.
         bank_size: most vectors in the target's bank.
         latent_size: values per vector; 2048 for the default U-Net.
         lr: learning rate of the discriminator's RMSprop.
@@ -103,6 +116,9 @@ class FeatureAlignment(SiteHandler):
         alignment: str = "features",
         share_features: bool = False,
         lambda_adv: float = 1.0,
+        lambda_ramp: int = 10,
+        min_accuracy: float = 0.75,
+        fresh_bank: bool = True,
         bank_size: int = 256,
         latent_size: int = 2048,
         lr: float = 1e-3,
@@ -114,17 +130,28 @@ class FeatureAlignment(SiteHandler):
         _check_consent(alignment, share_features, target_site)
         if not lambda_adv >= 0:
             raise ConfigError(f"lambda_adv is {lambda_adv}; give 0 or more.")
+        if lambda_ramp < 0:
+            raise ConfigError(f"lambda_ramp is {lambda_ramp}; give 0 rounds or more.")
+        if not 0 <= min_accuracy < 1:
+            raise ConfigError(f"min_accuracy is {min_accuracy}; give 0 (from the start) or more, and less than 1.")
         if bank_size < 1:
             raise ConfigError(f"bank_size is {bank_size}; give 1 vector or more.")
         self.is_target = site == target_site
         self.target_site, self.alignment, self.lambda_adv = target_site, alignment, lambda_adv
+        self.lambda_ramp, self.min_accuracy, self.fresh_bank = lambda_ramp, min_accuracy, fresh_bank
         self.bank_size, self.layer, self.encoder = bank_size, layer, encoder
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.discriminator = SiteDiscriminator(latent_size).to(self.device)
         self.optimizer = torch.optim.RMSprop(self.discriminator.parameters(), lr=lr)
+        #: the round after which there is a term; ``None`` while there is none
+        self.opened: int | None = None
         self._warned = False
+        self._weight = 0.0
+        self._right: Any = 0.0
+        self._steps = 0
+        self._metrics: dict[str, float] = {}
         self._hook: Any = None
         self._latent: Tensor | None = None
         self._target: Callable[[int], Tensor] | None = None
@@ -140,38 +167,70 @@ class FeatureAlignment(SiteHandler):
             return
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self._end)
+        engine.add_event_handler(Events.COMPLETED, self._complete)
 
     def observe(self, engine: Engine) -> None:
-        """Encode the bank although nothing is trained: the target site is not among the training sites."""
-        self._bank = self._encode(engine) if self.alignment == "features" and self.is_target else None
+        """Encode the bank; nothing is trained."""
+        self._bank = self._encode(engine, engine) if self.alignment == "features" and self.is_target else None
 
     def contribute(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
         """The bank, at the target site with alignment ``features``; else nothing."""
         return {} if self._bank is None else {ATTACHMENT: {KEY: self._bank}}
+
+    def training_metrics(self) -> dict[str, float]:
+        """Accuracies and weight of the newest local training; nothing at the target, or without vectors of it."""
+        return self._metrics
 
     def abandon(self, engine: Engine) -> None:
         self._end()
         self._bank = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Discriminator and optimizer."""
-        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Discriminator, optimizer, and since which round there is a term."""
+        parts = {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**parts, "opened": self.opened}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state written by :meth:`state_dict`."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.opened = state["opened"]
 
     def _begin(self, engine: Any) -> None:
         self._end()
-        self._bank = None
+        self._bank, self._metrics = None, {}
+        self._right, self._steps = 0.0, 0
         if self.is_target:
-            self._bank = self._encode(engine) if self.alignment == "features" else None
+            if self.alignment == "features" and not self.fresh_bank:
+                self._bank = self._encode(engine, engine)
             return
-        self._target = self._from_bank(engine) if self.alignment == "features" else self._from_inputs(engine)
-        if self._target is not None:
-            self._hook = _submodule(engine.network, self.layer).register_forward_hook(self._keep)
+        find = self._from_bank if self.alignment == "features" else self._from_inputs
+        self._target, vectors = find(engine)
+        if self._target is None:
+            return
+        self._weight = self._weight_of(engine)
+        if vectors is not None and len(vectors) > 1 and len(engine.data_loader.dataset) > 1:
+            self._metrics["latent_probe"] = linear_probe_accuracy(self._encode(engine, engine), vectors)
+        self._hook = _submodule(engine.network, self.layer).register_forward_hook(self._keep)
+
+    def _weight_of(self, engine: Any) -> float:
+        """The weight of the term in this round."""
+        context = RoundContext.of(engine)
+        number = 1 if context is None else context.round
+        if self.opened is None and self.min_accuracy == 0:
+            self.opened = number - 1
+        if self.opened is None:
+            return 0.0
+        return self.lambda_adv * min(1.0, (number - self.opened) / max(self.lambda_ramp, 1))
+
+    def _complete(self, engine: Any) -> None:
+        context = RoundContext.of(engine)
+        if context is not None and self._steps:
+            accuracy = float(self._right) / self._steps
+            self._metrics |= {"discriminator_accuracy": accuracy, "lambda_adv": self._weight}
+            if self.opened is None and accuracy >= self.min_accuracy:
+                self.opened = context.round
+        self._end()
 
     def _end(self) -> None:
         if self._hook is not None:
@@ -199,32 +258,40 @@ class FeatureAlignment(SiteHandler):
             source = self._taken()
             target = self._target(len(source))
             self._train_discriminator(source.detach(), target.detach())
-            if self.lambda_adv == 0:
+            if self._weight == 0:
                 return
             self.discriminator.requires_grad_(False)
             term = domain_confusion_loss(self.discriminator(source), self.discriminator(target))
             self.discriminator.requires_grad_(True)
-        engine.state.output["loss"] = engine.state.output["loss"] + self.lambda_adv * term
+        engine.state.output["loss"] = engine.state.output["loss"] + self._weight * term
 
     def _train_discriminator(self, source: Tensor, target: Tensor) -> None:
         self.optimizer.zero_grad()
-        site_discrimination_loss(self.discriminator(source), self.discriminator(target)).backward()
+        of_source, of_target = self.discriminator(source), self.discriminator(target)
+        site_discrimination_loss(of_source, of_target).backward()
         self.optimizer.step()
+        # summed on the device: read back once, at the end of the local training
+        right = (of_source[:, 1] > of_source[:, 0]).float().mean() + (of_target[:, 0] > of_target[:, 1]).float().mean()
+        self._right, self._steps = self._right + 0.5 * right, self._steps + 1
 
-    def _from_bank(self, engine: Any) -> Callable[[int], Tensor] | None:
-        """Draws rows of the bank that arrived; ``None`` if there is none yet."""
+    def _from_bank(self, engine: Any) -> tuple[Callable[[int], Tensor] | None, Tensor | None]:
+        """What draws rows of the bank that arrived (``None`` if there is none), and the bank if it is fresh."""
         context = RoundContext.of(engine)
         if context is None and not self._warned:
             self._warned = True
             warnings.warn("feature alignment is off: whatever runs this site passes no attachments on", stacklevel=2)
         if context is None or ATTACHMENT not in context.received:
-            return None
+            return None, None
         bank = context.received[ATTACHMENT][KEY].to(self.device, torch.float32)
         generator = torch.Generator().manual_seed(self._seed)
-        return lambda count: bank[torch.randint(len(bank), (count,), generator=generator).to(self.device)]
 
-    def _from_inputs(self, engine: Any) -> Callable[[int], Tensor]:
-        """Encodes batches of the target site's inputs with this site's encoder."""
+        def draw(count: int) -> Tensor:
+            return bank[torch.randint(len(bank), (count,), generator=generator).to(self.device)]
+
+        return draw, bank if self.fresh_bank else None
+
+    def _from_inputs(self, engine: Any) -> tuple[Callable[[int], Tensor], Tensor]:
+        """What encodes batches of the target site's inputs with this site's encoder, and latents of some of them."""
         context = RoundContext.of(engine)
         if context is None or context.other_trainer is None:
             raise ConfigError(
@@ -238,22 +305,22 @@ class FeatureAlignment(SiteHandler):
         encoder = _submodule(engine.network, self.encoder)
 
         def encode(count: int) -> Tensor:
-            with torch.set_grad_enabled(self.lambda_adv != 0), torch.autocast(self.device.type, enabled=engine.amp):
+            with torch.set_grad_enabled(self._weight != 0), torch.autocast(self.device.type, enabled=engine.amp):
                 encoder(next(batches))
             return self._taken()
 
-        return encode
+        return encode, self._encode(engine, target)
 
     @torch.no_grad()
-    def _encode(self, engine: Any) -> Tensor:
-        """The bank: pooled latents of training inputs under the weights held now, float32 (vectors, latent_size)."""
+    def _encode(self, engine: Any, owner: Any) -> Tensor:
+        """Pooled latents of training inputs of ``owner`` under the weights held now, float32 (vectors, latent_size)."""
         encoder = _submodule(engine.network, self.encoder)
         training = encoder.training
         hook = _submodule(engine.network, self.layer).register_forward_hook(self._keep)
         vectors: list[Tensor] = []
         encoder.eval()
         try:
-            for inputs in IndependentLoader(engine, self._seed).once():
+            for inputs in IndependentLoader(owner, self._seed).once():
                 encoder(inputs)
                 vectors.append(self._taken())
                 if sum(map(len, vectors)) >= self.bank_size:
@@ -314,16 +381,19 @@ class IndependentLoader:
 class FLMRCMAggregator(WeightedMean):
     """Federated averaging that hands the target site's newest latent bank to the source sites.
 
-    The bank that the target contributes in round r (encoded with the global weights that round r starts from, see
-    :class:`FeatureAlignment`) goes to the sources from round r + 1 on, until a newer one is there.
-    Its age, the rounds since it was encoded, is 1 in normal running and grows while the target misses rounds. A target
-    that is not among the training sites is an observer: it is asked for its bank in every round and trains nothing.
+    The target observes: in every round it is asked first, with the weights that the round starts from, and its bank
+    goes to the sources with the same weights (:class:`FeatureAlignment`). Where it is silent there is no bank in this
+    round. That costs the other sites the time of one pass of the encoder over ``bank_size`` inputs, and a target that
+    trains as well a second download of the weights. With ``fresh_bank: false`` a target that trains sends the bank with
+    its update, and the newest one goes to the sources; its age, the rounds since it was encoded, is 1 in normal running
+    and grows while the target misses rounds.
 
     Args:
         target_site: name of the target site.
         alignment: ``features``; with ``inputs`` or ``none`` nothing travels but weights.
         share_features: must be true for ``features``; the opt-in of this federation to share latent vectors.
         bank_size: most vectors that are accepted.
+        fresh_bank: whether a target that trains is asked for its bank before.
         weighting: see :class:`~fedmonai.methods.averaging.WeightedMean`.
         shared_keys: regular expressions of the tensors that travel.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
@@ -342,16 +412,17 @@ class FLMRCMAggregator(WeightedMean):
         alignment: str = "features",
         share_features: bool = False,
         bank_size: int = 256,
+        fresh_bank: bool = True,
         weighting: str = "uniform",
         shared_keys: str | Sequence[str] = (".*",),
         local_keys: str | Sequence[str] = (),
     ) -> None:
         super().__init__(weighting, shared_keys, local_keys)
         _check_consent(alignment, share_features, target_site)
-        self.target_site, self.bank_size = str(target_site), bank_size
+        self.target_site, self.bank_size, self.fresh_bank = str(target_site), bank_size, fresh_bank
         if alignment == "features":
             self.attachments_up = self.attachments_down = (ATTACHMENT,)
-            self.observers = (self.target_site,)
+            self.observers, self.observers_train = (self.target_site,), fresh_bank
         self.bank: Tensor | None = None
         self.bank_round = 0
         self._round: dict[str, int] = {}
@@ -359,7 +430,7 @@ class FLMRCMAggregator(WeightedMean):
     def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
         messages = super().configure_round(round_number, sites)
         self._round = {}
-        if self.bank is not None:
+        if self.bank is not None and (self.bank_round == round_number or not self.fresh_bank):
             self._round = {"vectors_down": len(self.bank), "age": round_number - self.bank_round}
             for site, message in messages.items():
                 if site != self.target_site:
@@ -381,23 +452,28 @@ class FLMRCMAggregator(WeightedMean):
                 f"'{ATTACHMENT}' has {tensors[KEY].shape[1]} values per vector, not {self.bank.shape[1]}"
             )
 
-    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+    def observed(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
         fresh = attachments_of(updates[self.target_site]) if self.target_site in updates else {}
         if ATTACHMENT in fresh:
             self.bank, self.bank_round = fresh[ATTACHMENT][KEY], round_number
+
+    def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
+        self.observed(round_number, updates)  # a bank that came with an update
+        if self.bank is not None and self.bank_round == round_number:
             self._round["vectors_up"] = len(self.bank)
-        super().aggregate(round_number, {name: update for name, update in updates.items() if update.weights})
+        super().aggregate(round_number, updates)
 
     def describe_round(self) -> dict[str, Any]:
         return {ATTACHMENT: self._round} if self._round else {}
 
     def state_dict(self) -> dict[str, Any]:
+        """Also the bank, if it is used in the next round."""
         own = {"bank": self.bank, "bank_round": self.bank_round, "target_site": self.target_site}
-        return {**super().state_dict(), **({} if self.bank is None else own)}
+        return {**super().state_dict(), **({} if self.bank is None or self.fresh_bank else own)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; its bank counts only if vectors still travel, and only of the same target site."""
         super().load_state_dict(state)
         self.bank, self.bank_round = None, 0
-        if self.attachments_down and state.get("target_site") == self.target_site:
+        if self.attachments_down and not self.fresh_bank and state.get("target_site") == self.target_site:
             self.bank, self.bank_round = state["bank"], int(state["bank_round"])

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmonai.io import write_text
+from fedmonai.io import OutputPath, write_text
 from fedmonai.report.figures import draw_figures
 from fedmonai.report.run_tables import RunTables, read_run
 
@@ -19,7 +19,7 @@ UNITS = {"psnr": ("PSNR [dB]", 2), "ssim": ("SSIM", 4), "nmse": ("NMSE", 4), "di
 UNITS |= {"hd95": ("HD95 [mm]", 2), "assd": ("ASSD [mm]", 2)}
 
 
-def finish(run_dir: str) -> None:
+def finish(run_dir: OutputPath) -> None:
     """Write the report of a run, then print its table and, as the last line, where the report is."""
     path = write_report(run_dir)
     print(f"\n{format_table(run_dir)}\nreport: {path}", flush=True)
@@ -67,9 +67,23 @@ def _heading(tables: RunTables) -> str:
         f"- strategy {run.get('strategy')}, shared keys {run.get('shared_keys')}, kept local {run.get('local_keys')}",
         f"- best round {run.get('best_round')}, by the mean validation {run.get('key_metric')} over sites; the test "
         "split was read once, at the end",
+        *_configs(rounds),
         f"- seed {run.get('seed')}, {run.get('threads')} threads, device {run.get('device')}, {versions}",
     ]
     return "\n".join([lines[0], "", *lines[1:], *(f"- note: {note}" for note in run.get("notes", []))])
+
+
+def _configs(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The configs that the rounds ran with, a line if there are any; the files are beside the report."""
+    named = [(str(record["config"]), int(record["round"])) for record in rounds if record.get("config")]
+    spans: list[list[Any]] = []
+    for digest, number in named:
+        if spans and spans[-1][0] == digest:
+            spans[-1][2] = number
+        else:
+            spans.append([digest, number, number])
+    texts = [f"{digest} (rounds {first} to {last})" for digest, first, last in spans]
+    return [f"- config {', '.join(texts)}: `config_<name>.yaml`"] if texts else []
 
 
 def _results(tables: RunTables) -> str:
@@ -172,7 +186,10 @@ def _privacy(tables: RunTables) -> str:
     rows = [["site", "epsilon", "delta", "noise / clipping norm", "clipping norm"]]
     for site, numbers in sorted(spent.items()):
         names = ("epsilon", "delta", "noise_multiplier", "clip_norm")
-        rows.append([site, *(f"{numbers[name]:.4g}" for name in names)])
+        # rounds of a run that was continued with a filter, or by another version, had left without noise
+        bare = any(site in _sent(record) and site not in record.get("privacy", {}) for record in tables.rounds)
+        told = {**numbers, **({"epsilon": "unbounded"} if bare else {})}
+        rows.append([site, *(told[n] if isinstance(told[n], str) else f"{told[n]:.4g}" for n in names)])
     text = (
         "Against any change to a site's data. Covered are the weights; counts, mean losses and mean metrics left the "
         "sites without noise."
@@ -180,6 +197,11 @@ def _privacy(tables: RunTables) -> str:
     if any(numbers.get("seeded") for numbers in spent.values()):
         text += " **The noise was drawn from a seed: whoever knows the seed can take it off, so nobody is protected.**"
     return "\n\n".join(["## Differential privacy", text, markdown_table(rows)])
+
+
+def _sent(record: Mapping[str, Any]) -> set[str]:
+    """The sites whose updates left them in a round."""
+    return {*record.get("completed", ()), *record.get("observers", ())}
 
 
 def _bytes(size: int) -> str:

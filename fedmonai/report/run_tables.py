@@ -97,10 +97,13 @@ def read_run(run_dir: str | Path) -> RunTables:
 def _parsed(path: Path, lines: bool = False) -> list[Any]:
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
     try:
-        return [json.loads(part) for part in (text.splitlines() if lines else [text])]
-    except json.JSONDecodeError as error:
+        text = path.read_text(encoding="utf-8")
+        found = [json.loads(part) for part in (text.splitlines() if lines else [text])]
+        if not all(isinstance(part, dict) and (not lines or isinstance(part.get("round"), int)) for part in found):
+            raise ValueError("not a record")
+        return found
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}); restore it or run again in another output_dir.") from error
 
 

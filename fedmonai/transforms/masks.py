@@ -9,12 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 import torch
 from monai.utils import ensure_tuple
 from torch import Tensor
 
 from fedmonai.errors import ConfigError, first_line
+from fedmonai.io import InputPath
+from fedmonai.matlab import mat_arrays
 
 __all__ = [
     "MASK_KINDS",
@@ -295,7 +296,7 @@ class ArrayMask(KspaceMask):
         ConfigError: the file cannot be read or holds something else; when drawing, if mask and k-space differ in shape.
     """
 
-    def __init__(self, file: str, key: str = "mask") -> None:
+    def __init__(self, file: InputPath, key: str = "mask") -> None:
         self.file = str(file)
         self.mask = _checked_mask(_read_mask(Path(file), key), self.file)
         self.is_column = self.mask.ndim == 1
@@ -363,16 +364,15 @@ def _read_mask(path: Path, key: str) -> np.ndarray:
     try:
         if path.suffix.lower() == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
-        found = scipy.io.loadmat(str(path))
-    except Exception as error:  # SciPy's and NumPy's readers end in anything from OSError to their own types
+        found = {array.name: array for array in mat_arrays(path)}
+        if key in found:
+            return found[key].read()
+    except Exception as error:  # these readers end in anything from OSError to NumPy's own types
         raise ConfigError(
             f"mask_file '{path}' cannot be read ({type(error).__name__}: {first_line(error, 100)}); give a "
             ".npy array of numbers, or a .mat file saved with -v7 or older."
         ) from error
-    if key not in found:
-        names = ", ".join(name for name in found if not name.startswith("__")) or "nothing"
-        raise ConfigError(f"mask_file '{path}' has no variable '{key}'; it holds {names}.")
-    return np.asarray(found[key])
+    raise ConfigError(f"mask_file '{path}' has no variable '{key}'; it holds {', '.join(found) or 'no array'}.")
 
 
 def _checked_mask(array: np.ndarray, file: str) -> Tensor:
@@ -394,7 +394,7 @@ def sampling_mask(
     accelerations: Sequence[float] | float = (4,),
     center_fractions: Sequence[float] | float = (0.08,),
     density_power: float = 2.0,
-    file: str | None = None,
+    file: InputPath | None = None,
     seed: int | None = None,
 ) -> KspaceMask:
     """Make the mask of a kind: over columns ``random``, ``equispaced``, ``variable_density``; over the plane

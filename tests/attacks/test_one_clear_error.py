@@ -113,12 +113,13 @@ def test_home_of_nobody(tmp_path: Path) -> None:
         SiteSettings.read(path)
 
 
-def test_process_of_a_site_survives_a_request_of_another_form() -> None:
+def test_process_of_a_site_survives_a_request_of_another_form(tmp_path: Path) -> None:
     """Between a runtime and its worker: a request that cannot be read ends the process without a reason."""
     tensors, plain = pack_request(Request("train", "B", 1))
     frames = io.BytesIO()
     _write(frames, (tensors, {**plain, "message": {"format": 999}}))
     answers = io.BytesIO()
-    serve(LocalSite("job", "B", "settings", "root"), io.BytesIO(frames.getvalue()), answers)
+    serve(LocalSite("job", "B", "settings", tmp_path), io.BytesIO(frames.getvalue()), answers)
     answers.seek(0)
-    assert "format 999" in str(unpack_reply(*_read(answers)).error)
+    assert "another version of fedmonai" in str(unpack_reply(*_read(answers)).error)
+    assert "format 999" in (tmp_path / "fedmonai" / "errors.log").read_text()

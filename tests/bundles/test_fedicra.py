@@ -16,6 +16,7 @@ from monai.bundle import ConfigWorkflow
 from run_results import final, rounds, same, site_state
 from stock_checks import check_mistake
 from tiny_sites import ROOT, WEAK, write_weak_site
+from torch import nn
 
 from fedmonai.data.generated.weak_federation import generated_fundus_site
 from fedmonai.federated.messages import weights_message
@@ -171,6 +172,23 @@ def test_overlays_run_with_their_terms(data: Path, tmp_path: Path, overlay: str,
     tracked = {int(t) for k, t in statistics.items() if k.startswith("encoder") and "tracked" in k}
     # the release's further forwards move the statistics of the encoder, four more per iteration
     assert tracked == ({40} if overlay == "released" else {8} if statistics else set())
+
+
+def test_fedbn_keeps_all_of_batch_normalization_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    """It goes with other overlays: full masks, and the whole method, whose mixture it leaves alone."""
+    engine = engine_of(built(data, tmp_path, ("federation/fedbn.yaml",), num_rounds=2, val_interval=2))
+    engine.run()
+    network = engine.sites.open("A").network
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    kept = {f"{name}.{tensor}" for name, module in modules.items() for tensor in module.state_dict()}
+    assert kept and set(final(tmp_path)) == set(network.state_dict()) - kept
+    assert engine.sites.open("A").models() == ["personal"]
+    states = [site_state(tmp_path, site)["private"] for site in "AB"]
+    assert set(states[0]) == kept and not same(*states)
+    full = engine_of(built(data, tmp_path / "full", ("federation/full_mask.yaml", "federation/fedbn.yaml")))
+    full.prepare()
+    assert set(full.strategy.global_weights) == set(final(tmp_path))
+    full.close()
 
 
 def test_fundus_task_trains_and_resumes_to_the_bit(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
 from monai.handlers import LrScheduleHandler
+from monai.transforms import Randomizable
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
@@ -49,6 +51,46 @@ def test_a_misspelt_declaration_is_an_error_too() -> None:
         type("Mine", (WeightedMean,), {"attachment_up": ("control",)})
     with pytest.raises(TypeError, match="'needs_previous'"):
         type("Mine", (SiteHandler,), {"need_previous": True})
+
+
+def test_hooks_of_mixins_and_of_objects_are_looked_at() -> None:
+    mixin = type("Shared", (), {"contributes": hook})
+    with pytest.raises(TypeError, match=r"Shared\.contributes is no hook of SiteHandler .* 'contribute'"):
+        type("Mine", (mixin, SiteHandler), {})
+    mine = type("Mine", (SiteHandler,), {})()
+    with pytest.raises(TypeError, match=r"Mine\.need_previous .* 'needs_previous'"):
+        mine.need_previous = True
+    with pytest.raises(TypeError, match=r"Mine\.observes .* 'observe'"):
+        mine.observes = hook
+    with pytest.raises(TypeError, match=r"attachments_up is the text 'control'; give a tuple"):
+        WeightedMean().attachments_up = "control"
+    mine.contribution = 1.0  # a number is not meant as the hook 'contribute'
+    mine.contribute, mine.needs_previous = hook, True
+    assert mine.contribute() == {} and mine.needs_previous
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "value", "owner"),
+    [
+        (SiteHandler, "aggregate", hook, "Strategy"),
+        (SiteHandler, "attachments_up", ("control",), "Strategy"),
+        (WeightedMean, "contribute", hook, "SiteHandler"),
+        (WeightedMean, "needs_previous", True, "SiteHandler"),
+    ],
+)
+def test_hooks_of_the_other_half_are_refused(base: type, name: str, value: Any, owner: str) -> None:
+    with pytest.raises(TypeError, match=rf"Mine\.{name} is a hook of {owner}, which Mine is not"):
+        type("Mine", (base,), {name: value})
+    with pytest.raises(TypeError, match=rf"\.{name} is a hook of {owner}"):
+        setattr(base(), name, value)
+    both = type("Both", (SiteHandler, WeightedMean), {name: value, "observers": ("A",)})
+    assert getattr(both(), name) is not None
+
+
+def test_classes_of_other_libraries_may_be_mixed_in() -> None:
+    for library in (torch.nn.Module, Metric, Randomizable):
+        assert issubclass(type("Handler", (SiteHandler, library), {}), SiteHandler)
+        assert issubclass(type("Server", (WeightedMean, library), {}), Strategy)
 
 
 def test_a_hook_is_a_method() -> None:

@@ -33,6 +33,7 @@ def found(metrics: Any = None, **other: Any) -> dict[str, Any]:
         "split": "val",
         "round": 1,
         "metrics": {"psnr": 30.0} if metrics is None else metrics,
+        "num_cases": 5,
     } | (other)
 
 

@@ -12,7 +12,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import weights_message
-from fedmonai.federated.validation import InvalidUpdate, UpdateValidator
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm, update_norm
 
 REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 
@@ -148,3 +148,64 @@ def test_bound_of_the_norm_is_held_against_every_receiver() -> None:
     validator.check_weights(weights, weights)
     with pytest.raises(InvalidUpdate, match=r"norm 3\.16"):
         validator.check_weights(weights, REFERENCE)
+
+
+def test_norm_of_an_update_is_that_of_all_its_float_tensors_together() -> None:
+    weights = {"a": torch.full((2, 2), 3.0), "b": torch.tensor([3 + 4j, 0]), "steps": torch.tensor(900)}
+    weights["empty"] = torch.ones(0)
+    reference = {key: torch.zeros_like(tensor) for key, tensor in weights.items()}
+    assert update_norm(weights, reference) == pytest.approx(math.sqrt(4 * 9 + 25), rel=1e-12)
+    assert update_norm({}, {}) == 0.0
+    assert UpdateValidator().check_update(good(), REFERENCE, 5) == pytest.approx(math.sqrt(10), rel=1e-12)
+
+
+def norms(*values: float) -> dict[str, float]:
+    return {f"s{index}": value for index, value in enumerate(values)}
+
+
+def test_from_four_updates_on_the_median_of_the_round_bounds_them() -> None:
+    usual = UsualNorm(10)
+    refused = usual.outliers(norms(1.0, 2.0, 3.0, 25.1))  # the median is 2.5
+    assert list(refused) == ["s3"]
+    assert "norm 25.1, more than guard::max_norm_ratio = 10 times the median of the round, 2.5" in str(refused["s3"])
+    assert not usual.outliers(norms(1.0, 2.0, 3.0, 24.9)), "in the bound, whatever was accepted before"
+    assert not UsualNorm(None).outliers(norms(1.0, 1.0, 1.0, 1e30))
+
+
+def test_a_minority_cannot_move_what_is_usual() -> None:
+    assert set(UsualNorm(10).outliers(norms(1e7, 1e7, 1.0, 1.2, 1.1))) == {"s0", "s1"}
+    assert not UsualNorm(10).outliers(norms(1e-30, 1e-30, 1.0, 1.2, 1.1)), "nor have the others refused"
+
+
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_fewer_updates_are_bounded_by_the_largest_accepted_lately(few: int) -> None:
+    usual = UsualNorm(10)
+    assert not usual.outliers(norms(*[1e7] * few)), "the first round has no measure"
+    usual = UsualNorm(10)
+    usual.outliers(norms(2.0, 1.0, *[1.0] * (few - 1)))
+    others = norms(20.1, *[1.0] * (few - 1))
+    assert list(usual.outliers(others)) == ["s0"]
+    assert usual.largest[-1] <= 2.0, "what was refused is no measure"
+    for _ in range(UsualNorm.ROUNDS):
+        usual.outliers(norms(0.1))
+    assert list(usual.outliers(norms(1.1))) == ["s0"], "lately, not ever"
+
+
+def test_sites_that_do_not_move_say_nothing() -> None:
+    usual = UsualNorm(10)
+    assert not usual.outliers(norms(0.0, 0.0, 0.0, 0.0))
+    assert not usual.outliers(norms(0.0, 0.0, 0.0, 0.0, 5.0)), "no median of zeros"
+    assert usual.largest == [5.0]
+
+
+def test_state_of_what_is_usual_is_taken_over() -> None:
+    usual, other = UsualNorm(10), UsualNorm(10)
+    usual.outliers(norms(2.0, 1.0))
+    other.load_state_dict(usual.state_dict())
+    assert list(other.outliers(norms(21.0))) == ["s0"]
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0, -1, math.nan])
+def test_a_ratio_that_would_refuse_what_is_usual_is_refused(ratio: float) -> None:
+    with pytest.raises(ConfigError, match=r"max_norm_ratio is .*; give 1 or more, or null"):
+        UpdateValidator(max_norm_ratio=ratio)

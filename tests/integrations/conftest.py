@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fedmonai.integrations.job import bundle_digest, describe, stage
+from fedmonai.bundle.digest import bundle_digest
+from fedmonai.integrations.job import describe, stage
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "fl_mr"
 TINY: dict[str, Any] = {
@@ -26,7 +27,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     folder = tmp_path / "job"
-    stage(describe(BUNDLE, run="try", ids={**TINY, "local::generated_dir": str(tmp_path / "data")}), BUNDLE, folder)
+    stage(describe(BUNDLE, run="try", ids=TINY), BUNDLE, folder)
     return folder
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedmonai.bundle.digest import TRAVELLING, bundle_digest
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import KeepSharedKeys, Reply, Request
 from fedmonai.federated.service import SiteService
-from fedmonai.integrations.job import Deployment, bundle_digest, describe, stage, unpacked_bundle
+from fedmonai.integrations.job import Deployment, describe, stage, unpacked_bundle
 from fedmonai.integrations.runtime import run_server, site_service
 from fedmonai.integrations.site_settings import STATE_ROOT, SiteSettings
 from fedmonai.integrations.worker import SiteProcess, site_end
@@ -34,7 +35,7 @@ def test_description_survives_the_way(tmp_path: Path) -> None:
     assert Deployment.read(tmp_path) == deployment
     travelled = {path.name for path in (tmp_path / "bundle").iterdir()}
     assert travelled == {"LICENSE", "configs", "docs"}  # no weights, no data, no results
-    assert bundle_digest(tmp_path / "bundle") == bundle_digest(BUNDLE)
+    assert bundle_digest(tmp_path / "bundle") == bundle_digest(BUNDLE, TRAVELLING)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_signatures_beside_the_configs_stay_behind(job: Path, tmp_path: Path) ->
 
 def test_own_bundle_must_be_the_same(job: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
-    shutil.copytree(BUNDLE / "configs", own / "configs")
+    shutil.copytree(job / "bundle", own)
     assert unpacked_bundle(job, Deployment.read(job), str(own), tmp_path / "copy") == own
     train = own / "configs" / "train.json"
     train.write_text(train.read_text().replace('"lr": 0.0001', '"lr": 0.5'))

@@ -39,6 +39,18 @@ from fedmonai.integrations.worker import LocalSite
         ("allow: [torch]\n", "allow: 'torch' is no package of your own"),
         ("allow: [my-lab]\n", "allow: 'my-lab' is not the name of a package"),
         ("overlay: [5]\n", "overlay is "),
+        ("bundle: x\nbundle_digest: abc\n", "bundle_digest is 'abc'; give the 64 digits"),
+        ("bundle: x\nbundle_digest: 5\n", "bundle_digest is 5; give the 64 digits"),
+        (f"bundle_digest: {'0f' * 32}\n", "bundle_digest pins this machine's own copy"),
+        ("max_shared: 5\n", r"max_shared is 5; give a list of names \(\[\] for none\)"),
+        ("max_shared: ['(a+)+']\n", "max_shared: .* repeats a group"),
+        ("attachments: {a: 1}\n", "attachments is a dict"),
+        ("min_cases: 0\n", "min_cases is empty; give a whole number, 1 or more"),
+        ("min_cases: true\n", "min_cases is True; give a whole number"),
+        ("min_steps:\n", "min_steps is empty; give a whole number"),
+        ("min_batch: 2.5\n", "min_batch is 2.5; give a whole number"),
+        ("max_epsilon: .inf\n", "max_epsilon is inf; give a positive number"),
+        ("max_epsilon: -1\n", "max_epsilon is -1; give a positive number"),
     ],
 )
 def test_mistakes(text: str, message: str, tmp_path: Path) -> None:
@@ -68,7 +80,8 @@ def test_a_file_that_was_named_must_be_there(job: Path, tmp_path: Path) -> None:
         SiteSettings.read(path, required=True)
     site = LocalSite(job, "a", path, tmp_path, required=True)
     reply = site.answer(Request("join", "a", 0, None, {"state_round": 0}))
-    assert reply.error is not None and "settings of this machine are not there" in reply.error
+    assert reply.error is not None and "code settings" in reply.error
+    assert "settings of this machine are not there" in (tmp_path / "fedmonai" / "errors.log").read_text()
 
 
 def test_no_file_in_its_place(tmp_path: Path) -> None:

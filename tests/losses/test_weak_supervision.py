@@ -50,6 +50,31 @@ def test_weights_of_zero_leave_the_partial_cross_entropy(output: SimpleNamespace
     assert set(loss.terms) == {"pce"} and loss.once_per_epoch(output) == {}
 
 
+def test_reach_of_the_crf_follows_the_size_of_the_image(output: SimpleNamespace, label: torch.Tensor) -> None:
+    """5 and 6 pixels of 256 are 1 and 1.125 of 48; a kernel that follows gives the same picture the same borders."""
+    small = WeakSupervisionLoss(2, crf_scale=48 / 256).crf
+    assert (small.radius, small.sigma_xy) == (1, pytest.approx(1.125))
+    assert WeakSupervisionLoss(2, crf_scale=1.5).crf.radius == 8  # of a fundus picture of 384
+    released = WeakSupervisionLoss(2).crf
+    assert (released.radius, released.sigma_xy) == (5, 6.0)  # pixels of any image
+    assert WeakSupervisionLoss(2, crf_scale=1 / 16).crf.radius == 1  # never none
+    loss = WeakSupervisionLoss(2, tree_weight=0.0, crf_weight=1.0, crf_scale=0.2)
+    loss(output, label)
+    torch.testing.assert_close(loss.terms["crf"], GatedCRFLoss(1, 1.2)(output.logits.detach(), output.image))
+
+
+def test_a_weight_that_is_0_now_computes_nothing(output: SimpleNamespace, label: torch.Tensor) -> None:
+    """A ramp changes the weights of the loss between calls."""
+    loss = WeakSupervisionLoss(2)
+    whole = loss(output, label)
+    loss.weights["crf"] = 0.0
+    less = loss(output, label)
+    assert set(loss.terms) == {"pce", "tree"}
+    loss.weights["crf"] = 0.1
+    torch.testing.assert_close(loss(output, label), whole)
+    torch.testing.assert_close(less + 0.1 * loss.terms["crf"], whole)
+
+
 def test_support_of_a_constant_image_is_every_pixel(output: SimpleNamespace) -> None:
     output.image = torch.full((1, 1, 16, 16), 0.5)
     support = WeakSupervisionLoss(2).once_per_epoch(output)["median_support"]
@@ -61,5 +86,9 @@ def test_wrong_settings_are_named(output: SimpleNamespace, label: torch.Tensor) 
         WeakSupervisionLoss(2, tree_weight=-1)
     with pytest.raises(ConfigError, match="crf_weight is -1"):
         WeakSupervisionLoss(2, crf_weight=-1)
+    with pytest.raises(ConfigError, match="crf_scale is 0"):
+        WeakSupervisionLoss(2, crf_scale=0)
+    with pytest.raises(ConfigError, match="radius 0"):
+        WeakSupervisionLoss(2, crf_radius=0)
     with pytest.raises(ConfigError, match="training_outputs"):
         WeakSupervisionLoss(2)(output.logits, label)

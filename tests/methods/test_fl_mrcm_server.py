@@ -27,7 +27,11 @@ from fedmonai.report.page import write_report
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 IDS = {"base_channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
-ALIGNMENT = ("alignment", "share_features", "lambda_adv", "bank_size", "target_site")
+#: as released: the term is on from the first step
+RELEASED = {"lambda_ramp": 0, "min_accuracy": 0.0}
+OF_SITES = ("lambda_adv", *RELEASED)
+ALIGNMENT = ("alignment", "share_features", "bank_size", "target_site", "fresh_bank", *OF_SITES)
+STALE = {"fresh_bank": False}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def federation(data: Path, out: Path, **options: Any) -> Federation:
-    chosen = {"alignment": "features", "share_features": True, "target_site": "C"}
+    chosen = {"alignment": "features", "share_features": True, "target_site": "C", **RELEASED}
     chosen |= {key: options.pop(key) for key in ALIGNMENT if key in options}
-    strategy = FLMRCMAggregator(**{k: v for k, v in chosen.items() if k != "lambda_adv"})
+    strategy = FLMRCMAggregator(**{k: v for k, v in chosen.items() if k not in OF_SITES})
     specs = {name: {"dataset_dir": str(data / name)} for name in "ABC"}
     resident = options.pop("resident_sites", None)
     plan = SitePlan(str(BUNDLES / "fl_mrcm"), specs, out, local={**IDS, **chosen})
@@ -68,48 +72,96 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, ExchangeObject
     return messages
 
 
-def test_only_weights_and_the_declared_bank_travel(data: Path, tmp_path: Path, wire: list) -> None:
-    engine = federation(data, tmp_path, bank_size=5)
+def banks_in(wire: list) -> list[tuple[str, str]]:
+    return [(way, site) for way, site, message in wire if message]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_only_weights_and_the_declared_bank_travel(data: Path, tmp_path: Path, wire: list, fresh: bool) -> None:
+    engine = federation(data, tmp_path, bank_size=5, fresh_bank=fresh)
     engine.run()
-    assert len(wire) == 2 * 3 * 3
     keys = set(final(tmp_path))
     assert not [key for key in keys if "fc" in key or "discriminator" in key]
-    banks = []
-    for way, site, message in wire:
-        assert set(message.weights) == keys
-        assert set(message.statistics) <= {"round", "num_samples", "num_steps", "num_batches", "loss"}
+    for way, _, message in wire:
         assert set(message) <= {"target_latents"}
+        observation = way == "up" and "observe" in message.statistics
+        assert set(message.weights or {}) == (set() if observation else keys)
+        counts = {"round", "num_samples", "num_steps", "num_batches", "loss", "observe"}
+        metrics = {f"train_{name}" for name in ("discriminator_accuracy", "latent_probe", "lambda_adv")}
+        assert set(message.statistics) <= counts | metrics
         if message:
             assert set(message["target_latents"]) == {"latents"}
             assert message["target_latents"]["latents"].shape == (5, 128)  # 4 x 16 x 2 channels; an image is 32 x 32
-            banks.append((way, site))
+    banks, rounds_down = banks_in(wire), 3 if fresh else 2
     assert banks.count(("up", "C")) == 3
-    assert banks.count(("down", "A")) == banks.count(("down", "B")) == 2
-    assert len(banks) == 7
+    assert banks.count(("down", "A")) == banks.count(("down", "B")) == rounds_down
+    assert len(banks) == 3 + 2 * rounds_down
     discriminator = engine.sites.open("A").state_dict()["handlers"]
     assert [name for name in discriminator if name.endswith("FeatureAlignment")]
     first, second, _ = rounds(tmp_path)
-    assert first["attachments"] == {"target_latents": {"vectors_up": 5}}
-    assert second["attachments"] == {"target_latents": {"vectors_down": 5, "age": 1, "vectors_up": 5}}
+    age = {"vectors_down": 5, "age": 0 if fresh else 1, "vectors_up": 5}
+    assert first["attachments"] == {"target_latents": age if fresh else {"vectors_up": 5}}
+    assert second["attachments"] == {"target_latents": age}
     assert second["bytes_up"]["C"]["target_latents"] == second["bytes_down"]["A"]["target_latents"] == 5 * 128 * 4
     assert "target_latents" not in second["bytes_up"]["A"] | second["bytes_down"]["C"]
+    # what a fresh bank costs: the weights reach a target that trains twice
+    assert second["bytes_down"]["C"]["weights"] == (1 + fresh) * second["bytes_down"]["A"]["weights"]
+    assert second["bytes_up"]["C"]["weights"] == second["bytes_up"]["A"]["weights"]
     report = Path(write_report(tmp_path)).read_text()
-    assert "- target_latents, vectors down: 5 to 5, in 2 of 3 rounds" in report
-    assert "| A | target_latents | 0 bytes | 5120 bytes |" in report
+    assert f"- target_latents, vectors down: 5 to 5, in {rounds_down} of 3 rounds" in report
+    assert f"| A | target_latents | 0 bytes | {rounds_down * 5 * 128 * 4} bytes |" in report
 
 
-def test_alignment_trains_and_its_bank_is_that_of_the_round_before(data: Path, tmp_path: Path, wire: list) -> None:
-    federation(data, tmp_path / "on").run()
+@pytest.mark.parametrize("fresh", [True, False])
+def test_alignment_trains_on_a_bank_of_this_round_or_of_the_one_before(
+    data: Path, tmp_path: Path, wire: list, fresh: bool
+) -> None:
+    federation(data, tmp_path / "on", fresh_bank=fresh).run()
     sent = {
         message.statistics["round"]: message["target_latents"]["latents"]
         for way, _, message in wire
         if way == "up" and message
     }
+    assert len(sent) == 3
     for way, _, message in wire:
         if way == "down" and message:
-            assert torch.equal(message["target_latents"]["latents"], sent[message.statistics["round"] - 1])
+            encoded_in = message.statistics["round"] - (not fresh)
+            assert torch.equal(message["target_latents"]["latents"], sent[encoded_in])
     federation(data, tmp_path / "off", alignment="none").run()
     assert not same(final(tmp_path / "on"), final(tmp_path / "off"))
+
+
+def test_a_fresh_bank_is_of_the_weights_that_the_others_start_from(data: Path, tmp_path: Path, wire: list) -> None:
+    """Encoded anew with the weights of A's message, which are those of C's, the bank's vectors are there again."""
+    engine = federation(data, tmp_path, num_rounds=2, bank_size=5)
+    engine.prepare()
+    target, found = engine.sites.open("C"), []
+    handler = next(h for h in target.handlers if hasattr(h, "discriminator"))
+    start = SiteAlgo.train
+
+    def encode_first(site: SiteAlgo, message: ExchangeObject, extra: dict | None = None) -> None:
+        if site.site == "A":
+            with target._replaced(dict(message.weights)):
+                found.append((handler._encode(target.trainer, target.trainer), message["target_latents"]["latents"]))
+        start(site, message, extra)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SiteAlgo, "train", encode_first)
+        engine.run()
+    assert len(found) == 2
+    for again, bank in found:
+        assert torch.equal(again, bank)
+
+
+def test_no_term_before_the_discriminator_is_good_enough(data: Path, tmp_path: Path) -> None:
+    """With a bar that nothing reaches training is FL-MR's to the bit; with one at chance the term comes and grows."""
+    federation(data, tmp_path / "never", min_accuracy=0.999).run()
+    federation(data, tmp_path / "off", lambda_adv=0).run()
+    assert same(final(tmp_path / "never"), final(tmp_path / "off"))
+    engine = federation(data, tmp_path / "ramp", min_accuracy=0.0, lambda_ramp=4)
+    engine.run()
+    weights = [line["train_metrics"]["lambda_adv"] for line in rounds(tmp_path / "ramp")]
+    assert weights == [{"A": share, "B": share} for share in (0.25, 0.5, 0.75)]
 
 
 @pytest.mark.parametrize("mode", ["features", "inputs"])
@@ -127,8 +179,8 @@ def test_without_weight_it_is_fl_mr_with_persistent_optimizers(data: Path, tmp_p
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"train_sites": ["A", "B"]}, {"alignment": "inputs"}],
-    ids=["target trains", "target observes", "inputs"],
+    [{}, STALE, {"train_sites": ["A", "B"]}, {"alignment": "inputs"}],
+    ids=["target trains", "stale bank", "target observes", "inputs"],
 )
 def test_resumed_equals_uninterrupted_to_the_bit(data: Path, tmp_path: Path, options: dict) -> None:
     federation(data, tmp_path / "whole", **options).run()
@@ -149,9 +201,9 @@ def test_resumed_equals_uninterrupted_to_the_bit(data: Path, tmp_path: Path, opt
 @pytest.mark.parametrize("change", [{"alignment": "none", "share_features": False}, {"target_site": "B"}])
 def test_a_resumed_run_forgets_a_bank_that_may_not_travel(data: Path, tmp_path: Path, change: dict, wire: list) -> None:
     """Whoever takes the opt-in back, or names another target, sends nothing of the old bank from then on."""
-    federation(data, tmp_path, num_rounds=2).run()
+    federation(data, tmp_path, num_rounds=2, **STALE).run()
     wire.clear()
-    federation(data, tmp_path, resume=True, num_rounds=3, **change).run()
+    federation(data, tmp_path, resume=True, num_rounds=3, **STALE, **change).run()
     assert rounds(tmp_path)[2]["failed"] == {}
     assert [message for way, _, message in wire if way == "down"]
     assert not any(attachments_of(message) for way, _, message in wire if way == "down")
@@ -190,8 +242,29 @@ def test_a_target_outside_the_training_sites_encodes_and_is_tested(data: Path, t
     assert set(validated) == {"A", "B"}
 
 
+def test_a_silent_target_is_no_reason_for_an_old_bank(data: Path, tmp_path: Path) -> None:
+    """A fresh bank is fresh or absent; the round goes on without it, and the target may still train."""
+    engine = federation(data, tmp_path, num_rounds=3)
+    engine.prepare()
+    handler = next(h for h in engine.sites.open("C").handlers if hasattr(h, "discriminator"))
+    observe = handler.observe
+
+    def fail(trainer: Any) -> None:
+        if trainer.state.round_context.round == 2:
+            raise RuntimeError("no power")
+        observe(trainer)
+
+    handler.observe = fail
+    engine.run()
+    lines = rounds(tmp_path)
+    assert lines[1]["failed"] == {"C": "RuntimeError: no power"}
+    assert lines[1]["completed"] == ["A", "B", "C"]
+    assert [line["attachments"].get("target_latents", {}).get("age") for line in lines] == [0, None, 0]
+    assert "discriminator_accuracy" not in lines[1]["train_metrics"]
+
+
 def test_a_target_that_misses_a_round_leaves_its_last_bank(data: Path, tmp_path: Path) -> None:
-    engine = federation(data, tmp_path, num_rounds=4)
+    engine = federation(data, tmp_path, num_rounds=4, **STALE)
     engine.prepare()
 
     def fail(trainer: Any) -> None:

@@ -66,8 +66,10 @@ def context(bank: Tensor | None = None, target: Any = None) -> RoundContext:
 
 
 def alignment(**arguments: Any) -> FeatureAlignment:
+    """As released: the term has its weight from the first step on."""
+    released = {"lambda_ramp": 0, "min_accuracy": 0.0}
     return FeatureAlignment(
-        **{"site": "B", "target_site": "I", "latent_size": 128, "share_features": True, **arguments}
+        **{"site": "B", "target_site": "I", "latent_size": 128, "share_features": True, **released, **arguments}
     )
 
 
@@ -183,7 +185,8 @@ def test_only_the_encoder_runs_on_target_inputs() -> None:
     engine = trainer(images(2, 1), images(2, 2), net, [alignment(alignment="inputs")])
     engine.state.round_context = context(target=trainer(images(2, 3), images(2, 4), network(), []))
     engine.run()
-    assert calls == ["encoder", "decoder", "encoder"]
+    probe = ["encoder", "encoder"]  # of the target's inputs, then of its own
+    assert calls == [*probe, "encoder", "decoder", "encoder"]
 
 
 def test_bank_holds_latents_of_training_inputs_before_training() -> None:

@@ -29,7 +29,7 @@ from fedmonai.bundle.lint_files import weights_problems
 from fedmonai.data.cases.read import read_case_file, volume_shape
 from fedmonai.data.convert.dicom import read_series
 from fedmonai.data.convert.readers import read_array, read_nifti
-from fedmonai.data.convert.volume import InputError
+from fedmonai.data.damage import InputError
 from fedmonai.data.kspace.dataset import KspaceDataset
 from fedmonai.data.kspace.list import kspace_volumes
 from fedmonai.data.kspace.read import read_header

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_rescale
 
-from fedmonai.data.convert.volume import InputError, Volume, check_size
-from fedmonai.errors import first_line
+from fedmonai.data.convert.volume import Volume, check_size
+from fedmonai.data.damage import InputError, damage_named
 
 _TAGS = [
     "SeriesInstanceUID",
@@ -77,11 +78,10 @@ def read_slice_header(path: Path) -> SliceHeader:
     Raises:
         InputError: not a DICOM file, damaged, or not a single-frame MR magnitude image.
     """
-    try:
+    with damage_named("damaged DICOM file"):
+        _refuse_compressed(path)
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         values = {tag: header.get(tag) for tag in _TAGS}
-    except Exception as error:  # pydicom raises a dozen kinds on damaged files, some only when a field is looked at
-        raise InputError(f"damaged DICOM file ({first_line(error, 120)})") from error
     if values["Modality"] not in (None, "", "MR"):
         raise InputError(f"DICOM of modality {values['Modality']}, expected MR")
     missing = [tag for tag in ("SeriesInstanceUID", "Rows", "Columns") if values[tag] in (None, "")]
@@ -106,6 +106,15 @@ def read_slice_header(path: Path) -> SliceHeader:
         thickness=(_numbers(values, "SliceThickness", 1) or (0.0,))[0],
         step=(_numbers(values, "SpacingBetweenSlices", 1) or (0.0,))[0],
     )
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse compressed files before any decoder sees them: which decoders there are differs between installations."""
+    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    if syntax is not None and (syntax.is_deflated or syntax.is_compressed):
+        raise InputError(
+            f"compressed DICOM ({syntax.name}); decompress it first (gdcmconv --raw, dcmdjpeg, or dcm2niix to NIfTI)"
+        )
 
 
 def _numbers(values: dict[str, object], tag: str, count: int) -> tuple[float, ...] | None:
@@ -205,11 +214,9 @@ def _without_copies(slices: list[SliceHeader], placed: bool) -> tuple[list[Slice
 
 
 def _pixels(path: Path) -> np.ndarray:
-    try:
+    with damage_named(f"{path.name}: pixel data cannot be read"):
         dataset = pydicom.dcmread(path)
         return apply_rescale(dataset.pixel_array, dataset).astype(np.float32)
-    except Exception as error:  # pydicom and its decoders raise many kinds; each means this file cannot be read
-        raise InputError(f"{path.name}: pixel data cannot be read ({first_line(error, 160)})") from error
 
 
 def _affine(slices: list[SliceHeader]) -> np.ndarray | None:

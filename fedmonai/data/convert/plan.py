@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmonai.data.convert.volume import InputError, Source
+from fedmonai.data.convert.volume import Source
+from fedmonai.data.damage import InputError
 from fedmonai.data.kspace.list import SECTIONS
-from fedmonai.data.kspace.read import BLOCK, damage_named, open_volume
+from fedmonai.data.kspace.read import BLOCK, open_volume, own_dataset
 from fedmonai.data.partition import SPLITS, check_fractions, fraction_counts, split_subjects
 from fedmonai.data.provenance import MANIFEST_NAME, file_digest, kspace_digest, read_manifest, write_manifest
 from fedmonai.errors import ConfigError
@@ -84,8 +85,9 @@ def update_manifest(root: Path, settings: dict[str, Any]) -> Path:
 
 
 def _read(path: Path, root: Path, split: str, sequence: str | None) -> Written:
-    with damage_named(path), open_volume(path) as file:
-        if "kspace" not in file:
+    with open_volume(path) as file:
+        kspace = own_dataset(file, "kspace")
+        if kspace is None:
             raise ConfigError(f"output: {path} has no 'kspace'; take it out of the folder.")
         block = file.attrs.get(BLOCK)
         return Written(
@@ -95,7 +97,7 @@ def _read(path: Path, root: Path, split: str, sequence: str | None) -> Written:
             subject=str(file.attrs.get("patient_id", path.stem)),
             source=str(file.attrs.get(SOURCE, "")),
             block=None if block is None else [int(index) for index in block],
-            slices=int(file["kspace"].shape[0]),
+            slices=int(kspace.shape[0]),
         )
 
 

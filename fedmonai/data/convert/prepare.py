@@ -15,8 +15,9 @@ from tqdm import tqdm
 from fedmonai.data.convert.plan import SOURCE, Part, SplitPlan, Written, read_layout, update_manifest
 from fedmonai.data.convert.readers import PlaneSize, kspace_to_image, open_source, sampled
 from fedmonai.data.convert.scan import Naming, find_sources
-from fedmonai.data.convert.volume import InputError, Source, Volume
+from fedmonai.data.convert.volume import Source, Volume
 from fedmonai.data.convert.writer import Summary, write_volume
+from fedmonai.data.damage import InputError, damage_named
 from fedmonai.data.kspace.read import BLOCK
 from fedmonai.data.provenance import file_digest
 from fedmonai.errors import ConfigError
@@ -243,7 +244,8 @@ class _Conversion:
 
     def _one(self, source: Source, assigned: dict[str, str] | None, known: dict[str, Written]) -> None:
         """Check or convert one source; every output of it is written, or none."""
-        bytes_digest = file_digest(*source.files)
+        with damage_named("cannot be read"):
+            bytes_digest = file_digest(*source.files)
         if bytes_digest in self.seen:
             self.summary.add("skipped", source.label, f"the same data as {self.seen[bytes_digest]}")
             return
@@ -265,7 +267,7 @@ class _Conversion:
             new = [part for part in parts if part not in kept]
             try:
                 facts = [self._write(source, volume, part, digest) for part in new]
-            except (InputError, ConfigError):
+            except ConfigError:
                 for part in new:  # blocks of a volume that is damaged further on
                     (self._root / self._file(part)).unlink(missing_ok=True)
                 raise

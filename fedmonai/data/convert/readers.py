@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,19 @@ from typing import Any
 import h5py
 import nibabel as nib
 import numpy as np
-import scipy.io
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
 
 from fedmonai.data.cache import fits_in_memory
 from fedmonai.data.cases.read import missing_voxels
 from fedmonai.data.convert.dicom import read_series
-from fedmonai.data.convert.volume import InputError, Source, Volume, arrange, check_size
-from fedmonai.data.kspace.read import damage_named, open_volume, read_header, subject_of
-from fedmonai.errors import ConfigError, first_line
+from fedmonai.data.convert.volume import Source, Volume, arrange, check_size
+from fedmonai.data.damage import InputError, damage_named, without_path
+from fedmonai.data.kspace.read import holds, open_handle, open_volume, own_dataset, read_header, subject_of
+from fedmonai.errors import ConfigError
+from fedmonai.matlab import mat_arrays
+from fedmonai.names import shown
 from fedmonai.transforms.kspace import center_crop, coil_magnitude, fft2c, ifft2c
 
 #: Meaning of the axes by rank, if --axes does not say: NumPy stacks slices first, MATLAB last.
@@ -99,39 +98,36 @@ def read_array(path: Path, domain: str, axes: tuple[str, ...] | None, key: str |
 
 def _read_npy(path: Path) -> np.ndarray:
     """Map the file: a header that declares more than the file holds is refused without allocating it."""
-    try:
+    with damage_named("damaged .npy file, or one with Python objects"):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # damaged headers end in anything from ValueError to TokenError
-        raise InputError(f"damaged .npy file, or one with Python objects ({first_line(error, 120)})") from error
 
 
 def _read_mat(path: Path, key: str | None) -> np.ndarray:
-    if h5py.is_hdf5(path):
-        return _read_mat73(path, key)
-    try:
-        shapes = {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in _MAT_NUMBERS}
+    with damage_named("damaged .mat file"):
+        if h5py.is_hdf5(path):
+            return _read_mat73(path, key)
+        arrays = {array.name: array for array in mat_arrays(path)}
+        shapes = {name: array.shape for name, array in arrays.items()}
         name = _choose(shapes, key)
         _refuse_huge(name, shapes[name])
-        return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
-    except InputError:
-        raise
-    except Exception as error:  # scipy raises many kinds on damaged files, down to zlib's and IndexError
-        raise InputError(f"damaged .mat file ({first_line(error, 120)})") from error
-
-
-_MAT_NUMBERS = {"double", "single", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "logical"}
+        return arrays[name].read()
 
 
 def _read_mat73(path: Path, key: str | None) -> np.ndarray:
     """MATLAB v7.3 is HDF5 with reversed axes and complex numbers as (real, imag) records."""
-    try:
-        with h5py.File(path, "r") as file:
-            shapes = {name: item.shape[::-1] for name, item in file.items() if _is_numeric(item)}
-            name = _choose(shapes, key)
-            _refuse_huge(name, shapes[name])
-            data = file[name][()]
-    except OSError as error:
-        raise InputError(f"damaged .mat file ({first_line(error, 120)})") from error
+    with h5py.File(path, "r") as file:
+        shapes, refused = {}, {}
+        for name in file:
+            try:
+                shapes[name] = own_dataset(file, name).shape[::-1]  # type: ignore[union-attr]
+            except ConfigError as error:  # a group, a text, a link
+                refused[name] = without_path(error, path)
+        shapes = {name: shape for name, shape in shapes.items() if len(shape) >= 2}
+        if refused and (key in refused or not shapes):
+            raise InputError(refused.get(str(key)) or next(iter(refused.values())))
+        name = _choose(shapes, key)
+        _refuse_huge(name, shapes[name])
+        data = file[name][()]
     if data.dtype.names:
         data = (data["real"] + 1j * data["imag"]).astype(np.complex64)
     return data.T
@@ -143,21 +139,22 @@ def _refuse_huge(name: str, shape: tuple[int, ...]) -> None:
         raise InputError(f"variable '{name}' declares shape {shape}, more than the memory that is free")
 
 
-def _is_numeric(item: Any) -> bool:
-    if not isinstance(item, h5py.Dataset) or item.external is not None or item.is_virtual or item.ndim < 2:
-        return False
-    return item.dtype.kind in "iufc" or item.dtype.names == ("real", "imag")
-
-
 def _choose(shapes: dict[str, tuple[int, ...]], key: str | None) -> str:
     if key is not None:
         if key not in shapes:
-            raise InputError(f"no numeric variable '{key}'; found {', '.join(sorted(shapes)) or 'none'}")
+            raise InputError(f"no numeric variable {shown(key)}; found {_listed(shapes)}")
         return key
     candidates = [name for name, shape in shapes.items() if len(shape) >= 2 and min(shape[:2]) > 1]
     if len(candidates) != 1:
-        raise InputError(f"{len(candidates)} arrays in the file ({', '.join(sorted(shapes))}); choose one with --key")
+        raise InputError(f"{len(candidates)} arrays in the file ({_listed(shapes)}); choose one with --key")
     return candidates[0]
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names that stand in a file, which may hold any characters."""
+    found = sorted(names)
+    more = ", ..." if len(found) > 5 else ""
+    return ", ".join(name if name.isidentifier() else ascii(name)[:40] for name in found[:5]) + more or "none"
 
 
 _CODE = re.compile(r"[A-Za-z0-9_]{1,32}")
@@ -170,27 +167,31 @@ def read_fastmri(path: Path) -> Iterator[Volume]:
     Raises:
         InputError: not HDF5, or not of fastMRI's form.
     """
-    try:
-        header = read_header(path)
-        with open_volume(path) as file:
-            notes = ("the ISMRMRD header is left out",) if "ismrmrd_header" in file else ()
-            yield Volume(
-                file["kspace"],
-                domain="kspace",
-                affine=_hdf5_affine(file),
-                target=None if header.target_key is None else file[header.target_key],
-                mask=np.asarray(file["mask"], np.float32) if header.has_mask else None,
-                acquisition=_code(file.attrs.get("acquisition")),
-                warnings=notes,
-            )
-    except ConfigError as error:
-        raise InputError(str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")) from error
+    with ExitStack() as files:
+        try:
+            header = read_header(path)
+            file = files.enter_context(open_handle(path))
+            with damage_named("damaged HDF5 file"):
+                volume = Volume(
+                    file["kspace"],
+                    domain="kspace",
+                    affine=_hdf5_affine(file),
+                    target=None if header.target_key is None else file[header.target_key],
+                    mask=np.asarray(file["mask"], np.float32) if header.has_mask else None,
+                    acquisition=_code(file.attrs.get("acquisition")),
+                    warnings=("the ISMRMRD header is left out",) if holds(file, "ismrmrd_header") else (),
+                )
+        except ConfigError as error:
+            raise InputError(without_path(error, path)) from error
+        if volume.mask is not None and not np.isfinite(volume.mask).all():
+            raise InputError("'mask' holds NaN or infinite values")
+        yield volume
 
 
 def raw_subject(path: Path) -> str | None:
     """The subject id of a fastMRI file (attribute ``patient_id``), None without one or in an unreadable file."""
     try:
-        with damage_named(path), open_volume(path) as file:
+        with open_volume(path) as file:
             return subject_of(file)
     except ConfigError:
         return None  # reading the volume will say what is wrong with it
@@ -297,9 +298,6 @@ def sampled(volume: Volume) -> tuple[np.ndarray | None, float]:
     return columns.astype(np.float32), share
 
 
-_DAMAGED = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
-
-
 def read_nifti(path: Path, axis: int = 2) -> Volume:
     """Read a 3-D NIfTI image.
 
@@ -312,26 +310,24 @@ def read_nifti(path: Path, axis: int = 2) -> Volume:
     Raises:
         InputError: damaged file, not one 3-D image, or larger than any scanner makes.
     """
-    try:
+    with damage_named("damaged NIfTI file"):
         image: Any = nib.load(path)
         shape = tuple(int(size) for size in image.shape)
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) != 3 or image.get_data_dtype().kind not in "biufc":
-            raise InputError(f"NIfTI of shape {image.shape} and type {image.get_data_dtype()}, expected one 3-D image")
+            raise InputError(
+                f"NIfTI of shape {image.shape} and type {image.get_data_dtype()}, expected one 3-D image of numbers "
+                "(split a series over time or echoes into its volumes first)"
+            )
         order = [axis, *sorted({0, 1, 2} - {axis}, reverse=True)]
         check_size(tuple(shape[k] for k in order), 8, "the NIfTI image")
         missing = missing_voxels(image, path)
         if missing:
             raise InputError(f"the NIfTI image {missing}")
         data = np.asanyarray(image.dataobj).reshape(shape).transpose(order)
-        affine = np.asarray(image.affine, float)
-    except _DAMAGED as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"damaged NIfTI file ({first_line(error, 160)})") from error
-    data, affine = _upright(data, affine[:, [*order, 3]])
-    return Volume(data.astype(np.complex64 if data.dtype.kind == "c" else np.float32), affine=affine)
+        data, affine = _upright(data, np.asarray(image.affine, float)[:, [*order, 3]])
+        return Volume(data.astype(np.complex64 if data.dtype.kind == "c" else np.float32), affine=affine)
 
 
 def _upright(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

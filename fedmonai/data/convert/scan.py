@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fedmonai.data.convert.dicom import SliceHeader, is_dicom, read_slice_header
 from fedmonai.data.convert.readers import raw_subject
-from fedmonai.data.convert.volume import InputError, Source
+from fedmonai.data.convert.volume import Source
+from fedmonai.data.damage import InputError
 from fedmonai.errors import ConfigError
 
 _SIDECARS = {".json", ".txt", ".csv", ".tsv", ".md", ".bval", ".bvec", ".xml", ".log", ".pdf", ".html", ".yaml", ".yml"}

@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 
 from fedmonai.data.cache import fits_in_memory
+from fedmonai.data.damage import InputError, damage_named
 from fedmonai.data.kspace.read import MAX_COILS, MAX_SIDE, MAX_SLICES
-from fedmonai.errors import first_line
 
 PLANE_AXES = ("row", "column")
-
-
-class InputError(ValueError):
-    """Error of one input, which the summary reports; the other inputs are converted."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +109,8 @@ class Volume:
 
 
 def _read(data: Any, index: int) -> np.ndarray:
-    try:
+    with damage_named(f"slice {index} cannot be read"):
         return np.asarray(data[index])
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"slice {index} cannot be read ({first_line(error, 120)})") from error
 
 
 def check_size(shape: tuple[int, ...], itemsize: int, what: str) -> None:

@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 
 from fedmonai.data.convert.readers import PlaneSize, kspace_and_target, kspace_to_image, sampled
-from fedmonai.data.convert.volume import InputError, Volume
+from fedmonai.data.convert.volume import Volume
+from fedmonai.data.damage import InputError
 from fedmonai.io import atomic_path
 
 

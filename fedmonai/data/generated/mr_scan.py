@@ -27,6 +27,7 @@ class Receiver:
 
     bias: float
     phase: float
+    surface_coil: float
     uneven: RandomField
     off_resonance: RandomField
     ramp: tuple[float, ...]
@@ -38,6 +39,7 @@ class Receiver:
         return cls(
             bias=profile.bias,
             phase=profile.phase,
+            surface_coil=profile.surface_coil,
             uneven=RandomField.draw(rng, 200.0, 12),
             off_resonance=RandomField.draw(rng, 130.0, 16),
             ramp=tuple(rng.normal(0, 1, 3).tolist()),
@@ -52,7 +54,7 @@ class Receiver:
         """
         level = np.full_like(back, height)
         edge = ((back / 95) ** 2 + (right / 80) ** 2) - 0.4  # an array receives most from what is near it
-        bias = self.bias * (0.55 * self.uneven(back, right, level) + 0.75 * edge)
+        bias = self.bias * (0.55 * self.uneven(back, right, level) + 0.75 * edge) + self.surface_coil * right / 80
         sinus = np.exp(-((back + 62) ** 2 + right**2) / 900 - (height + 12) ** 2 / 800)  # air at the frontal sinus
         plane = (self.ramp[0] * back + self.ramp[1] * right) / 90 + self.ramp[2]
         phase = self.phase * (plane + 0.9 * self.off_resonance(back, right, level) + 2.0 * sinus)
@@ -96,7 +98,8 @@ class Scan:
         rng = stream(*self.key, "subject")
         brain = Brain.draw(rng, self.profile.population)
         signal = self._signals(rng)
-        texture = RandomField.draw(rng, 11.0, 32, 0.4)
+        amplitude, wavelength = self.profile.texture
+        texture = RandomField.draw(rng, wavelength, 32, 0.4)
         receiver = Receiver.draw(rng, self.profile)
         rng = stream(*self.key, self.sequence, "noise")
         sigma = self._white_signal() / self.profile.snr  # of the real and of the imaginary part
@@ -106,7 +109,7 @@ class Scan:
         for index, height in enumerate(slice_heights(slices)):
             shares = brain.tissue(grid, height, max(0.8, pixel), self.profile.stripped)
             back, right = grid.coarse()
-            uneven = 1 + 0.025 * texture(right, -back, np.full_like(back, height))
+            uneven = 1 + amplitude * texture(right, -back, np.full_like(back, height))
             uneven, *field = grid.refine(uneven, *receiver.field(back, right, height, coils))
             magnitude = np.einsum("t,trc->rc", signal, shares) * uneven
             for coil in range(coils):
@@ -120,7 +123,11 @@ class Scan:
         density, t1, t2 = (
             values * np.exp(rng.normal(0, 0.015, len(values))) for values in relaxation(self.profile.field_strength)
         )
-        return spin_echo(density, t1, t2, *self._timing()).astype(np.float32)
+        signal = spin_echo(density, t1, t2, *self._timing())
+        if self.profile.inverted:
+            tissue = density > 0
+            signal[tissue] = signal[tissue].max() + signal[tissue].min() - signal[tissue]
+        return signal.astype(np.float32)
 
     def _white_signal(self) -> float:
         signals = spin_echo(*relaxation(self.profile.field_strength), *self._timing())

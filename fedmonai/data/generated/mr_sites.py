@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -31,6 +32,9 @@ class SiteProfile:
         gain: signal in the scanner's units of a tissue with signal 1.
         stripped: whether images come without skull and scalp, as public tumor collections do.
         population: who is scanned.
+        texture: relative amplitude of the unevenness within a tissue, and its wavelength in mm.
+        surface_coil: fall of the receive field's logarithm across the head, away from a coil at its right; 0 = none.
+        inverted: whether bright tissues are dark and dark ones bright; air stays black.
     """
 
     field_strength: float
@@ -44,6 +48,9 @@ class SiteProfile:
     gain: float
     stripped: bool
     population: Population
+    texture: tuple[float, float] = (0.025, 11.0)
+    surface_coil: float = 0.0
+    inverted: bool = False
 
 
 #: The four institutions of Guo et al. (CVPR 2021) by the kind of their data. The values are ours, of a usual size.
@@ -67,11 +74,19 @@ AVERAGE = SiteProfile(
     3.0, (510, 10), (4600, 98), 236, 0.90, 30, 0.12, 1.1, 300, False, Population(0.25, 0.2, 0.25, 0.35, 0.25)
 )
 
+#: Changes of a site that instance normalization does not undo: they alter what is seen, not how bright it is.
+CHANGES: dict[str, Callable[[SiteProfile], SiteProfile]] = {
+    "inverted": lambda profile: replace(profile, inverted=True),
+    "field_of_view": lambda profile: replace(profile, field_of_view=1.5 * profile.field_of_view),
+    "coil": lambda profile: replace(profile, surface_coil=1.2),
+    "texture": lambda profile: replace(profile, texture=(0.2, 9.0)),
+}
+
 _NUMBERED = re.compile(r"([A-Za-z]+)[0-9]+")
 _LIMITS = {"field_of_view": (218.0, 264.0), "sharpness": (0.6, 1.0), "snr": (8.0, 90.0), "bias": (0.0, 0.6)}
 
 
-def site_profile(site: str, shift: str = "normal") -> SiteProfile:
+def site_profile(site: str, shift: str = "normal", changes: Sequence[str] = ()) -> SiteProfile:
     """The profile of a site.
 
     Args:
@@ -80,18 +95,25 @@ def site_profile(site: str, shift: str = "normal") -> SiteProfile:
             the four and varies it. So federations of any number of sites can be simulated.
         shift: ``none`` gives all sites the same average profile, ``normal`` the profile itself; ``strong`` takes the
             ratios of timing, sharpness, SNR, bias, phase and field of view to the average to the power of 1.8.
+        changes: further differences, which survive instance normalization: ``inverted`` contrast, a ``field_of_view``
+            half as large again, a surface ``coil`` at the right of the head, a coarse ``texture`` of the tissues.
 
     Raises:
-        ConfigError: a name or a shift that is not allowed.
+        ConfigError: a name, a shift or a change that is not allowed.
     """
     if shift not in SHIFTS:
         raise ConfigError(f"shift: '{shift}' is unknown; choose one of {', '.join(SHIFTS)}.")
+    for change in changes:
+        if change not in CHANGES:
+            raise ConfigError(f"changes: '{change}' is unknown; choose among {', '.join(CHANGES)}.")
     profile = SITES.get(site) if isinstance(site, str) else None
     if profile is None:
         profile = _another_institution(site)
-    if shift == "none":
-        return AVERAGE
-    return profile if shift == "normal" else _away_from_average(profile, SHIFTS[shift])
+    if shift != "normal":
+        profile = AVERAGE if shift == "none" else _away_from_average(profile, SHIFTS[shift])
+    for change in changes:
+        profile = CHANGES[change](profile)
+    return profile
 
 
 def _another_institution(site: str) -> SiteProfile:

@@ -13,9 +13,11 @@ from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
 from fedmonai.data.convert.readers import PlaneSize, kspace_and_target, open_source, sampled
-from fedmonai.data.convert.volume import InputError, Source, Volume
+from fedmonai.data.convert.volume import Source, Volume
+from fedmonai.data.damage import InputError
 from fedmonai.data.folder import VolumeFolder
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath
 
 __all__ = ["UNDERSAMPLING", "ReconstructionFolder", "one_volume"]
 
@@ -54,7 +56,7 @@ class ReconstructionFolder(VolumeFolder):
 
     def __init__(
         self,
-        data: str,
+        data: InputPath,
         undersampling: str = "auto",
         axis: int = 2,
         domain: str = "image",

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmonai.errors import ConfigError, first_line
+from fedmonai.data.damage import InputError, damage_named
+from fedmonai.errors import ConfigError
+from fedmonai.names import printable
 from fedmonai.transforms.kspace import center_crop, to_hybrid_kspace, zero_filled
 
 TARGET_KEYS = ("reconstruction_esc", "reconstruction_rss")  # single-coil, multi-coil
@@ -27,7 +29,7 @@ MAX_SLICES = 8192
 MAX_COILS = 256
 MAX_SIDE = 4096
 MAX_SLICE_BYTES = 2 * 1024**3
-_DAMAGED = (OSError, KeyError, RuntimeError, ValueError, TypeError)  # what h5py raises, by where the damage is
+COMPLEX_RECORD = ("real", "imag")  # how MATLAB writes complex numbers
 _MAX_COMPRESSION = 2000  # deflate reaches about 1030:1 on constant data
 
 
@@ -59,44 +61,40 @@ class KspaceHeader:
         return min(resolution, self.rows, target[0]), min(resolution, self.columns, target[1])
 
 
-def open_volume(path: str | os.PathLike[str]) -> h5py.File:
-    """Open a volume file for reading.
+_RESTORE = "; restore it or take it out of the data list."
+
+
+def open_handle(path: str | os.PathLike[str]) -> h5py.File:
+    """Open an HDF5 file for reading, to be closed by the caller; most readers want :func:`open_volume`.
 
     Raises:
-        ConfigError: when the file is missing or is not (or no longer) an HDF5 file.
+        InputError: when the file is missing or is not (or no longer) an HDF5 file.
     """
-    try:
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist{_RESTORE}")
+    with damage_named(f"{path} is not a readable HDF5 file", _RESTORE):
         return h5py.File(path, "r")
-    except _DAMAGED as error:
-        reason = "does not exist" if not Path(path).exists() else f"is not a readable HDF5 file ({first_line(error)})"
-        raise ConfigError(f"{path} {reason}; restore it or take it out of the data list.") from error
 
 
 @contextlib.contextmanager
-def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what h5py raises on a damaged file into a :class:`ConfigError` that names the file."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except _DAMAGED as error:
-        raise ConfigError(
-            f"{path} is damaged ({first_line(error)}); restore it or take it out of the data list."
-        ) from error
+def open_volume(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """Open an HDF5 file for a block that only reads it: whatever is raised there is damage and names the file.
+
+    Raises:
+        InputError: as :func:`open_handle`, and for damage that is met later.
+    """
+    with open_handle(path) as file, damage_named(f"{path} is damaged", _RESTORE):
+        yield file
 
 
 def read_slice(file: h5py.File, key: str, index: int | slice) -> np.ndarray:
     """Read one slice (or a block of slices) of a dataset; an error names the file, the dataset and the slice.
 
     Raises:
-        ConfigError: when the stored bytes cannot be read.
+        InputError: when the stored bytes cannot be read.
     """
-    try:
+    with damage_named(f"{file.filename}: cannot read '{key}' {index}", "; restore the file."):
         return np.asarray(file[key][index])
-    except _DAMAGED as error:
-        raise ConfigError(
-            f"{file.filename}: cannot read '{key}' {index} ({first_line(error)}); restore the file."
-        ) from error
 
 
 def subject_of(file: h5py.File) -> str | None:
@@ -113,59 +111,71 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
         ConfigError: unreadable file, no ``kspace``, wrong rank or type, sizes no scanner makes, data that lie in
             another file, a target or mask that does not fit the k-space.
     """
-    with damage_named(path), open_volume(path) as file:
+    with open_volume(path) as file:
         kspace = own_dataset(file, "kspace")
         if kspace is None:
-            found = ", ".join(sorted(file)) or "nothing"
-            raise ConfigError(
-                f"{path}: no dataset 'kspace' (found: {found}); scripts/prepare_mri.py writes such files."
-            )
+            found = names_in(file) or "nothing"
+            raise InputError(f"{path}: no dataset 'kspace' (found: {found}); scripts/prepare_mri.py writes such files.")
         slices, coils, rows, columns = _kspace_shape(path, kspace)
         key = _target_key(file, kspace.ndim)
         size = None if key is None else _target_size(path, own_dataset(file, key), key, slices)
         mask = own_dataset(file, "mask")
         if mask is not None and (mask.shape != (columns,) or mask.dtype.kind not in "biuf"):
-            raise ConfigError(
+            raise InputError(
                 f"{path}: 'mask' is {mask.dtype} {mask.shape}, expected one number per k-space column ({columns},)."
             )
         return KspaceHeader(str(path), slices, coils, rows, columns, kspace.ndim == 4, key, size, mask is not None)
+
+
+def holds(file: h5py.File, key: str) -> bool:
+    """Whether something is called ``key`` in a file; ``key in file`` would open the file that a link names."""
+    return file.get(key, getlink=True) is not None
+
+
+def names_in(file: h5py.File) -> str:
+    """The names in a file for a message; a damaged file may hold any characters, and many."""
+    return printable(", ".join(sorted(file)), 200)
 
 
 def own_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
     """Return the dataset ``key`` of a file, None if there is none; data that lie in another file are refused.
 
     Raises:
-        ConfigError: a link, storage in another file, a group, or sizes that the stored bytes cannot hold.
+        ConfigError: a link, storage in another file, a group, values that are no numbers, or sizes that the stored
+            bytes cannot hold.
     """
-    link = file.get(key, getlink=True)
-    if link is None:
+    if not holds(file, key):
         return None
+    link = file.get(key, getlink=True)
     where = f"{file.filename}: '{key}'"
     if not isinstance(link, h5py.HardLink):
-        raise ConfigError(f"{where} is a link; copy the data into the file.")
+        raise InputError(f"{where} is a link; copy the data into the file.")
     item = file[key]
     if not isinstance(item, h5py.Dataset):
-        raise ConfigError(f"{where} is a {type(item).__name__.lower()}, expected a dataset.")
+        raise InputError(f"{where} is a {type(item).__name__.lower()}, expected a dataset.")
     if item.external is not None or item.is_virtual:
-        raise ConfigError(f"{where} is stored in another file; copy the data into the file.")
+        kind = "a virtual dataset" if item.is_virtual else "an external dataset"
+        raise InputError(f"{where} is {kind}: its data are stored in another file; copy them into the file.")
+    if (item.dtype.subdtype or (item.dtype, ()))[0].kind not in "biufc" and item.dtype.names != COMPLEX_RECORD:
+        raise InputError(f"{where} is {item.dtype}, expected numbers.")  # texts of any length may be behind the others
     if item.chunks is not None and math.prod(item.chunks) * item.dtype.itemsize > MAX_SLICE_BYTES:
-        raise ConfigError(
+        raise InputError(
             f"{where} has chunks of {item.chunks}, above {MAX_SLICE_BYTES:,} bytes; rewrite it slice by slice."
         )
     declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
     if declared > max(stored, 1) * _MAX_COMPRESSION:
-        raise ConfigError(f"{where} declares {declared:,} bytes but stores {stored:,}; the file is damaged.")
+        raise InputError(f"{where} declares {declared:,} bytes but stores {stored:,}; the file is damaged.")
     return item
 
 
 def _kspace_shape(path: str | os.PathLike[str], kspace: h5py.Dataset) -> tuple[int, int, int, int]:
     shape = kspace.shape
     if len(shape) not in (3, 4):
-        raise ConfigError(
+        raise InputError(
             f"{path}: 'kspace' has shape {shape}; expected (slices, rows, columns) or (slices, coils, rows, columns)."
         )
     if kspace.dtype.kind != "c":
-        raise ConfigError(
+        raise InputError(
             f"{path}: 'kspace' is {kspace.dtype}, expected complex64 (magnitude images need prepare_mri.py)."
         )
     slices, coils, rows, columns = (shape[0], 1, *shape[1:]) if len(shape) == 3 else shape
@@ -173,25 +183,23 @@ def _kspace_shape(path: str | os.PathLike[str], kspace: h5py.Dataset) -> tuple[i
     sizes |= {"rows": (rows, MAX_SIDE), "columns": (columns, MAX_SIDE)}
     for name, (size, limit) in sizes.items():
         if not 1 <= size <= limit:
-            raise ConfigError(f"{path}: 'kspace' declares {size} {name}, allowed are 1 to {limit}; check the file.")
+            raise InputError(f"{path}: 'kspace' declares {size} {name}, allowed are 1 to {limit}; check the file.")
     slice_bytes = coils * rows * columns * kspace.dtype.itemsize
     if slice_bytes > MAX_SLICE_BYTES:
-        raise ConfigError(f"{path}: one k-space slice declares {slice_bytes:,} bytes, allowed are {MAX_SLICE_BYTES:,}.")
+        raise InputError(f"{path}: one k-space slice declares {slice_bytes:,} bytes, allowed are {MAX_SLICE_BYTES:,}.")
     return slices, coils, rows, columns
 
 
 def _target_key(file: h5py.File, rank: int) -> str | None:
     order = TARGET_KEYS if rank == 3 else TARGET_KEYS[::-1]
-    return next((key for key in order if key in file), None)
+    return next((key for key in order if holds(file, key)), None)
 
 
 def _target_size(path: str | os.PathLike[str], target: Any, key: str, slices: int) -> tuple[int, int]:
     shape = target.shape
     fits = len(shape) == 3 and shape[0] == slices and all(1 <= side <= MAX_SIDE for side in shape[1:])
     if not fits or target.dtype.kind not in "fiu":
-        raise ConfigError(
-            f"{path}: '{key}' is {target.dtype} {shape}; expected real numbers ({slices}, rows, columns)."
-        )
+        raise InputError(f"{path}: '{key}' is {target.dtype} {shape}; expected real numbers ({slices}, rows, columns).")
     return shape[1], shape[2]
 
 
@@ -235,29 +243,50 @@ def read_slices(
         k-space, complex64 (n, coils, h or H, W), and target, float32 (n, 1, h, w) or None.
 
     Raises:
-        ConfigError: unreadable data, or a target requested from k-space that is not fully sampled.
+        ConfigError: unreadable data, values that are not finite, or a target requested from k-space that is not fully
+            sampled.
     """
     block = slice(first, last)
     stored = read_slice(file, "kspace", block)
     if not header.multicoil:
         stored = stored[:, None]
     kspace = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.complex64))
+    _refuse_nonfinite(header, "kspace", torch.view_as_real(kspace), first)
     size = header.image_size(spec.resolution)
     target: Tensor | None = None
     if header.target_key is not None:
         image = read_slice(file, header.target_key, block).astype(np.float32, copy=False)
         target = center_crop(torch.from_numpy(image), size).unsqueeze(1).contiguous()
+        _refuse_nonfinite(header, header.target_key, target, first)
     elif spec.target_from_kspace:
         _refuse_undersampled(header, kspace)
         target = zero_filled(kspace, spec.resolution).unsqueeze(1)
     return to_hybrid_kspace(kspace, size[0]) if spec.hybrid_kspace else kspace, target
 
 
+def _refuse_nonfinite(header: KspaceHeader, key: str, values: Tensor, first: int) -> None:
+    """Refuse NaN and infinities where they are read: one sample of them spoils every pixel, and then every weight."""
+    broken = ~torch.isfinite(values).flatten(1).all(dim=1)
+    if broken.any():
+        where = ", ".join(str(first + int(index)) for index in broken.nonzero()[:5])
+        raise InputError(
+            f"{header.path}: '{key}' holds NaN or infinite values in slice {where}; repair the file or take it out of "
+            "the data list."
+        )
+
+
 def read_mask(file: h5py.File, header: KspaceHeader) -> Tensor | None:
-    """The file's own sampling mask, float32 (W,), or None."""
+    """The file's own sampling mask, float32 (W,), or None.
+
+    Raises:
+        ConfigError: unreadable, or not finite.
+    """
     if not header.has_mask:
         return None
-    return torch.from_numpy(read_slice(file, "mask", slice(None)).astype(np.float32))
+    mask = torch.from_numpy(read_slice(file, "mask", slice(None)).astype(np.float32))
+    if not torch.isfinite(mask).all():
+        raise InputError(f"{header.path}: 'mask' holds NaN or infinite values; repair the file.")
+    return mask
 
 
 def _refuse_undersampled(header: KspaceHeader, kspace: Tensor) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from fedmonai.data.convert.volume import Source
+from fedmonai.data.damage import without_path
 from fedmonai.data.folder import VolumeFolder
 from fedmonai.data.kspace.read import open_volume
 from fedmonai.data.pictures import PICTURE_SUFFIXES, picture_size, read_picture
 from fedmonai.data.weak.read import IMAGE_KEY, min_max_normalize, read_dataset
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath
 from fedmonai.transforms.slices import fit_plane
 
 __all__ = ["PictureFolder"]
@@ -49,7 +51,7 @@ class PictureFolder(VolumeFolder):
 
     def __init__(
         self,
-        data: str,
+        data: InputPath,
         image_channels: int,
         size: int | None = None,
         resize_mode: str = "resize",
@@ -68,7 +70,7 @@ class PictureFolder(VolumeFolder):
                     kind = self._check(path)
                     sources.append(Source(kind, str(path), (path,), "", _name(path, root)))
                 except ConfigError as error:
-                    failed.append((str(path), str(error).removeprefix(f"{path}").lstrip(": ")))
+                    failed.append((str(path), without_path(error, path)))
         return sources, failed
 
     def _check(self, path: Path) -> str:

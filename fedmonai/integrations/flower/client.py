@@ -7,6 +7,7 @@ Flower makes a new ClientApp for every message, so nothing is kept between two o
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
+from fedmonai.federated.release import reason_told
 from fedmonai.integrations.job import unpack_files
-from fedmonai.integrations.site_settings import SETTINGS
+from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT
 from fedmonai.integrations.worker import LocalSite
 
 __all__ = ["client_app", "reply_content", "reply_from", "request_content", "request_from", "site_of"]
@@ -76,17 +78,25 @@ def client_app(job: str | Path) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        return Message(reply_content(_answer(job, message, context)), reply_to=message)
+
+    return app
+
+
+def _answer(job: str | Path, message: Message, context: Context) -> Reply:
+    """The site's reply. An exception never leaves by itself: Flower would send its text to the server."""
+    settings = str(context.node_config.get("settings", ""))
+    try:
         request = request_from(message.content)
-        settings = str(context.node_config.get("settings", ""))
         with tempfile.TemporaryDirectory() as folder:
             unpack_files(Path(job).read_text(encoding="utf-8"), folder)
             site = LocalSite(folder, request.site, settings or SETTINGS, Path.cwd(), required=bool(settings))
             try:
-                return Message(reply_content(site.answer(request)), reply_to=message)
+                return site.answer(request)
             finally:
                 site.close()
-
-    return app
+    except Exception as error:  # whatever it is, the server gets to know its code
+        return Reply(error=reason_told(error, STATE_ROOT in os.environ, Path("fedmonai").resolve()))
 
 
 def site_of(context: Context, names: Sequence[str]) -> str:

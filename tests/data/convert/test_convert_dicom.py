@@ -8,7 +8,7 @@ import pydicom
 import pytest
 
 from fedmonai.data.convert.dicom import read_series, read_slice_header
-from fedmonai.data.convert.volume import InputError
+from fedmonai.data.damage import InputError
 
 
 def test_sorted_by_position_with_rescale(tmp_path, make_slice):

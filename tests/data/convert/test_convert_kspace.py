@@ -9,7 +9,8 @@ import torch
 from numerics import assert_within
 
 from fedmonai.data.convert.readers import PlaneSize, image_to_kspace, kspace_to_image, sampled
-from fedmonai.data.convert.volume import InputError, Volume
+from fedmonai.data.convert.volume import Volume
+from fedmonai.data.damage import InputError
 from fedmonai.transforms.kspace import center_crop, ifft2c
 
 

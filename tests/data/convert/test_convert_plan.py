@@ -10,7 +10,8 @@ import pytest
 
 from fedmonai.data.convert.plan import Part, SplitPlan, Written
 from fedmonai.data.convert.scan import Naming, find_sources
-from fedmonai.data.convert.volume import InputError, Source
+from fedmonai.data.convert.volume import Source
+from fedmonai.data.damage import InputError
 from fedmonai.errors import ConfigError
 
 

@@ -262,3 +262,29 @@ def test_fully_sampled_batch_reconstructs_the_target(tmp_path, hybrid_kspace):
     prepared, label = PrepareKspace(None, resolution=8)(batch)
     assert prepared.shape == (3, 1, 8, 8)
     assert_within(prepared, label, 4 * (10 + 8))  # there and back, and the mean and the spread
+
+
+@pytest.mark.parametrize("key", ["kspace", "reconstruction_esc"])
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_values_that_are_not_finite_are_named_by_file_and_slice(key, cache, tmp_path, make_volume):
+    path = make_volume(tmp_path / "a.h5", (4, 8, 6))
+    with h5py.File(path, "r+") as file:
+        file[key][2, 3, 1] = np.nan
+    volumes = [{"kspace": str(path), "volume": "a"}]
+    with pytest.raises(ConfigError, match=rf"a\.h5: '{key}' holds NaN or infinite values in slice 2"):
+        list(KspaceDataset(volumes, cache=cache, cache_dir=str(tmp_path / "cache")))
+
+
+def test_mask_that_is_not_finite_is_refused(tmp_path, make_volume):
+    path = make_volume(tmp_path / "a.h5", mask=np.array([1, 1, np.inf, 1, 1, 1]))
+    with pytest.raises(ConfigError, match=r"a\.h5: 'mask' holds NaN"):
+        KspaceDataset([{"kspace": str(path), "volume": "a"}])
+
+
+def test_looking_for_a_name_does_not_follow_links(tmp_path, make_volume):
+    """A link as an optional part: the file that it names (here none) is not opened, and the link is named."""
+    path = make_volume(tmp_path / "a.h5", target=None)
+    with h5py.File(path, "r+") as file:
+        file["reconstruction_esc"] = h5py.ExternalLink(str(tmp_path / "elsewhere.h5"), "x")
+    with pytest.raises(ConfigError, match="'reconstruction_esc' is a link"):
+        KspaceDataset([{"kspace": str(path), "volume": "a"}])

@@ -40,7 +40,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, make_volume):
         read_header(tmp_path / "cut.h5")
     (tmp_path / "text.h5").write_text("hello")
     with pytest.raises(ConfigError, match=r"text\.h5 is not a readable HDF5 file"):
-        open_volume(tmp_path / "text.h5")
+        read_header(tmp_path / "text.h5")
 
 
 @pytest.mark.parametrize(
