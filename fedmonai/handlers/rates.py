@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.protocol import RoundContext, SiteHandler
+from fedmonai.losses.weak_supervision import WeakSupervisionLoss
 
 __all__ = ["OptimizerReset", "PolyLR", "RoundLR", "TermRamp"]
 
@@ -134,8 +134,8 @@ class PolyLR(_OverTraining):
 class TermRamp(_OverTraining):
     """Linear ramp of the weight of one term of a loss: 0 until ``begin``, its full weight from ``end`` on.
 
-    The loss has ``weights``, a dict of them by name, as :class:`fedmonai.losses.weak_supervision.WeakSupervisionLoss`;
-    a term that is switched off there stays so. With ``begin`` and ``end`` 0 nothing is attached.
+    The loss has ``weights``, a dict of them by name; a term that is switched off there stays so. With ``begin`` and
+    ``end`` 0 nothing is attached.
 
     Args:
         loss: the loss; the weight at construction is the full one.
@@ -147,7 +147,9 @@ class TermRamp(_OverTraining):
         ConfigError: when ``ramp`` is not two such numbers, or ``num_rounds`` is below 1.
     """
 
-    def __init__(self, loss: Any, term: str, ramp: Sequence[float], num_rounds: int = 1) -> None:
+    def __init__(
+        self, loss: WeakSupervisionLoss, term: str, ramp: Sequence[float] = (0.0, 0.0), num_rounds: int = 1
+    ) -> None:
         super().__init__(num_rounds)
         if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1] <= 1:
             raise ConfigError(
