@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,12 +27,36 @@ def first_line(error: BaseException, longest: int = 160) -> str:
 
 
 def root_user_error(error: BaseException | None) -> ConfigError | FederationError | None:
-    """The user's mistake under the layers in which MONAI's parser wraps exceptions."""
+    """The user's mistake under the layers in which MONAI's parser wraps exceptions.
+
+    A component that does not take an argument of the config, lacks one, or is not there is such a mistake, too.
+    """
     while error is not None:
         if isinstance(error, (ConfigError, FederationError)):
             return error
+        if mistake := _mistake_in_component(error):
+            return ConfigError(mistake)
         error = error.__cause__ or error.__context__
     return None
+
+
+#: what MONAI says of a component that could not be made
+_NOT_MADE = re.compile("Failed to instantiate component '([^']*)' with keywords: (.*)")
+
+
+def _mistake_in_component(error: BaseException) -> str:
+    """What MONAI says of a component of a config that cannot be called as written; empty for any other error."""
+    if isinstance(error, ModuleNotFoundError) and str(error).startswith("Cannot locate class or function path"):
+        return f"{first_line(error).rstrip('.')}; correct its _target_."
+    cause, named = error.__cause__, _NOT_MADE.match(str(error))
+    if not named or not isinstance(cause, TypeError):
+        return ""
+    unknown = re.search("unexpected keyword argument '([^']*)'", str(cause))
+    # either the config's own argument, or raised by the call itself and not by what the component does
+    written = unknown is not None and unknown[1] in named[2].split(",")
+    if written or (cause.__traceback__ is not None and cause.__traceback__.tb_next is None):
+        return f"component '{named[1]}': {first_line(cause)}; correct its arguments in the config."
+    return ""
 
 
 @contextmanager

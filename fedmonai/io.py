@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "FileName",
+    "InputEntries",
+    "InputPath",
+    "OutputPath",
     "atomic_path",
     "load_checked",
     "make_folder",
@@ -39,6 +43,15 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
+#: what an argument of a component is for; the gate reads these names in annotations and refuses any other path. They
+#: say how a config may give it: a folder or file that is read, below a root
+InputPath: TypeAlias = str | Path
+#: a folder or file that is written, below the folder of the results
+OutputPath: TypeAlias = str | Path
+#: a name that becomes part of a path: letters, digits, ``_``, ``-``, ``.``
+FileName: TypeAlias = str
+#: a list of files to read, as only another component makes it
+InputEntries: TypeAlias = list[dict[str, str]]
 #: what the name of an unfinished file begins with; it is hidden and ends as the file will, which libraries look at
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 PARTIAL_PREFIX = ".part-"
@@ -133,7 +146,7 @@ def make_folder(folder: PathLike, private: bool = False) -> None:
 
 
 def private_opener(path: PathLike, flags: int) -> int:
-    """Open a file that, if it is made here, is for this user alone; an ``opener`` of :func:`open`."""
+    """Open a file that, if it is made here, is for this user alone; an ``opener`` of the built-in ``open``."""
     return os.open(path, flags, 0o600)
 
 

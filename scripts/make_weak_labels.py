@@ -39,7 +39,7 @@ def make(
     """Make weak labels of pictures (images, masks) or of HDF5 files with a mask (h5) and write them to output."""
     if output is None and not check:
         raise ConfigError("output: name the folder for the new files, or add --check to write nothing.")
-    names = tuple(as_list(annotations))
+    names, skipped = tuple(as_list(annotations)), list[str]()
     rows = make_weak_labels(
         _files(images, masks, h5),
         None if check else output,
@@ -51,7 +51,11 @@ def make(
         image_channels,
         seed,
         sys.stderr.isatty(),
+        skipped,
     )
+    if skipped:
+        print(table(rows))
+        raise ConfigError("\n".join(f"skipped: {reason}" for reason in skipped))
     return table(rows)
 
 

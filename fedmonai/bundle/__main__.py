@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint bundles/fl_mr``, ``... ids bundles/fl_mr``."""
+"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint|ids|try bundles/fl_mr``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import fire
 
 from fedmonai.bundle.digest import bundle_digest, bundle_files, verify_signature
 from fedmonai.bundle.lint import lint_bundle
+from fedmonai.bundle.lint_catalogue import used_lines
 from fedmonai.errors import ConfigError
 from fedmonai.names import as_list
 
@@ -37,19 +38,23 @@ def check(
     sys.exit(0 if all(f.good for f in findings) else 1)
 
 
-def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = ()) -> None:
+def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = (), catalogue: bool = False) -> None:
     """Check a bundle statically, without evaluating any of it: one line per finding, exit code 1 if there is one.
 
     Args:
         bundle: folder of the bundle.
         allow: packages of one's own whose classes and functions the configs may use: ``--allow my_lab``, or several
             with commas between them; sites admit them in their ``fedmonai.yaml``.
+        catalogue: print every component, form of expression and id that the bundle uses, which is what a site reviews.
     """
     logging.disable(logging.WARNING)
     try:
         report = lint_bundle(str(bundle), allow)
+        lines = used_lines(str(bundle)) if catalogue else []
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    for line in lines:
+        print(line)
     for note in report.notes:
         print(f"note: {note}")
     for finding in report.findings:
@@ -59,6 +64,39 @@ def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = ()) -> No
         f"and {report.expressions} expressions"
     )
     sys.exit(1 if report.findings else 0)
+
+
+def try_bundle(
+    bundle: str = ".",
+    config_file: str | list[str] | tuple[str, ...] = "configs/federated.yaml",
+    allow: str | list[str] | tuple[str, ...] = (),
+    **ids: Any,
+) -> None:
+    """Check a bundle and the config that results from files and overrides, then run it; a finding stops it before that.
+
+    Stock ``python -m monai.bundle run`` evaluates a config before any code of fedmonai sees it; this does not. The run
+    imports nothing from the folder in which it is started.
+
+    Args:
+        bundle: folder of the bundle.
+        config_file: file of the bundle, or a list of it and its overlays, relative to the bundle.
+        allow: packages of one's own whose classes and functions the configs may use.
+        ids: overrides, as for ``python -m monai.bundle run``; folders in them are this machine's own.
+    """
+    logging.disable(logging.WARNING)
+    try:
+        report = lint_bundle(str(bundle), allow)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    if report.findings:
+        sys.exit(f"error: {report.findings[0]} ({len(report.findings)} findings; see python -m fedmonai.bundle lint)")
+    from fedmonai.bundle.lint_merged import run_gated  # torch, which the lint does without
+
+    try:
+        code = run_gated(str(bundle), as_list(config_file), ids, as_list(allow))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(code)
 
 
 def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = False) -> None:
@@ -115,4 +153,4 @@ def verify(archive: str, signers: str, identity: str, signature: str | None = No
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing into `head` ends with it
-    fire.Fire({"check": check, "digest": digest, "ids": ids, "lint": lint, "verify": verify})
+    fire.Fire({"check": check, "digest": digest, "ids": ids, "lint": lint, "try": try_bundle, "verify": verify})

@@ -10,7 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 
-from fedmonai.bundle.ids import component_of, nearest_of, parameters_of
+from fedmonai.bundle.ids import component_of, parameters_of, suggestion
 from fedmonai.bundle.live_config import live_resolver
 from fedmonai.bundle.run_config import recorded_config
 from fedmonai.errors import ConfigError, root_user_error
@@ -135,8 +135,8 @@ def _arguments(
     """The arguments of a component that are given or stand in the config as ids of the same names."""
     unknown = [name for name in given if name not in _ARGUMENTS]
     if unknown:
-        nearest = nearest_of(unknown[0], _ARGUMENTS)
-        raise ConfigError(f"federation: there is no argument '{unknown[0]}'; did you mean '{nearest}'?")
+        hint = suggestion(unknown[0], _ARGUMENTS) or f"its arguments are {', '.join(sorted(_ARGUMENTS))}."
+        raise ConfigError(f"federation: there is no argument '{unknown[0]}'; {hint}")
     config = _config(resolver)
     return {
         name: given[name] if name in given else resolver.get_resolved_content(name)
@@ -145,8 +145,8 @@ def _arguments(
     }
 
 
-#: what the sites' plan takes from the strategy, in the place of ids
-_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up"}
+#: what the sites' plan takes from the strategy, and what a deployed site sets, in the place of ids
+_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "gate"}
 _PARAMETERS = {name for part in (SitePlan, LocalPool, Federation) for name in parameters_of(part)}
 _ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy", "run_config"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedmonai.errors import ConfigError
 from fedmonai.gate.reading import TABLE_FILE, load_strictly
+from fedmonai.names import as_list
 
 __all__ = ["KINDS", "TABLE_SECTION", "IdEntry", "IdTable"]
 
@@ -54,6 +55,9 @@ class IdEntry:
         data: whether an overlay of a data set (``configs/data``) may set it.
         open: whether its keys are names that a user gives (classes, sites).
         at_sites: what a federation decides in its place, so that its sites refuse the id.
+        until: ids that hold how many epochs or rounds there are, which a number of the id may not exceed; the first
+            that the config has counts.
+        before: likewise, if the number has to be smaller to have an effect.
     """
 
     name: str
@@ -69,6 +73,13 @@ class IdEntry:
     data: bool = False
     open: bool = False
     at_sites: str = ""
+    until: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The ids that say where a run ends, if the id counts its epochs or rounds."""
+        return self.until or self.before
 
     @property
     def is_number(self) -> bool:
@@ -177,8 +188,9 @@ def _entry(name: str, spec: Any, where: str) -> IdEntry:
     for key in spec:
         shown = sorted((known | set(_FIELDS)) - set(_FIELDS.values()))
         if str(key) not in shown:
-            nearest = difflib.get_close_matches(str(key), shown, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{prefix} has a field '{key}'; did you mean '{nearest}'?")
+            near = difflib.get_close_matches(str(key), shown, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(shown)}."
+            raise ConfigError(f"{prefix} has a field '{key}'; {hint}")
     for key, choices in (("kind", tuple(KINDS)), ("read", _READ)):
         if names.get(key, choices[0]) not in choices:
             raise ConfigError(f"{prefix}: {key} is {names[key]!r}; choose one of {', '.join(choices)}.")
@@ -188,4 +200,7 @@ def _entry(name: str, spec: Any, where: str) -> IdEntry:
         if not isinstance(names["choices"], (list, tuple)) or not names["choices"]:
             raise ConfigError(f"{prefix}: choices is {names['choices']!r}; give a list of values.")
         names["choices"] = tuple(names["choices"])
+    for key in ("until", "before"):
+        if key in names:
+            names[key] = tuple(str(one) for one in as_list(names[key]))
     return IdEntry(name=name, **names)

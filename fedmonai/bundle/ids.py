@@ -16,17 +16,20 @@ from monai.utils import optional_import
 
 from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.errors import ConfigError
-from fedmonai.gate.reading import config_files, walk
+from fedmonai.gate.reading import COMPONENT_KEYS, config_files, walk
 from fedmonai.gate.references import unknown_ids as gate_unknown_ids
+from fedmonai.gate.references import value_at
 
 __all__ = [
     "apply_overrides",
     "component_of",
     "known_ids",
-    "nearest_of",
     "parameters_of",
     "read_by_name",
     "read_configs",
+    "refuse_order",
+    "refuse_unknown",
+    "suggestion",
     "unknown_ids",
 ]
 
@@ -136,7 +139,7 @@ def _argument_names(target: Any) -> set[str] | None:
 
 
 def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collection[str] = ()) -> None:
-    """Raise for the first unknown id, with the nearest known one.
+    """Raise for the first unknown id, with a known one that is near.
 
     Raises:
         ConfigError: when there is an unknown id.
@@ -145,13 +148,13 @@ def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collect
     if not found:
         return
     name = found[0]
-    parent = name.rpartition(SEP)[0]
-    siblings = [k for k in known if k.rpartition(SEP)[0] == parent] or sorted(known)
-    nearest = difflib.get_close_matches(name, siblings, n=1, cutoff=0.0)
-    raise ConfigError(
-        f"unknown config id '{name}' (value {config.get(name)!r}); did you mean '{nearest[0]}'? Nothing in this bundle "
-        f"reads '{name}'."
-    )
+    parent, _, last = name.rpartition(SEP)
+    taken = _argument_names(value_at(config, parent).get("_target_")) if parent else None
+    siblings = taken or {one.rpartition(SEP)[2] for one in known if one.rpartition(SEP)[0] == parent} - COMPONENT_KEYS
+    start = f"unknown config id '{name}' (value {value_at(config, name)!r:.80})"
+    if hint := suggestion(last, siblings, parent):
+        raise ConfigError(f"{start}; {hint} Nothing in this bundle reads '{name}'.")
+    raise ConfigError(f"{start}: nothing in this bundle reads it; `python -m fedmonai.bundle ids .` lists its ids.")
 
 
 #: keys of a section that an error lists; a whole config has too many to be read
@@ -171,20 +174,42 @@ def apply_overrides(parser: ConfigParser, ids: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: when a level does not exist, naming the nearest key that does.
     """
+    refuse_order(ids)
     for name, value in ids.items():
         _check_place(parser.config, str(name))
         parser[str(name)] = value
 
 
-def nearest_of(name: str, known: Iterable[Any]) -> str:
-    """The text of ``known`` that looks most like ``name``.
+def refuse_order(names: Iterable[str]) -> None:
+    """Refuse overrides of which a later one sets a section as a whole and drops what an earlier one set in it.
 
     Raises:
-        IndexError: when ``known`` is empty.
+        ConfigError: naming both.
     """
-    texts = [str(one) for one in known]
-    folded = difflib.get_close_matches(name.lower(), [text.lower() for text in texts], n=1, cutoff=0.0)
-    return texts[[text.lower() for text in texts].index(folded[0])]
+    seen: list[str] = []
+    for name in (SEP.join(ReferenceResolver.split_id(str(one))) for one in names):
+        lost = next((one for one in seen if one.startswith(name + SEP)), None)
+        if lost is not None:
+            raise ConfigError(f"override '{name}' drops '{lost}', which was given before it; give '{name}' first.")
+        seen.append(name)
+
+
+def suggestion(name: str, known: Iterable[Any], section: str = "") -> str:
+    """The end of a message about an unknown name: the known one that is near, or else all of them if they are few.
+
+    Args:
+        name: the unknown name.
+        known: the known names.
+        section: what the known names stand in, for the one that is near.
+
+    Returns:
+        a question or a sentence; nothing where no name is near and there are too many.
+    """
+    texts = sorted(str(one) for one in known)
+    folded = {text.lower(): text for text in reversed(texts)}
+    if near := difflib.get_close_matches(name.lower(), list(folded), n=1):
+        return f"did you mean '{section + SEP if section else ''}{folded[near[0]]}'?"
+    return f"choose one of {', '.join(texts)}." if 0 < len(texts) <= LISTED else ""
 
 
 def _check_place(config: Any, name: str) -> None:
@@ -212,5 +237,5 @@ def _below(section: Any, level: str, name: str, path: str, last: bool) -> Any:
     keys = [str(key) for key in section if key != "_meta_"]
     if not keys:
         raise ConfigError(f"{missing}; '{path}' is empty, give it as a whole.")
-    listed = f" of {', '.join(keys)}" if len(keys) <= LISTED else ""
-    raise ConfigError(f"{missing}; the nearest key of {where} is '{nearest_of(level, keys)}'{listed}.")
+    hint = suggestion(level, keys) or "`python -m fedmonai.bundle ids .` lists the ids."
+    raise ConfigError(f"{missing} in {where}; {hint}")

@@ -17,7 +17,7 @@ from fedmonai.gate.config import config_problems
 from fedmonai.gate.names import Found, NameProblem, Names, names_for
 from fedmonai.gate.reading import SEP, TABLE_FILE, config_files, load_strictly, walk
 from fedmonai.gate.references import merge_layers, references, unknown_ids
-from fedmonai.gate.texts import Texts
+from fedmonai.gate.values import Values
 
 __all__ = ["LintFinding", "LintReport", "lint_bundle"]
 
@@ -217,9 +217,9 @@ def _id_problems(
         yield from data_problems(path, content, table.names(data=True))
     yield from file_problems(root, content, contents)
     own = {config_id for config_id, _ in walk(contents.get(root / "configs" / "train.json", {}))}
-    texts = Texts(merged, names)
-    yield from site_problems(content, own, texts)
-    yield from texts.problems()
+    values = Values(merged, names)
+    yield from site_problems(content, own, values)
+    yield from values.problems()
 
 
 def _has_entry(key: str, table: IdTable) -> bool:

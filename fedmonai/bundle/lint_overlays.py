@@ -11,7 +11,7 @@ from fedmonai.bundle.id_table import TABLE_SECTION
 from fedmonai.gate.expressions import composed, expression_problems
 from fedmonai.gate.policy import load_policy
 from fedmonai.gate.reading import SEP, walk
-from fedmonai.gate.texts import Texts
+from fedmonai.gate.values import Values
 
 __all__ = ["data_problems", "file_problems", "site_problems"]
 
@@ -32,13 +32,15 @@ def file_problems(root: Path, content: Mapping[str, Any], checked: Collection[Pa
     if content.get("bundle_root", ".") != ".":
         yield "bundle_root", f"is {content['bundle_root']!r}; a bundle says '.', whoever runs it elsewhere overrides it"
     for config_id, value in walk(content):
-        if config_id.rpartition(SEP)[2] in ("base", "overlay"):
+        parts = config_id.split(SEP)
+        named = len(parts) > 1 and parts[-2] == "overlay"
+        if (named and value is not None) or (parts[-1] in ("base", "overlay") and not isinstance(value, Mapping)):
             for file in value if isinstance(value, list) else [value]:
                 if not isinstance(file, str) or root / file not in checked:
                     yield config_id, f"'{file}' is no config file of this bundle"
 
 
-def site_problems(content: Mapping[str, Any], known: Collection[str], texts: Texts) -> Iterator[tuple[str, str]]:
+def site_problems(content: Mapping[str, Any], known: Collection[str], values: Values) -> Iterator[tuple[str, str]]:
     """(id, problem) of ids given to sites: they must be ids of the sites' own config and values that are known now.
 
     A site reads its values again as a config. A text that begins with ``$`` only once it is put together would be
@@ -49,7 +51,7 @@ def site_problems(content: Mapping[str, Any], known: Collection[str], texts: Tex
             yield config_id, f"is {value!r:.60}; it holds a mapping of ids"
         elif name.split(SEP)[0] in load_policy().workflow_arguments:
             yield config_id, "is an argument of MONAI's workflow, not an id of a site"
-        elif name != "overlay" and name not in known:
+        elif name.split(SEP)[0] != "overlay" and name not in known:
             yield config_id, "is unknown at a site: its train.json has no such id"
         for inner_id, inner in walk(value, config_id):
             if isinstance(inner, Mapping) and "_target_" in inner:
@@ -58,7 +60,7 @@ def site_problems(content: Mapping[str, Any], known: Collection[str], texts: Tex
                 continue
             elif inner.startswith("$") and not expression_problems(inner) and composed(inner):
                 yield inner_id, f"'{inner}' is more than a sum of references and written values"
-            elif not texts.is_written(inner):
+            elif not values.is_written(inner):
                 yield inner_id, f"'{inner}' is made by a component; a site takes what is written in the config"
 
 

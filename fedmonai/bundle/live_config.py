@@ -12,24 +12,25 @@ from types import FrameType, TracebackType
 from typing import Any, cast
 
 import yaml
-from monai.bundle import ConfigWorkflow, ReferenceResolver, load
+from monai.bundle import ConfigWorkflow, ReferenceResolver, load, run
 
-from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
-from fedmonai.bundle.id_values import (
-    refuse_out_of_range,
+from fedmonai.bundle.id_effects import (
+    refuse_beyond_the_end,
+    refuse_replaced,
     refuse_unread_ids,
     refuse_without_effect,
-    refuse_wrong_kinds,
 )
-from fedmonai.bundle.ids import known_ids, read_configs, refuse_unknown
+from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
+from fedmonai.bundle.id_values import refuse_out_of_range, refuse_wrong_kinds
+from fedmonai.bundle.ids import known_ids, read_configs, refuse_order, refuse_unknown
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.interruption import end_in_one_line
-from fedmonai.io import write_text
+from fedmonai.io import FileName, InputPath, OutputPath, write_text
 
 __all__ = ["check_config", "live_config", "live_resolver", "plain_values", "save_run_config"]
 
 
-def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
+def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     """Refuse ids that nothing reads and values of a wrong kind or out of range; let mistakes and signals end in a line.
 
     MONAI accepts ``--epohcs 3`` and trains with the default. As a component named in ``initialize`` this check sees the
@@ -45,8 +46,8 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
     Raises:
         ConfigError: on an unknown id, naming the nearest known one; on a text where the bundle has a switch or a
             number; on a value out of range (a batch of 0); on an id that has no effect, be it that a federation decides
-            in its place (a site's epochs), that it needs one, or that nothing reads it; when ``bundle_root`` is no
-            bundle.
+            in its place (a site's epochs), that it needs one, that nothing reads it, or that the run ends before it; on
+            an id that drops what was set before; when ``bundle_root`` is no bundle.
     """
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
@@ -57,14 +58,17 @@ def check_config(bundle_root: str | Path = ".") -> dict[str, Any]:
             f"bundle_root '{bundle_root}' has no folder 'configs'; change into the bundle's folder or "
             "give --bundle_root."
         )
+    refuse_order(_command_line_ids())
     config = live_config()
     contents = read_configs(bundle_root)
     table = IdTable.of_bundle(bundle_root, contents).extended(config.get(TABLE_SECTION))
     refuse_unknown(config, known_ids(contents.values(), table), table.names(open=True))
     refuse_wrong_kinds(config, contents, table)
     refuse_out_of_range(config, table)
+    refuse_replaced(config, contents)
     refuse_unread_ids(config, table)
     refuse_without_effect(config, contents, table)
+    refuse_beyond_the_end(config, contents, table)
     return config
 
 
@@ -103,6 +107,12 @@ def _loaded_bundle() -> Path | None:
     return None
 
 
+def _command_line_ids() -> list[str]:
+    """The overrides of ``monai.bundle run`` in the order given: whoever comes later has only what they add up to."""
+    command = inspect.unwrap(run).__code__
+    return [str(key) for frame in _callers() if frame.f_code is command for key in frame.f_locals["override"]]
+
+
 def _callers() -> Iterator[FrameType]:
     """The frames of the functions that led here, innermost first: the only place that looks at the call stack.
 
@@ -130,7 +140,7 @@ def _one_line_for_mistakes(kind: type[BaseException], error: BaseException, trac
         print(f"error: {mistake}", file=sys.stderr)
 
 
-def save_run_config(output_dir: str | Path, name: str | Path = "config.yaml") -> str:
+def save_run_config(output_dir: OutputPath, name: FileName = "config.yaml") -> str:
     """Write the live config (all files merged, all overrides applied) to ``output_dir`` and return the file's path.
 
     The file is itself a config: running it again repeats the run.

@@ -11,6 +11,7 @@ import monai.data
 from fedmonai.data.convert.scan import Naming, find_sources
 from fedmonai.data.convert.volume import Source
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath
 
 __all__ = ["VolumeFolder"]
 
@@ -33,7 +34,7 @@ class VolumeFolder(monai.data.Dataset):
     kinds: tuple[str, ...]
     expected: str
 
-    def __init__(self, data: str | Path, skip_damaged: bool = False) -> None:
+    def __init__(self, data: InputPath, skip_damaged: bool = False) -> None:
         root = Path(data)
         if not root.exists():
             raise ConfigError(f"dataset_dir: {root} does not exist; give a folder, or one file.")

@@ -14,8 +14,8 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-import fedmonai
-from fedmonai.bundle.ids import apply_overrides, nearest_of
+from fedmonai import __file__ as package_file
+from fedmonai.bundle.ids import apply_overrides, suggestion
 from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
 from fedmonai.federated.federation import Federation
@@ -65,7 +65,7 @@ def compared_runs(plan: Plan, finished: Sequence[PlannedRun]) -> list[ComparedRu
 
 def source_state() -> dict[str, Any]:
     """The commit of the program, ``None`` where it is no checkout, and whether files differ from it."""
-    folder = Path(fedmonai.__file__).parents[1]
+    folder = Path(package_file).parents[1]
 
     def git(*arguments: str) -> str | None:
         words = ["git", "-C", str(folder), *arguments]
@@ -195,12 +195,13 @@ def _check_files(method: Method, bundles: Path, files: Sequence[str]) -> None:
     root = bundles / method.bundle
     if not (root / files[0]).is_file():
         there = sorted(path.parents[1].name for path in bundles.glob(f"*/{files[0]}"))
-        hint = f"did you mean '{nearest_of(method.bundle, there)}'?" if there else "give their folder as --bundles."
+        hint = suggestion(method.bundle, there) or "give their folder as --bundles."
         raise ConfigError(f"bundle '{method.bundle}' is not in '{bundles}' (no file '{root / files[0]}'); {hint}")
     for file in files[1:]:
         if not (root / file).is_file():
             there = [path.relative_to(root).as_posix() for path in sorted((root / "configs").rglob("*.yaml"))]
-            raise ConfigError(f"there is no overlay '{root / file}'; did you mean '{nearest_of(file, there)}'?")
+            hint = suggestion(file, there) or "overlays lie in configs of the bundle."
+            raise ConfigError(f"there is no overlay '{root / file}'; {hint}")
 
 
 def _is_finished(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedmonai.bundle.ids import nearest_of
+from fedmonai.bundle.ids import suggestion
 from fedmonai.errors import ConfigError
 from fedmonai.io import read_strictly
 
@@ -177,8 +177,7 @@ def _wanted(where: str, methods: Sequence[str], names: Sequence[str]) -> list[st
         if not length:
             unknown = pieces[0].strip()
             raise ConfigError(
-                f"--methods: '{unknown}' is not in {where}; did you mean '{nearest_of(unknown, names)}'? It has "
-                f"{'; '.join(names)}."
+                f"--methods: '{unknown}' is not in {where}; {suggestion(unknown, names)} It has {'; '.join(names)}."
             )
         found.append(known[_spaced(pieces[:length])])
         pieces = pieces[length:]
@@ -204,6 +203,5 @@ def _refuse_keys(where: str, content: Mapping[Any, Any], known: Sequence[str]) -
     for key in content:
         if key not in known:
             raise ConfigError(
-                f"{where}: '{key}' is unknown; did you mean '{nearest_of(str(key), known)}'? Known are "
-                f"{', '.join(sorted(known))}."
+                f"{where}: '{key}' is unknown; {suggestion(str(key), known)} Known are {', '.join(sorted(known))}."
             )

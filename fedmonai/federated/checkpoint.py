@@ -149,10 +149,11 @@ class Checkpoint:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take commits, tables, notes and best rounds back to a commit that was read here."""
-        self.folder.truncate(state["round"])
         self.best.load_state_dict(state["best"])
         if self._is_previous(state):
             self._forget_overwritten(state["round"])
+        self.folder.truncate(state["round"])
+        if self._is_previous(state):
             self.previous.replace(self.path)  # else the next commit would put the given up file in its place
             sync_folder(self.path.parent)
         self.notes = [*state["notes"], *(note for note in self.notes if note not in state["notes"])]

@@ -74,24 +74,28 @@ class Evaluations:
             save_atomic(weights, self.folder.model(self._global_name()))
         return counted, notes
 
-    def test(self, names: Iterable[str], initial: Mapping[str, Tensor], last_round: int) -> list[str]:
+    def test(
+        self, names: Iterable[str], initial: Mapping[str, Tensor], last_round: int
+    ) -> tuple[list[str], dict[str, str]]:
         """The final test: reference methods, the weights before training (round 0), the best model of every site.
 
         Returns:
-            notes on sites that could not be tested.
+            notes, and the sites that could not be tested with their reasons.
         """
-        notes = []
+        notes, failed = [], {}
         chosen = {name: self._chosen(name, last_round) for name in names}
         for result in self.sites.test(chosen, initial, self.best):
             write_site_evaluation(self.folder, result)
             notes += [*self._failure("test", result), *_held_back("test", result)]
+            if result.error is not None:
+                failed[result.site] = result.error
             if self.best.round() and self.best.round(result.site) is None and _has_personal(result):
                 notes.append(
                     f"site '{result.site}' has no model of its own that was validated: its 'personal' rows are the "
                     "shared weights with its private tensors as they are, untrained if it took part in no round"
                 )
                 logger.warning(notes[-1])
-        return notes
+        return notes, failed
 
     def _global_name(self) -> str:
         """The best global weights are a complete ``model.pt`` if all is shared, else ``shared.pt``."""

@@ -25,7 +25,7 @@ from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environm
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 from fedmonai.interruption import announced
-from fedmonai.io import load_checked
+from fedmonai.io import InputPath, load_checked
 from fedmonai.names import as_list
 from fedmonai.seeding import derive_seed
 
@@ -86,7 +86,7 @@ class Federation(Workflow):
         key_metric_mode: str = "max",
         resume: bool = False,
         resume_round: int | None = None,
-        init_ckpt: str | None = None,
+        init_ckpt: InputPath | None = None,
         device: torch.device | str = "cpu",
         method: str = "federation",
         run_config: RunConfig | None = None,
@@ -156,7 +156,7 @@ class Federation(Workflow):
 
         Raises:
             ConfigError: when the folder holds a run and ``resume`` is false, or a site cannot be built.
-            FederationError: when fewer than ``min_sites`` sites are left in a round.
+            FederationError: when fewer than ``min_sites`` sites are left in a round, or no site could be tested.
         """
         with announced(self._where_it_stops):
             try:
@@ -453,9 +453,18 @@ class Federation(Workflow):
         folder = self.checkpoint.folder
         save_atomic(self.strategy.global_weights, folder.model("model_final"))
         initial = load_checked(folder.model("initial"))
-        self.checkpoint.notes += self.evaluations.test(self.test_sites, initial, self.state.epoch)
-        self._commit(finished=True)
+        notes, failed = self.evaluations.test(self.test_sites, initial, self.state.epoch)
+        self.checkpoint.notes += notes
+        tested = len(failed) < len(self.test_sites)
+        if tested:
+            self._commit(finished=True)
         folder.write_json("run.json", self._description())
+        if not tested:
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(failed.items()))
+            raise FederationError(
+                f"the training is done, but the final test failed at every site. {reasons}. The models are in "
+                f"'{folder.model('model_final').parent}': mend the sites and test again with --resume True."
+            )
 
     def _description(self) -> dict[str, Any]:
         best, keys = self.checkpoint.best, self.strategy.shared_keys

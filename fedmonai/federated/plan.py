@@ -15,9 +15,21 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.io import InputPath, OutputPath
 from fedmonai.names import as_list
 
-__all__ = ["SitePlan"]
+__all__ = ["SitePlan", "overlay_files"]
+
+
+def overlay_files(overlay: Any) -> list[Any]:
+    """The config files that stand under ``overlay``, in their order.
+
+    Args:
+        overlay: one file, a list of them, or files by names of their own, to which several configs can add without
+            knowing of each other; null names none.
+    """
+    files = list(overlay.values()) if isinstance(overlay, Mapping) else as_list(overlay)
+    return [file for file in files if file is not None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class SitePlan:
 
     Args:
         bundle_root: folder of the bundle; config files are relative to it.
-        sites: ``{name: {overlay: file or list of files, <config id>: value, ...}}``.
+        sites: ``{name: {overlay: file(s), <config id>: value, ...}}``; see :func:`overlay_files`.
         output_dir: folder of the run; a site writes in ``sites/<name>`` only.
         base: config file(s) of local training.
         local: ids (and ``overlay``) for every site.
@@ -48,17 +60,24 @@ class SitePlan:
         attachments: names of attachments that the strategy may send to a site.
         attachments_up: names of those that it takes from one.
         policy: bounds that a deployed site sets.
+        gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
+            site sets it, and no config can.
 
     Raises:
         ConfigError: on an empty federation or a name that is no folder name.
     """
 
     #: what becomes files and ids of sites stands in the federation's config itself, where it can be checked
-    CONFIG_FORMS: ClassVar[dict[str, str]] = {"sites": "@sites", "local": "@local", "bundle_root": "@bundle_root"}
+    CONFIG_FORMS: ClassVar[dict[str, Any]] = {
+        "sites": "@sites",
+        "local": "@local",
+        "bundle_root": "@bundle_root",
+        "gate": None,
+    }
 
-    bundle_root: str
+    bundle_root: InputPath
     sites: Mapping[str, Mapping[str, Any] | None]
-    output_dir: str | Path
+    output_dir: OutputPath
     base: str | Sequence[str] = "configs/train.json"
     local: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -73,6 +92,7 @@ class SitePlan:
     attachments: Sequence[str] = ()
     attachments_up: Sequence[str] = ()
     policy: SitePolicy = field(default_factory=SitePolicy)
+    gate: Callable[[str, str, Sequence[str], Mapping[str, Any]], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -132,7 +152,7 @@ class SitePlan:
                 may not share one object) or a text that the site would evaluate.
         """
         rest, own = dict(self.local), dict(self.sites[name] or {})
-        files = [*self.base, *as_list(rest.pop("overlay", None)), *as_list(own.pop("overlay", None))]
+        files = [*self.base, *overlay_files(rest.pop("overlay", None)), *overlay_files(own.pop("overlay", None))]
         given: dict[str, Any] = {"bundle_root": self.bundle_root, "site": name, "output_dir": str(self.folder(name))}
         given |= {"standalone": False, "seed": self.seed}
         if self.device is not None:
@@ -144,6 +164,8 @@ class SitePlan:
             _refuse_evaluated(name, key, value)
         for file in files:
             self._check_file(name, file)
+        if self.gate is not None:
+            self.gate(name, str(self.bundle_root), files, {**given, **ids})
         shared = ("seed", "local_epochs", "local_steps", "local_timeout", "exchange_filters", "guard")
         return {
             **{what: getattr(self, what) for what in (*shared, "shared_keys", "local_keys", "attachments")},

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedmonai.errors import ConfigError, first_line
 from fedmonai.federated.messages import attachments_of
 from fedmonai.federated.run_log import write_text_atomic
+from fedmonai.io import OutputPath
 from fedmonai.seeding import derive_seed
 
 __all__ = ["UNBOUNDED", "GaussianPrivacy", "note_release", "read_history", "spent_epsilon"]
@@ -65,7 +66,7 @@ class GaussianPrivacy:
 
     def __init__(
         self,
-        output_dir: str,
+        output_dir: OutputPath,
         clip_norm: float = 1.0,
         noise_multiplier: float = 1.0,
         delta: float = 1e-5,

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the gate's catalogue from the installed torch, MONAI and ignite: ``python -m fedmonai.gate.build_catalogue``.
+"""Lists the reviewed classes of torch, MONAI and ignite one by one: ``python -m fedmonai.gate.build_catalogue``.
 
-Nothing else in this package imports them. The policy says which parts are catalogued and which names are refused.
+A class of a family is listed when nothing in its source, or in what that calls inside its package, opens a file, makes
+a connection, starts a process or imports by a name that is not written there. ``--why`` prints what was left out.
+Nothing else in this package imports them.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import enum
+import ast
 import importlib
 import inspect
 import json
-import pkgutil
-import types
+import re
+import sys
+import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,126 +28,175 @@ from fedmonai.gate.policy import Policy, is_within, load_policy
 __all__ = ["build_catalogue"]
 
 PACKAGES = {"torch": "", "monai": "", "pytorch-ignite": ""}
-_CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType)
+#: packages whose sources are followed; torch's own layers and optimizers are judged by their arguments
+READ = ("monai.", "ignite.")
+#: what code reaches files, connections, processes or other code by, as a name or as an attribute
+NAMES = {"open", "exec", "eval", "compile", "__import__", "Path", "models"}
+ATTRIBUTES = {
+    *("import_module", "system", "popen", "Popen", "check_output", "load_library", "load_inline", "hub", "rmtree"),
+    *("urlopen", "urlretrieve", "makedirs", "mkdir", "unlink", "remove_file", "tofile", "memmap", "savez", "to_csv"),
+    *("read_csv", "from_pretrained", "inception_v3", "safe_open"),
+}
+CALLS = {
+    *("locate", "instantiate", "load_module", "download_url", "download_and_extract", "load_url", "hf_hub_download"),
+    *("load_state_dict_from_url", "snapshot_download", "trt_compile", "torch.load", "torch.save", "np.load", "np.save"),
+    *("pickle.load", "pickle.loads", "pickle.dump", "SummaryWriter", "get_torchvision_models"),
+}
+#: imports by name, which pass when every argument is written
+IMPORTS = {"optional_import", "require_pkg"}
+_HARMLESS = (bool, int, float, str, type(None))
 
 
-def build_catalogue() -> dict[str, Any]:
-    """Names, origins and parameters of what the policy admits, as plain values."""
-    policy = load_policy()
+def build_catalogue(left_out: dict[str, str] | None = None) -> dict[str, Any]:
+    """Reviewed components with their signatures, as plain values.
+
+    Args:
+        left_out: takes the reason for every class of a family that is not listed.
+    """
+    policy, found = load_policy(), {}
+    left_out = {} if left_out is None else left_out
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        modules = {module.__name__: module for part in policy.catalogued for module in _modules(part)}
-        table = {name: _entries(module, policy) for name, module in modules.items() if policy.admits(name)}
-        for name in policy.catalogued:  # single names
-            holder, _, last = name.rpartition(".")
-            if name not in modules:
-                table.setdefault(holder, {})[last] = _entry(
-                    name, getattr(importlib.import_module(holder), last), policy
-                )
-        short = _short_names()
-    _settle(table, policy)
-    return {
-        "versions": installed_versions(PACKAGES),
-        "modules": {name: dict(sorted(table[name].items())) for name in sorted(table) if table[name]},
-        "short": short,
-    }
+        for family, base in policy.families.items():
+            for name, value in _members(family, _resolved(base)):
+                if name in policy.components:
+                    continue
+                reason = policy.reason_against(f"{value.__module__}.{value.__name__}") or _reach(value)
+                text = "" if reason else _signature(value, policy)
+                if text:
+                    found[name] = text
+                else:
+                    left_out[name] = reason or "needs an argument that is withheld"
+        for name, kinds in policy.components.items():
+            found[name] = _chosen(_resolved(name), kinds)
+    return {"versions": installed_versions(PACKAGES), "components": dict(sorted(found.items()))}
 
 
-def _modules(name: str) -> Iterator[types.ModuleType]:
-    """A module and all below it; nothing for the name of something else, or what cannot be imported here."""
+def _resolved(name: str) -> Any:
+    module, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(module), last)
+
+
+def _members(family: str, base: type) -> Iterator[tuple[str, type]]:
+    """Public classes of a package by the names that it hands on, and the modules below it that it loads."""
+    for last, value in sorted(vars(importlib.import_module(family)).items()):
+        here = inspect.isclass(value) and issubclass(value, base) and is_within(value.__module__, (family,))
+        if here and not last.startswith("_") and not inspect.isabstract(value):
+            yield f"{family}.{last}", value
+
+
+def _signature(value: Any, policy: Policy) -> str:
+    """The arguments that a config may give; empty when one that is withheld is needed."""
     try:
-        module = importlib.import_module(name)
-    except Exception:  # a module may need packages that are not installed, and fail in any way
-        return
-    yield module
-    for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
-        if not info.name.startswith("_"):
-            yield from _modules(f"{name}.{info.name}")
-
-
-def _entries(module: types.ModuleType, policy: Policy) -> dict[str, Any]:
-    found = {}
-    for last, value in vars(module).items():
-        name = f"{module.__name__}.{last}"
-        if last.startswith("_") or not isinstance(value, _CALLABLE) or is_within(name, policy.refused):
-            continue
-        # what a module merely imported for its own use is no name of it; what a package hands on is
-        if _origin(value) == name or hasattr(module, "__path__") or is_within(_origin(value), policy.compiled):
-            found[last] = _entry(name, value, policy)
-    return {last: entry for last, entry in found.items() if entry is not False}
-
-
-def _entry(name: str, value: Any, policy: Policy) -> Any:
-    """What stands for a value in the catalogue; False for what comes from elsewhere."""
-    if not isinstance(value, _CALLABLE):
-        return True
-    origin = _origin(value)
-    if origin != name and not is_within(origin, policy.compiled) and name not in policy.catalogued:
-        return origin if origin.split(".")[0] in ("torch", "monai", "ignite") else False
-    if isinstance(value, enum.EnumMeta):
-        return list(value.__members__)
-    return _signature(value)
-
-
-def _origin(value: Any) -> str:
-    home = getattr(value, "__module__", None) or getattr(getattr(value, "__self__", None), "__module__", None)
-    return f"{home}.{getattr(value, '__qualname__', '')}".rstrip(".")
-
-
-def _signature(value: Any) -> str | None:
-    try:
-        signature = inspect.signature(value)
+        parameters = list(inspect.signature(value).parameters.values())
     except (TypeError, ValueError):
-        return None
-    parameters = []
-    for one in signature.parameters.values():
-        plain = one.default is None or type(one.default) in (bool, int, float, str)
-        default = one.default if plain and ascii(one.default) not in ("inf", "-inf", "nan") else ...
-        if one.default is one.empty:
-            default = one.empty
-        is_path = one.annotation is not one.empty and "Path" in str(one.annotation)
-        parameters.append(one.replace(default=default, annotation=Path if is_path else one.empty))
-    text = str(inspect.Signature(parameters))
-    return (
-        text.replace("=Ellipsis", "=...").replace("= Ellipsis", "= ...").replace(f": {Path.__module__}.Path", ": Path")
-    )
+        return ""
+    kept = []
+    for one in parameters:
+        withheld = one.kind in (one.VAR_KEYWORD, one.POSITIONAL_ONLY) or _is_withheld(one, policy)
+        if one.kind is one.VAR_POSITIONAL:
+            continue
+        if not withheld:
+            kept.append(_plain(one))
+        elif one.kind is not one.VAR_KEYWORD and (one.default is one.empty or one.default is True):
+            return ""
+    return _text(kept)
 
 
-def _settle(table: dict[str, dict[str, Any]], policy: Policy) -> None:
-    """Give a signature to names whose origin is admitted and yet no name of a catalogued module: private classes."""
-    for module, entries in table.items():
-        for last, entry in list(entries.items()):
-            if isinstance(entry, str) and not entry.startswith("("):
-                holder, _, there = entry.rpartition(".")
-                if policy.admits(entry) and there not in table.get(holder, {}):
-                    entries[last] = _signature(getattr(importlib.import_module(module), last))
+def _is_withheld(one: inspect.Parameter, policy: Policy) -> bool:
+    written = "" if one.annotation is one.empty else str(one.annotation)
+    forms = (policy.path_arguments, policy.fetching_arguments, policy.function_arguments)
+    named = any(re.fullmatch(form, one.name) for form in forms)
+    kinds = any(word in written for word in ("Callable", "Path", "ModuleType", "Logger", "Writer"))
+    kinds |= "type[" in written and "str" not in written  # a text chooses one of the class's own
+    return named or kinds or inspect.isroutine(one.default)
 
 
-def _short_names() -> dict[str, str]:
-    """Names by module that MONAI finds without a dot: its locator goes through the modules that are loaded."""
-    import monai
-    from monai.bundle.config_item import ComponentLocator
+def _chosen(value: Any, kinds: Mapping[str, str]) -> str:
+    """The signature of a single component, with the arguments that the policy names.
 
-    for info in pkgutil.walk_packages(monai.__path__, "monai.", onerror=lambda name: None):
-        with contextlib.suppress(Exception):  # as above
-            importlib.import_module(info.name)
-    locator = ComponentLocator()
-    locator.get_component_module_name("")
-    homes: dict[str, set[str]] = {}
-    for name, modules in (locator._components_table or {}).items():
-        for module in () if name.startswith("_") else modules:
-            homes.setdefault(module, set()).add(name)
-    return {module: " ".join(sorted(homes[module])) for module in sorted(homes)}
+    Raises:
+        KeyError: when it has no such argument.
+    """
+    parameters = dict(inspect.signature(value).parameters)
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):  # handed on: ProgressBar to tqdm
+        handed_on = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=...) for name in kinds}
+        parameters = {**handed_on, **parameters}
+    return _text([_plain(parameters[name], kind) for name, kind in kinds.items()])
+
+
+def _plain(one: inspect.Parameter, kind: str = "") -> inspect.Parameter:
+    plain = type(one.default) in _HARMLESS and ascii(one.default) not in ("inf", "-inf", "nan")
+    default = one.default if plain or one.default is one.empty else ...
+    # a class of builtins is written by its name alone
+    annotation = type(kind, (), {"__module__": "builtins"}) if kind else one.empty
+    return inspect.Parameter(one.name, one.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _text(parameters: list[inspect.Parameter]) -> str:
+    return str(inspect.Signature(parameters)).replace("Ellipsis", "...")
+
+
+def _reach(value: Any) -> str:
+    """What in the source of a class, or in what that uses of its package, reaches further than numbers."""
+    seen: set[Any] = set()
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if one in seen or not one.__module__.startswith(READ) or one.__name__ in IMPORTS:
+            continue
+        seen.add(one)
+        reason, used = _read(one)
+        if reason:
+            return f"{one.__module__}.{one.__qualname__} uses {reason}"
+        todo += used
+    return ""
+
+
+@cache
+def _read(one: Any) -> tuple[str, tuple[Any, ...]]:
+    """What a class or function reaches by itself, and the classes and functions that it uses."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(one)))
+    except (OSError, TypeError):  # made while its module runs: an enumeration, a named tuple
+        return "", ()
+    nodes = list(ast.walk(tree))
+    reason = next((found for node in nodes if (found := _reason(node))), "")
+    scope = vars(sys.modules[one.__module__])
+    used = [scope.get(node.id) for node in nodes if isinstance(node, ast.Name)]
+    used += list(one.__mro__[1:]) if inspect.isclass(one) else []
+    return reason, tuple({here for here in used if inspect.isclass(here) or inspect.isfunction(here)})
+
+
+def _reason(node: ast.AST) -> str:
+    if isinstance(node, ast.Name) and node.id in NAMES:
+        return node.id
+    if isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES:
+        return ast.unparse(node)
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        written = [*node.args, *(keyword.value for keyword in node.keywords)]
+        if called in IMPORTS and not all(isinstance(one, (ast.Constant, ast.Attribute, ast.Name)) for one in written):
+            return f"{called} of a name that is put together"
+        if called in IMPORTS and any(isinstance(one, ast.Name) and one.id == "name" for one in written):
+            return f"{called} of a name that it is given"
+        if called in CALLS or called.rpartition(".")[2] in CALLS:
+            return called
+    return ""
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=FILE, help="file to write; the package's own by default")
-    output: Path = parser.parse_args().output
-    text = json.dumps(build_catalogue(), separators=(",", ":"), ensure_ascii=True)
-    output.write_text(text + "\n", encoding="ascii")
-    print(f"{output}: {len(text):,} bytes")
+    parser.add_argument("--why", action="store_true", help="print what of the families is left out, and why")
+    arguments = parser.parse_args()
+    left_out: dict[str, str] = {}
+    content = build_catalogue(left_out)
+    for name, reason in sorted(left_out.items()) if arguments.why else ():
+        print(f"{name}: {reason}")
+    arguments.output.write_text(json.dumps(content, indent=0, ensure_ascii=True) + "\n", encoding="ascii")
+    print(f"{arguments.output}: {len(content['components'])} components, {len(left_out)} left out")
 
 
 if __name__ == "__main__":

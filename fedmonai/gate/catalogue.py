@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Catalogue of torch, MONAI and ignite: admitted names with origin and parameters, for stated versions of them."""
+"""Catalogue of torch, MONAI and ignite: the reviewed components with their arguments, for stated versions of them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,27 @@ COMMAND = "python -m fedmonai.gate.build_catalogue"
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Names by module, as :mod:`fedmonai.gate.build_catalogue` writes them.
+    """Components by their dotted names, as :mod:`fedmonai.gate.build_catalogue` writes them.
 
     Args:
         versions: of the packages, by the name under which they are installed.
-        modules: ``{module: {name: entry}}``; an entry is the signature of a class or function that is defined there,
-            ``"(keys, reader=None)"``, null where Python cannot tell it; the dotted origin of one that is defined
-            elsewhere; the names of an enumeration's members; or true for a constant.
-        short: the names of each module that MONAI finds without a dot.
+        components: the signature of each, ``"(*, keys, prob=0.1)"``, with the arguments only that a config may give.
     """
 
     versions: Mapping[str, str]
-    modules: Mapping[str, Mapping[str, Any]]
-    short: Mapping[str, str]
+    components: Mapping[str, str]
 
-    def homes(self, name: str) -> list[str]:
-        """The modules in which MONAI finds a name without a dot; more than one for an ambiguous name."""
-        return [module for module, names in self.short.items() if name in names.split()]
+    def named(self, last: str) -> list[str]:
+        """The components whose dotted names end in a name, shortest first."""
+        found = [name for name in self.components if name.rpartition(".")[2].lower() == last.lower()]
+        return sorted(found, key=lambda name: (len(name), name))
 
     def other_versions(self) -> list[str]:
         """One line for every package that is installed in another version than the catalogue's."""
         found = installed_versions(self.versions)
         return [
             f"{name} {found[name]} is installed; the catalogue of the gate was made from {version} and knows the "
-            f"names of that version. To make it again: {COMMAND}"
+            f"components of that version. To make it again: {COMMAND}"
             for name, version in self.versions.items()
             if found[name] not in (None, version)
         ]

@@ -6,15 +6,15 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from fedmonai.gate.expressions import expression_problems
 from fedmonai.gate.names import NameProblem, Names, names_for
 from fedmonai.gate.reading import COMPONENT_KEYS, SEP, shape_problems, walk
-from fedmonai.gate.sources import REQUIRED
+from fedmonai.gate.values import Values
 
-__all__ = ["config_problems"]
+__all__ = ["config_problems", "merged_problems"]
 
 
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
@@ -52,13 +52,8 @@ def _value_problems(key: str, value: Any, names: Names) -> Iterator[str]:
         return
     if key == "_mode_" and value not in ("default", "callable"):
         yield f"is {value!r}; only default and callable are allowed"
-    risky, locating = names.policy.risky_arguments, names.policy.locating_arguments
-    if key in risky and not any(value is harmless for harmless in risky[key]):
-        yield f"{key}: {value!r} is not allowed"
-    if key in locating:
-        for name in value if isinstance(value, list) else [value]:
-            if name is not None and not (isinstance(name, str) and re.fullmatch(locating[key], name)):
-                yield f"{key}: {name!r:.80} would be looked up in any package; give the short name of a MONAI class"
+    if re.fullmatch(names.policy.fetching_arguments, key) and value is not None and value is not False:
+        yield f"{key}: {value!r:.80} is not allowed; no component of a bundle takes it"
     if key == "bundle_root" and value not in (".", "@bundle_root"):
         yield f"is {value!r:.80}; a bundle says '.', whoever runs it elsewhere overrides it"
     if isinstance(value, str):
@@ -89,7 +84,7 @@ def _located_problems(value: str, names: Names) -> Iterator[str]:
     package = value.split(".")[0]
     if package in sys.stdlib_module_names:
         yield f"'{value}' names a function of Python's own library"
-    elif package in names.policy.roots:
+    elif package in names.policy.packages:
         try:
             names.find(value)
         except NameProblem as problem:
@@ -125,12 +120,27 @@ def _component_problems(component: Mapping[str, Any], names: Names) -> Iterator[
     parameters = found.parameters or {}
     for key, value in component.items():
         if not found.takes_any and key not in COMPONENT_KEYS and key not in parameters:
-            yield f"{target} takes no argument '{key}'"
+            yield f"{target} takes no argument '{key}' from a config"
         if found.forms and key in found.forms and value != found.forms[key]:
             yield f"{key}: {value!r:.80} is not allowed; {target} takes it as {found.forms[key]!r} only"
-    if component.get("_mode_") == "callable" and (risky := names.uncheckable_arguments(found)):
-        yield f"{target} takes '{risky[0]}'; whoever gets it with _mode_ callable could set that"
-    for name, harmless in names.policy.risky_arguments.items():
-        default = parameters[name].default if name in parameters else REQUIRED
-        if name not in component and default is not REQUIRED and default not in harmless:
-            yield f"{name} is {default!r} unless it is given; set it to {harmless[0]!r}"
+    for name, one in parameters.items():
+        fetches = one.default is True and re.fullmatch(names.policy.fetching_arguments, name)
+        if fetches and component.get(name) is not False:
+            yield f"{name} is True unless it is given; set it to False"
+
+
+def merged_problems(
+    config: Mapping[str, Any], names: Names | None = None, decided: Collection[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """(id, problem) of a whole config: all its files and overrides merged, as it would be built.
+
+    Args:
+        config: the merged config.
+        names: what is admitted; what the project admits by default.
+        decided: ids of folders that the machine decides.
+    """
+    names = names or names_for()
+    found = list(config_problems(config, names))
+    yield from found
+    if not found:  # what is wrong by itself would be said again
+        yield from Values(config, names, decided).problems()

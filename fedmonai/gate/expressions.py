@@ -13,7 +13,7 @@ from fedmonai.gate.references import LOCAL_REFERENCES, as_evaluated, references
 __all__ = ["composed", "expression_problems", "parsed", "referred"]
 
 
-BUILTINS = {"abs", "bool", "float", "int", "len", "list", "max", "min", "round", "sorted", "str", "sum", "tuple"}
+BUILTINS = {"abs", "bool", "float", "int", "len", "list", "max", "min", "round", "str", "sum", "tuple"}
 _PLAIN: tuple[type, ...] = (
     ast.Expression,
     ast.Load,
@@ -23,7 +23,6 @@ _PLAIN: tuple[type, ...] = (
     ast.cmpop,
     ast.List,
     ast.Tuple,
-    ast.Slice,
 )
 _PLAIN += (ast.BoolOp, ast.Compare, ast.IfExp, ast.UnaryOp)
 MAX_LENGTH = 500
@@ -34,9 +33,10 @@ MAX_EXPONENT = 16
 def expression_problems(text: str, names: Names | None = None) -> list[str]:
     """What is wrong with an expression (with its ``$``), by the grammar of a bundle's configs.
 
-    Allowed: references ``@id``, listed attributes and methods of them, arithmetic, comparison, choice, lists, admitted
-    names, calls of listed ones, a few names of os, and a few builtins. No lambda, comprehension, formatted string,
-    private name, import beyond os and the packages of admitted names.
+    Allowed: references ``@id``, listed attributes and methods of them, arithmetic, comparison, choice, lists, listed
+    values, calls of listed functions and of a few builtins, four numbers of the environment. No lambda, comprehension,
+    formatted string, private name, part of a list or of a text, import beyond os and the packages of admitted names.
+    What an expression does to texts is checked where all of a config is known (:mod:`fedmonai.gate.values`).
 
     Args:
         text: the expression.
@@ -130,7 +130,7 @@ class _Grammar:
 
     def import_problems(self, statement: ast.Import | ast.ImportFrom) -> list[str]:
         """What is wrong with an import."""
-        allowed = self.policy.roots - {"ignite"} | {"os"}
+        allowed = self.policy.packages - {"ignite"} | {"os"}
         alias = statement.names[0]
         plain = isinstance(statement, ast.Import) and len(statement.names) == 1 and alias.asname is None
         if plain and alias.name in allowed:
@@ -161,14 +161,12 @@ class _Grammar:
                 yield f"the attribute '{node.attr}' is not allowed (of references: {allowed})"
             yield from self.problems(node.value)
         elif dotted.startswith("os."):
-            if dotted not in self.policy.os:
-                variables = "os.environ of " + " ".join(sorted(self.policy.variables))
-                yield f"'{dotted}' is not allowed (of os: {', '.join(sorted([*self.policy.os, variables]))})"
+            yield f"'{dotted}' is not allowed (of os: os.environ of {', '.join(sorted(self.policy.variables))})"
         else:
             yield from self._value_problems(dotted)
 
     def _value_problems(self, dotted: str) -> Iterator[str]:
-        """A name used as a value: whoever gets it may call it with anything."""
+        """A name used as a value: a class or function would be called by whoever gets it."""
         try:
             found = self.names.find(dotted)
         except NameProblem as problem:
@@ -176,13 +174,13 @@ class _Grammar:
             return
         if found.kind == "module":  # as a value it would lead to names that nobody checks
             yield f"'{dotted}' is a module, not a value"
-        elif risky := self.names.uncheckable_arguments(found):
-            yield f"'{dotted}' takes '{risky[0]}'; call it as a component (_target_), whose arguments are checked"
+        elif found.kind != "value":
+            yield f"'{dotted}' is no value; call it as a component (_target_), whose arguments are checked"
 
     def _dotted(self, node: ast.expr) -> str | None:
         """``torch.nn.L1Loss`` for a chain of attributes that begins at a module, else None."""
         if isinstance(node, ast.Name):
-            return node.id if node.id in self.policy.roots | {"os"} else None
+            return node.id if node.id in self.policy.packages | {"os"} else None
         if isinstance(node, ast.Attribute):
             base = self._dotted(node.value)
             return None if base is None else f"{base}.{node.attr}"
@@ -196,10 +194,7 @@ class _Grammar:
             if not (isinstance(node.slice, ast.Constant) and node.slice.value in variables):
                 yield f"'{ast.unparse(node)[:60]}' is not allowed; of os.environ: {', '.join(sorted(variables))}"
             return
-        if isinstance(node.value, (ast.Constant, ast.BinOp)):
-            yield "a part of a written text or number is not allowed"
-        yield from self.problems(node.value)
-        yield from self.problems(node.slice)
+        yield f"'{ast.unparse(node)[:60]}' is a part of a list or text; refer to it by its id, as in @sizes{SEP}0"
 
     def _call(self, node: ast.Call) -> Iterator[str]:
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -226,14 +221,12 @@ class _Grammar:
                 yield f"the method '{callee.attr}' is not allowed (of references: {allowed})"
             yield from self.problems(callee.value)
             return
-        problems = list(self.problems(callee))
-        yield from problems
-        if not problems and dotted is not None and not dotted.startswith("os."):
-            most = self.policy.callable.get(dotted)
-            if most is None:
-                yield f"'{dotted}' is called; call it as a component (_target_), whose arguments are checked"
-            elif count > most:
-                yield f"'{dotted}' gets {count} arguments; it may get {most}"
+        most = None if dotted is None else self.policy.callable.get(dotted)
+        if most is None:
+            name = ast.unparse(callee)[:60]
+            yield f"'{name}' is called; make it a component (_target_), whose arguments are checked"
+        elif count > most:
+            yield f"'{dotted}' gets {count} arguments; it may get {most}"
 
     def _operation(self, node: ast.BinOp) -> Iterator[str]:
         sides = (node.left, node.right)

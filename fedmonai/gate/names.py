@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,7 +34,7 @@ class Found:
         kind: ``"callable"`` (a class or function), ``"module"`` or ``"value"``.
         parameters: by name; None when they cannot be told.
         forms: arguments with the one form that a config may give them.
-        own: whether its source was read, rather than the catalogue.
+        makes: the kind that a function declares of what it returns.
         reads_ids: whether it takes arguments that are not given from ids of the same names.
     """
 
@@ -41,13 +42,13 @@ class Found:
     kind: str
     parameters: Mapping[str, Parameter] | None = None
     forms: Mapping[str, Any] | None = None
-    own: bool = False
+    makes: str = ""
     reads_ids: bool = False
 
     @property
     def takes_any(self) -> bool:
         """Whether arguments with any name may be given, as far as can be told."""
-        return not self.parameters or any(one.collects for one in self.parameters.values())
+        return self.parameters is None or any(one.collects for one in self.parameters.values())
 
 
 class Names:
@@ -67,30 +68,36 @@ class Names:
         self.methods = policy.methods | declared
 
     def component(self, target: Any) -> Found:
-        """The class or function behind a ``_target_``: a dotted name, or the short name of a MONAI component.
+        """The class or function behind a ``_target_``, which is a dotted name.
+
+        A name without a dot is none: MONAI looks for it in whatever modules are loaded when it runs.
 
         Raises:
-            NameProblem: when it is not admitted, cannot be found, or is no class or function.
+            NameProblem: when it is not admitted, cannot be found, is no class or function, or takes a free path.
         """
         if not isinstance(target, str) or not target.isascii() or not all(p.isidentifier() for p in target.split(".")):
             raise NameProblem(f"'{target}' is not a plain dotted name")
-        name = target
         if "." not in target:
-            homes = self.catalogue.homes(target)
-            if len(homes) != 1:
-                raise NameProblem(f"'{target}' is {'ambiguous' if homes else 'unknown'} in MONAI; give its dotted name")
-            name = f"{homes[0]}.{target}"
-        found = self.find(name)
+            meant = self.catalogue.named(target)
+            hint = f"; write {meant[0]}" if meant else ""
+            raise NameProblem(f"'{target}' is no dotted name, and MONAI would look for it in any loaded module{hint}")
+        found = self.find(target)
         if found.kind != "callable":
-            raise NameProblem(f"'{name}' is a {found.kind}, not a class or function")
-        if name in self.policy.no_component:
-            raise NameProblem(f"'{name}' is no component; call it with the name of the backend only")
+            raise NameProblem(f"'{target}' is a {found.kind}, not a class or function")
+        if target not in self.catalogue.components and not is_within(target, self.policy.allowed):
+            for one in (found.parameters or {}).values():
+                if self.is_free(one):
+                    raise NameProblem(
+                        f"'{target}' takes '{one.name}' without a form that a config may give it in (InputPath, "
+                        "OutputPath, FileName or InputEntries of fedmonai.io); it is no component"
+                    )
         return found
 
-    def uncheckable_arguments(self, found: Found) -> list[str]:
-        """The arguments that may only be given where they can be checked by name."""
-        checked = {*self.policy.risky_arguments, *self.policy.locating_arguments}
-        return [name for name in found.parameters or () if name in checked]
+    def is_free(self, parameter: Parameter) -> bool:
+        """Whether an argument is a path or a name to be looked up, by its annotation or its name, without a form."""
+        forms = (self.policy.path_arguments, self.policy.fetching_arguments)
+        named = any(re.fullmatch(form, parameter.name) for form in forms)
+        return parameter.kind == sources.FREE or (named and not parameter.kind)
 
     def _find(self, name: str) -> Found:
         """What stands behind a dotted name.
@@ -101,53 +108,23 @@ class Names:
         private = [part for part in name.split(".") if part.startswith("_")]
         if private:
             raise NameProblem(f"'{name}' uses the private name '{private[0]}'")
-        if reason := self.policy.reason_against(name):
-            raise NameProblem(f"'{name}' is not among the names a bundle may use: it {reason}")
+        if name in self.catalogue.components:
+            return Found(name, "callable", parameters_of_text(self.catalogue.components[name]))
         if is_within(name, self.policy.own):
             return self._find_own(name)
-        if not self.policy.admits(name):
-            raise NameProblem(
-                f"'{name}' is not among the names a bundle may use (fedmonai, ignite, and the parts of "
-                "monai and torch that neither download, load nor start anything)"
-            )
-        return self._find_catalogued(name)
-
-    def _find_catalogued(self, name: str) -> Found:
-        holder, depth = self._longest(name)
-        entries, rest = self.catalogue.modules.get(holder, {}), name.split(".")[depth:]
-        if not rest or any(is_within(module, [name]) for module in self.catalogue.modules):
-            return Found(name, "module")
-        if rest[0] not in entries:
-            versions = " ".join(f"{one} {version}" for one, version in self.catalogue.versions.items())
-            raise NameProblem(f"'{holder}.{rest[0]}' is not in the catalogue of names a bundle may use ({versions})")
-        entry = entries[rest[0]]
-        if isinstance(entry, list) and len(rest) == 2 and rest[1] in entry:
+        if name in self.policy.values:
             return Found(name, "value")
-        if len(rest) > 1 and entry is not True:
-            raise NameProblem(f"'{name}' is a method of a class or a part of it; name a class or a function")
-        if len(rest) > 1:
-            raise NameProblem(f"'{name}' does not exist")
-        if entry is True:
-            return Found(name, "value")
-        if isinstance(entry, str) and not entry.startswith("("):
-            return self._elsewhere(name, entry)
-        return Found(name, "callable", parameters_of_text(entry) if isinstance(entry, str) else None)
-
-    def _longest(self, name: str) -> tuple[str, int]:
-        """The longest beginning of a name that is a module of the catalogue, and its number of parts."""
-        parts = name.split(".")
-        for depth in range(len(parts), 0, -1):
-            if ".".join(parts[:depth]) in self.catalogue.modules:
-                return ".".join(parts[:depth]), depth
-        return ".".join(parts[:-1]), len(parts) - 1
+        reason = self.policy.reason_against(name)
+        meant = self.catalogue.named(name.rpartition(".")[2])
+        hint = f": it {reason}" if reason else f"; did you mean {meant[0]}?" if meant else ""
+        raise NameProblem(f"'{name}' is not among the names a bundle may use{hint}")
 
     def _elsewhere(self, name: str, origin: str) -> Found:
         """What a name stands for that is defined elsewhere; that must be admitted, too."""
         try:
             return self.find(origin)
         except NameProblem as problem:
-            reason = self.policy.reason_against(origin)
-            raise NameProblem(f"'{name}' is really '{origin}'{', which ' + reason if reason else ''}") from problem
+            raise NameProblem(f"'{name}' is really '{origin}'") from problem
 
     def _find_own(self, name: str) -> Found:
         parts = name.split(".")
@@ -173,13 +150,13 @@ class Names:
             raise NameProblem(f"'{name}' is a method of a class or a part of it; name a class or a function")
         if first in module.classes:
             node = module.classes[first]
-            return Found(name, "callable", self._parameters(module, node), self._forms(module, node), own=True)
+            return Found(name, "callable", self._parameters(module, node), self._forms(module, node))
         if first in module.functions:
             return self._function(name, module, first)
         written = module.values[first]
         if written is None or sources.plain_value(written) is UNKNOWN:
             raise NameProblem(f"'{name}' is no class, no function and no written value")
-        return Found(name, "value", own=True)
+        return Found(name, "value")
 
     def _function(self, name: str, module: sources.Module, last: str) -> Found:
         """A function, whose arguments are those of classes where its module says so."""
@@ -187,11 +164,12 @@ class Names:
         declared = sources.plain_value(written) if written is not None else None
         classes = declared.get(last, ()) if isinstance(declared, dict) else ()
         if not classes:
-            return Found(name, "callable", parameters_of(module.functions[last].args), own=True)
+            node = module.functions[last]
+            return Found(name, "callable", parameters_of(node.args), makes=sources.kind_of(node.returns))
         parts = [self._find_own(one) for one in classes]
         parameters = {key: one for part in parts for key, one in (part.parameters or {}).items()}
         forms = {key: form for part in parts for key, form in (part.forms or {}).items()}
-        return Found(name, "callable", parameters, forms, own=True, reads_ids=True)
+        return Found(name, "callable", parameters, forms, reads_ids=True)
 
     def _forms(self, module: sources.Module, node: ast.ClassDef) -> dict[str, Any]:
         """Arguments that a config gives in one form only, by a class and those that it is derived from."""

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from fedmonai.errors import ConfigError
 from fedmonai.io import read_strictly
@@ -29,48 +28,48 @@ class Policy:
 
     Args:
         own: packages and names whose sources are read: this project's rooms and what a site admits.
-        catalogued: parts of other packages that the catalogue is made of.
-        refused: names in them that are refused, each with what it does.
-        compiled: where names written in C say they come from.
+        allowed: those of them that a site admits.
+        families: packages whose public classes are catalogued, with the base that they are derived from.
+        components: single components, with the arguments that a config may give and the kinds of these.
+        refused: members of the families that are refused, each with what it does.
+        path_arguments: regular expression of the names of arguments that are paths.
+        fetching_arguments: regular expression of the names of arguments by which something is looked up or fetched.
+        function_arguments: regular expression of the names of arguments that are functions.
         callable: functions that an expression may call by name, with their greatest number of arguments.
-        no_component: those of them that are no components.
+        values: names that an expression may use as values.
         attributes: what an expression may read of a reference.
         methods: what it may call of a reference.
-        os: names of ``os``, with the package in front.
         variables: names of the environment.
-        risky_arguments: arguments with the only values that they may have.
-        locating_arguments: arguments that MONAI looks up, with the form of their short names.
-        path_arguments: regular expression of the names of arguments that are paths.
+        roots: ids of folders of the machine.
+        result_folders: folders of a bundle in which a run may write.
         workflow_arguments: arguments of MONAI's workflow.
     """
 
     own: tuple[str, ...]
-    catalogued: tuple[str, ...]
+    allowed: tuple[str, ...]
+    families: Mapping[str, str]
+    components: Mapping[str, Mapping[str, str]]
     refused: Mapping[str, str]
-    compiled: tuple[str, ...]
+    path_arguments: str
+    fetching_arguments: str
+    function_arguments: str
     callable: Mapping[str, int]
-    no_component: tuple[str, ...]
+    values: frozenset[str]
     attributes: frozenset[str]
     methods: frozenset[str]
-    os: frozenset[str]
     variables: frozenset[str]
-    risky_arguments: Mapping[str, tuple[Any, ...]]
-    locating_arguments: Mapping[str, str]
-    path_arguments: str
+    roots: frozenset[str]
+    result_folders: frozenset[str]
     workflow_arguments: frozenset[str]
 
     @property
-    def roots(self) -> frozenset[str]:
+    def packages(self) -> frozenset[str]:
         """The packages from which a name may begin."""
-        return frozenset(name.split(".")[0] for name in (*self.own, *self.catalogued))
+        return frozenset(name.split(".")[0] for name in (*self.own, *self.families))
 
     def reason_against(self, name: str) -> str:
         """What a refused name does; empty for any other."""
         return next((reason for refused, reason in self.refused.items() if is_within(name, (refused,))), "")
-
-    def admits(self, name: str) -> bool:
-        """Whether a dotted name lies in an admitted part of a package and is not refused."""
-        return is_within(name, (*self.own, *self.catalogued)) and not is_within(name, self.refused)
 
 
 @lru_cache(maxsize=32)
@@ -85,36 +84,35 @@ def load_policy(allow: tuple[str, ...] = ()) -> Policy:
         ConfigError: when a name in ``allow`` is not that of a package of one's own.
     """
     content = read_strictly(FILE, "ascii")
-    functions = {
-        f"{group['module']}.{name}": group["arguments"]
-        for group in content["callable"]
-        for name in group["names"].split()
-    }
-    catalogued = {f"{package}.{part}" for package, parts in content["catalogued"].items() for part in parts}
-    roots = {name.split(".")[0] for name in content["own"]}
-    catalogued |= {name for name in functions if name.split(".")[0] not in roots}
+    roots = {name.split(".")[0] for name in (*content["own"], *content["families"])}
     for name in allow:
-        _check_package(name, {*roots, *content["catalogued"]})
+        _check_package(name, roots)
     return Policy(
         own=(*content["own"], *allow),
-        catalogued=tuple(sorted(catalogued)),
+        allowed=allow,
+        families=content["families"],
+        components={name: _kinds(text) for name, text in content["components"].items()},
         refused=content["refused"],
-        compiled=tuple(content["compiled"]),
-        callable=functions,
-        no_component=tuple(content["no_component"]),
-        attributes=_words(content["attributes"]),
-        methods=_words(content["methods"]),
-        os=frozenset(f"os.{name}" for name in content["os"].split()),
-        variables=_words(content["variables"]),
-        risky_arguments={name: tuple(values) for name, values in content["risky_arguments"].items()},
-        locating_arguments=content["locating_arguments"],
         path_arguments=content["path_arguments"],
-        workflow_arguments=_words(content["workflow_arguments"]),
+        fetching_arguments=content["fetching_arguments"],
+        function_arguments=content["function_arguments"],
+        callable={
+            f"{group['module']}.{name}": group["arguments"]
+            for group in content["callable"]
+            for name in group["names"].split()
+        },
+        values=frozenset(f"{module}.{name}" for module, names in content["values"].items() for name in names.split()),
+        **{
+            name: frozenset(content[name].split())
+            for name in ("attributes", "methods", "variables", "roots", "result_folders", "workflow_arguments")
+        },
     )
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+def _kinds(text: str) -> dict[str, str]:
+    """Kinds of arguments by name, from ``"save_dir:OutputPath save_dict"``."""
+    pairs = (word.partition(":") for word in text.split())
+    return {name: kind for name, _, kind in pairs}
 
 
 def admitted(allow: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -139,6 +139,9 @@ def unknown_ids(
 
 
 def _unknown_inside(value: Any, prefix: str, accepted: set[str], argument_names: ArgumentNames) -> list[str]:
+    if isinstance(value, list):
+        places = ((f"{prefix}{SEP}{place}", inner) for place, inner in enumerate(value))
+        return [name for where, inner in places for name in _unknown_inside(inner, where, accepted, argument_names)]
     if not isinstance(value, Mapping):
         return []
     taken = argument_names(value["_target_"]) if value.get("_target_") is not None else _taken(prefix, accepted)

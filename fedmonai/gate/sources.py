@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "ENTRIES",
+    "FREE",
+    "INPUT",
+    "NAME",
+    "NUMBER",
+    "OUTPUT",
     "REQUIRED",
     "UNKNOWN",
     "Module",
@@ -20,6 +26,7 @@ __all__ = [
     "declared_names",
     "find_module",
     "is_dataclass",
+    "kind_of",
     "literal_of",
     "own_parameters",
     "parameters_of",
@@ -44,14 +51,20 @@ class _Mark(enum.Enum):
 REQUIRED, UNKNOWN = _Mark.REQUIRED, _Mark.UNKNOWN
 
 
+#: what an annotation declares of an argument, by the names that :mod:`fedmonai.io` gives to these types; a path that is
+#: declared as none of them is a free one
+INPUT, OUTPUT, NAME, ENTRIES, FREE = "InputPath", "OutputPath", "FileName", "InputEntries", "Path"
+NUMBER = "number"
+
+
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: its name, its default, whether it collects further arguments, whether it is declared as a path."""
+    """One parameter: its name, its default, whether it collects further arguments, the kind that is declared of it."""
 
     name: str
     default: Any = REQUIRED
     collects: bool = False
-    is_path: bool = False
+    kind: str = ""
 
 
 def parameters_of(arguments: ast.arguments, bound: bool = False) -> dict[str, Parameter]:
@@ -74,8 +87,21 @@ def parameters_of(arguments: ast.arguments, bound: bool = False) -> dict[str, Pa
 
 
 def _parameter(arg: ast.arg, default: ast.expr | None) -> Parameter:
-    is_path = arg.annotation is not None and "Path" in ast.unparse(arg.annotation)
-    return Parameter(arg.arg, REQUIRED if default is None else plain_value(default), is_path=is_path)
+    return Parameter(arg.arg, REQUIRED if default is None else plain_value(default), kind=kind_of(arg.annotation))
+
+
+def kind_of(annotation: ast.expr | None) -> str:
+    """The kind that an annotation declares; empty for what names no path."""
+    if annotation is None:
+        return ""
+    nodes = list(ast.walk(annotation))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    names |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    declared = [kind for kind in (OUTPUT, INPUT, ENTRIES, NAME) if kind in names]
+    if names and names <= {"int", "float", "bool"}:
+        return NUMBER
+    return declared[0] if declared else FREE if any(FREE in name for name in names) else ""
 
 
 def plain_value(node: ast.expr) -> Any:
@@ -89,7 +115,7 @@ def plain_value(node: ast.expr) -> Any:
 
 @lru_cache(maxsize=4096)
 def parameters_of_text(text: str) -> dict[str, Parameter]:
-    """The parameters of a signature as text, ``(keys, reader=None, log_dir: Path = ..., **kwargs)``."""
+    """The parameters of a signature as text, ``(*, keys, log_dir: OutputPath = ...)``."""
     function = ast.parse(f"def f{text}: pass").body[0]
     assert isinstance(function, ast.FunctionDef)  # noqa: S101 (what has just been written)
     return parameters_of(function.args)
@@ -224,7 +250,7 @@ def is_dataclass(node: ast.ClassDef) -> bool:
 
 def _field(node: ast.AnnAssign) -> Parameter:
     default = REQUIRED if node.value is None else plain_value(node.value)
-    return Parameter(ast.unparse(node.target), default, is_path="Path" in ast.unparse(node.annotation))
+    return Parameter(ast.unparse(node.target), default, kind=kind_of(node.annotation))
 
 
 def declared_names(packages: tuple[str, ...]) -> frozenset[str]:
@@ -242,6 +268,9 @@ def declared_names(packages: tuple[str, ...]) -> frozenset[str]:
 def _modules_below(package: str) -> Iterator[str]:
     """The modules of a package whose sources hold the word, which are few."""
     file = _file_of(package)
+    if file is None:  # a single name: the classes of its module are what it makes
+        package = package.rpartition(".")[0]
+        file = _file_of(package) if package else None
     if file is None:
         return
     files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]

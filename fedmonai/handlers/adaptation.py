@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.io import write_text
+from fedmonai.io import OutputPath, write_text
 from fedmonai.losses.adaptation import entropy_term
 from fedmonai.networks.routing import ShareRecorder
 
@@ -67,7 +67,7 @@ class AdaptationEvaluator:
 
     def __init__(
         self,
-        output_dir: str,
+        output_dir: OutputPath,
         site: str,
         model: str = "routed",
         evaluator: Any | None = None,

@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.io import atomic_path
+from fedmonai.io import OutputPath, atomic_path
 from fedmonai.networks.reconstruction_unet import pooled_latent
 
 __all__ = ["ExampleSlice", "SaveLatents"]
@@ -32,7 +32,7 @@ class ExampleSlice:
 
     def __init__(
         self,
-        output_dir: str,
+        output_dir: OutputPath,
         names: tuple[str, str, str] | list[str] = ("zero_filled", "reconstruction", "target"),
         image_channel: int = 0,
         classes: bool = False,
@@ -94,7 +94,7 @@ class SaveLatents:
         ConfigError: in the test, when the network has no such module.
     """
 
-    def __init__(self, output_dir: str, layer: str = "encoder.bottleneck") -> None:
+    def __init__(self, output_dir: OutputPath, layer: str = "encoder.bottleneck") -> None:
         self.path = Path(output_dir) / "latents.npz"
         self.layer = layer
         self._hook: Any = None

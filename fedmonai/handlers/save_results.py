@@ -18,7 +18,7 @@ from nibabel import orientations
 from PIL import Image
 
 from fedmonai.errors import ConfigError
-from fedmonai.io import atomic_path
+from fedmonai.io import OutputPath, atomic_path
 
 __all__ = ["SaveMasks", "SaveReconstruction", "SaveSegmentation", "VolumeResults"]
 
@@ -41,7 +41,7 @@ class VolumeResults(ABC):
     table: str  #: file name of the table
     columns: tuple[str, ...]  #: of the table
 
-    def __init__(self, output_dir: str, preview: bool, overwrite: bool) -> None:
+    def __init__(self, output_dir: OutputPath, preview: bool, overwrite: bool) -> None:
         self.output_dir = Path(output_dir)
         self.preview = preview
         self.overwrite = overwrite
@@ -131,7 +131,7 @@ class SaveReconstruction(VolumeResults):
     columns = ("volume", "source", "slices", "rows", "columns", "sampling", "file")
 
     def __init__(
-        self, output_dir: str, output_format: str = "auto", preview: bool = True, overwrite: bool = False
+        self, output_dir: OutputPath, output_format: str = "auto", preview: bool = True, overwrite: bool = False
     ) -> None:
         if output_format not in ("auto", *SUFFIXES):
             raise ConfigError(f"output_format: '{output_format}' is unknown; choose auto, {' or '.join(SUFFIXES)}.")
@@ -240,7 +240,9 @@ class SaveSegmentation(VolumeResults):
     table = "segmentations.csv"
     columns = ("volume", "source", "columns", "rows", "slices", "foreground_voxels", "foreground_ml", "file")
 
-    def __init__(self, output_dir: str, preview: bool = True, overwrite: bool = False, image_channel: int = 1) -> None:
+    def __init__(
+        self, output_dir: OutputPath, preview: bool = True, overwrite: bool = False, image_channel: int = 1
+    ) -> None:
         super().__init__(output_dir, preview, overwrite)
         self.image_channel = image_channel
 
@@ -329,7 +331,7 @@ class SaveMasks(VolumeResults):
 
     def __init__(
         self,
-        output_dir: str,
+        output_dir: OutputPath,
         gray_levels: Sequence[int] | None = None,
         preview: bool = True,
         overwrite: bool = False,

@@ -71,9 +71,8 @@ def id_problems(ids: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def file_ids(ids: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The config files that overrides name, each with its id."""
     for key, value in _walk(ids, ""):
-        if key.split(SEP)[-1] in _FILES:
-            files = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
-            yield from ((key, str(file)) for file in files)
+        if isinstance(value, str) and set(key.split(SEP)[-2:]) & set(_FILES):  # by itself, or in a list or by a name
+            yield key, value
 
 
 def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -98,12 +97,12 @@ def _problem(key: str, parts: list[str], value: Any) -> str:
         return f"a setting{_MACHINE}"
     if _site_id(parts) in WORKFLOW_ARGUMENTS:
         return "an argument of MONAI's workflow and no id of the bundle; leave it out of the job."
-    if last in _FILES and not isinstance(value, (str, list, tuple, type(None))):
-        return "no config file; give one of the bundle, or a list of them."
-    policy = load_policy()
-    if (last in policy.locating_arguments and value is not None) or value not in policy.risky_arguments.get(
-        last, (value,)
-    ):
+    inside = len(parts) > 1 and parts[-2] in _FILES
+    if inside or last in _FILES:
+        kinds = (str, type(None)) if inside else (str, type(None), list, tuple)
+        if not isinstance(value, kinds) and not (last == "overlay" and isinstance(value, Mapping)):
+            return "no config file; give one of the bundle, a list of them, or files by names."
+    if re.fullmatch(load_policy().fetching_arguments, last) and value is not None and value is not False:
         return f"an argument that can load code or data from elsewhere{_PLAIN}"
     if (key in ("local", "sites") or re.fullmatch("sites::[^:]+", key)) and not isinstance(value, Mapping):
         return "" if value is None and key.startswith("sites::") else f"'{value}'; give ids with their values."

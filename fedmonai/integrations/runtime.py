@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from monai.bundle import ConfigParser
 
 from fedmonai.bundle.federation import federation_from, job_plan, own_plan
 from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.lint_merged import SiteGate, refuse_merged
 from fedmonai.errors import ConfigError, unwrapped
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.remote_pool import Transport
@@ -55,11 +57,15 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     if name not in sites:
         raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(sorted(sites))}.")
     parser["sites"] = {name: sites[name]}  # nothing of other sites is built here
+    refuse_merged(parser.get(), bundle, state, allow=settings.allow)
     with unwrapped():
         parser.get_parsed_content("check")
         plan = job_plan(parser.ref_resolver)
     reviewed = None if settings.bundle is None else _reviewed_plan(bundle, name, state)
-    return SiteService(apply_site_policy(plan, name, settings, bundle, state, reviewed), name)
+    plan = apply_site_policy(plan, name, settings, bundle, state, reviewed)
+    gated = replace(plan, gate=SiteGate(settings.ids, settings.allow))
+    gated.arguments(name)  # a job that is refused is so at once
+    return SiteService(gated, name)
 
 
 def _reviewed_plan(bundle: Path, name: str, state: Path) -> SitePlan:
@@ -93,6 +99,7 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     output = settings.state(root, deployment.run, "server")
     bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), output / "bundle", settings.allow)
     parser = federation_config(deployment, bundle, output)
+    refuse_merged(parser.get(), bundle, output, allow=settings.allow)
     with unwrapped():
         parser.get_parsed_content("check")
         # what '@federation' stands for in the bundle's own steps

@@ -16,10 +16,10 @@ from monai.bundle import ConfigParser
 from fedmonai.bundle.digest import bundle_digest
 from fedmonai.errors import ConfigError, first_line, root_user_error
 from fedmonai.federated.messages import SharedKeys
-from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.plan import SitePlan, overlay_files
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.privacy import GaussianPrivacy
-from fedmonai.gate.config import config_problems
+from fedmonai.gate.config import merged_problems
 from fedmonai.gate.names import names_for
 from fedmonai.gate.policy import admitted
 from fedmonai.gate.reading import SEP
@@ -249,8 +249,8 @@ def apply_site_policy(
             a file that is no config of the bundle, or the site's own filters cannot be built.
     """
     local, spec = dict(plan.local), dict(plan.sites[name] or {})
-    overlays = [*as_list(spec.pop("overlay", None)), *as_list(settings.overlay)]
-    files = [*plan.base, *as_list(local.get("overlay")), *overlays]
+    overlays = [*overlay_files(spec.pop("overlay", None)), *as_list(settings.overlay)]
+    files = [*plan.base, *overlay_files(local.get("overlay")), *overlays]
     refuse_other_files(bundle, ((f"site '{name}'", file) for file in files))
     references = _References(bundle, files)
     policy = settings.policy(name, state, reviewed)
@@ -378,7 +378,9 @@ class _References:
 def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]:
     """The site's filters, built out of reach of the job's config."""
     own = {"bundle_root": str(bundle), "output_dir": str(state), "exchange_filters": list(settings.exchange_filters)}
-    for config_id, problem in config_problems({"exchange_filters": own["exchange_filters"]}, names_for(settings.allow)):
+    for config_id, problem in merged_problems(
+        {"exchange_filters": own["exchange_filters"]}, names_for(settings.allow), ("output_dir",)
+    ):
         raise ConfigError(f"exchange_filters of this site's {SETTINGS}: {config_id}: {problem}")
     try:
         filters = ConfigParser(own).get_parsed_content("exchange_filters")

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from fedmonai.bundle.lint_merged import isolated
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.federated.release import reason_told
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 #: seconds between asking a process to end and ending it
 _GRACE = 10.0
 _LENGTH = struct.Struct("<Q")
+#: umask of a site's processes: state, private weights and tables are the site's user's alone
+PRIVATE = 0o077
 
 
 class SiteEnd(Protocol):
@@ -75,6 +78,7 @@ class LocalSite:
     def __init__(
         self, folder: str | Path, name: str, settings: str | Path, root: str | Path, required: bool = False
     ) -> None:
+        os.umask(PRIVATE)
         self.folder, self.name, self.settings, self.root = folder, name, settings, root
         self.required = required
         self._service: SiteService | None = None
@@ -128,7 +132,7 @@ class SiteProcess:
             end_process(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", __name__, *self.arguments]
+        words = [sys.executable, *isolated(__name__), *self.arguments]
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 (our own module)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.io import read_weights
+from fedmonai.io import InputPath, read_weights
 
 __all__ = ["ModelCollection", "collect_models", "with_weights"]
 
@@ -46,10 +46,10 @@ class ModelCollection:
 
 
 def collect_models(
-    run_dir: PathLike | None = None,
+    run_dir: InputPath | None = None,
     outside_site: str | None = None,
-    personal_models: Mapping[str, PathLike] | None = None,
-    global_model: PathLike | None = None,
+    personal_models: Mapping[str, InputPath] | None = None,
+    global_model: InputPath | None = None,
 ) -> ModelCollection:
     """Read the personal model of every site that trained, and the global model.
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.io import read_weights, save
+from fedmonai.io import InputPath, OutputPath, read_weights, save
 
 __all__ = ["load_weights", "place_network", "save_weights"]
 
@@ -49,7 +49,7 @@ def place_network(
     return network
 
 
-def load_weights(network: nn.Module, path: PathLike, config_id: str = "ckpt_path") -> nn.Module:
+def load_weights(network: nn.Module, path: InputPath, config_id: str = "ckpt_path") -> nn.Module:
     """Load a state dict, or the one stored under ``model``, with every name and shape as the network has them.
 
     The file is read with ``weights_only``: it can hold tensors and numbers, never code.
@@ -78,6 +78,6 @@ def load_weights(network: nn.Module, path: PathLike, config_id: str = "ckpt_path
     return network
 
 
-def save_weights(network: nn.Module, path: PathLike) -> None:
+def save_weights(network: nn.Module, path: OutputPath) -> None:
     """Write the state dict of ``network`` so that ``path`` is either the old file or the whole new one."""
     save({key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}, path)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmonai.io import write_text
+from fedmonai.io import OutputPath, write_text
 from fedmonai.report.figures import draw_figures
 from fedmonai.report.run_tables import RunTables, read_run
 
@@ -19,7 +19,7 @@ UNITS = {"psnr": ("PSNR [dB]", 2), "ssim": ("SSIM", 4), "nmse": ("NMSE", 4), "di
 UNITS |= {"hd95": ("HD95 [mm]", 2), "assd": ("ASSD [mm]", 2)}
 
 
-def finish(run_dir: str) -> None:
+def finish(run_dir: OutputPath) -> None:
     """Write the report of a run, then print its table and, as the last line, where the report is."""
     path = write_report(run_dir)
     print(f"\n{format_table(run_dir)}\nreport: {path}", flush=True)

@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 
 from fedmonai.errors import ConfigError, first_line
+from fedmonai.io import InputPath
 from fedmonai.matlab import mat_arrays
 
 __all__ = [
@@ -295,7 +296,7 @@ class ArrayMask(KspaceMask):
         ConfigError: the file cannot be read or holds something else; when drawing, if mask and k-space differ in shape.
     """
 
-    def __init__(self, file: str, key: str = "mask") -> None:
+    def __init__(self, file: InputPath, key: str = "mask") -> None:
         self.file = str(file)
         self.mask = _checked_mask(_read_mask(Path(file), key), self.file)
         self.is_column = self.mask.ndim == 1
@@ -393,7 +394,7 @@ def sampling_mask(
     accelerations: Sequence[float] | float = (4,),
     center_fractions: Sequence[float] | float = (0.08,),
     density_power: float = 2.0,
-    file: str | None = None,
+    file: InputPath | None = None,
     seed: int | None = None,
 ) -> KspaceMask:
     """Make the mask of a kind: over columns ``random``, ``equispaced``, ``variable_density``; over the plane

@@ -45,7 +45,7 @@ def site_config(folder: Path, given: dict[str, Any], **settings: Any) -> tuple[s
 @pytest.mark.parametrize("key", ["optimizer::lr", "optimizer ::lr"])
 def test_what_follows_from_an_id_of_the_site(key: str, tmp_path: Path) -> None:
     """The job may not set what follows from ``lr``, which the site decides; a blank hides that it does."""
-    said, parser = site_config(tmp_path, {"local": {**SMALL, key: 5.0}}, ids={"lr": 1e-5})
+    said, parser = site_config(tmp_path, {"local": {"overlay": {}, **SMALL, key: 5.0}}, ids={"lr": 1e-5})
     print(said)
     lr = parser["optimizer"]["lr"] if parser else "@lr"
     assert lr == "@lr", f"{said}: the site's optimizer has the rate {lr}"
@@ -55,7 +55,7 @@ def test_what_follows_from_an_id_of_the_site(key: str, tmp_path: Path) -> None:
     "key", ["train::handlers::2::gamma", "train::handlers::+2::gamma", "train::handlers::-4::gamma"]
 )
 def test_place_in_a_list(key: str, tmp_path: Path) -> None:
-    said, parser = site_config(tmp_path, {"local": {**SMALL, key: 7.0}}, ids={"lr_gamma": 0.5})
+    said, parser = site_config(tmp_path, {"local": {"overlay": {}, **SMALL, key: 7.0}}, ids={"lr_gamma": 0.5})
     print(said)
     gamma = parser["train"]["handlers"][2]["gamma"] if parser else "@lr_gamma"
     assert gamma == "@lr_gamma", f"{said}: {gamma}"
@@ -64,7 +64,7 @@ def test_place_in_a_list(key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["train::dataset::cache_dir", "train ::dataset::cache_dir"])
 def test_folder_of_the_machine(key: str, tmp_path: Path) -> None:
     outside = tmp_path / "elsewhere"
-    said, _ = site_config(tmp_path, {"local": {**SMALL, key: str(outside)}})
+    said, _ = site_config(tmp_path, {"local": {"overlay": {}, **SMALL, key: str(outside)}})
     assert not outside.exists(), f"{said}: written in {list(outside.rglob('*'))[:3]}"
 
 
@@ -75,7 +75,9 @@ def test_data_of_the_site(key: str, tmp_path: Path) -> None:
     for folder in (own, other):
         generated_mri_site(str(folder), "B", ["T1"], size=32, subjects=[1, 1, 1], slices=2)
     small = {name: value for name, value in SMALL.items() if not name.startswith("generated_")}
-    said, parser = site_config(tmp_path, {"local": {**small, key: f"{other}/B"}}, ids={"dataset_dir": f"{own}/B"})
+    said, parser = site_config(
+        tmp_path, {"local": {"overlay": {}, **small, key: f"{other}/B"}}, ids={"dataset_dir": f"{own}/B"}
+    )
     read = parser.get_parsed_content("train::dataset").data[0]["kspace"] if parser else "nothing"
     print(said)
     assert "other_patients" not in str(read), f"{said}: reads {read}"
@@ -84,7 +86,7 @@ def test_data_of_the_site(key: str, tmp_path: Path) -> None:
 def test_folder_that_follows_from_the_bundles(tmp_path: Path) -> None:
     """``generated_dir`` lies below ``bundle_root``, which a machine decides; the job says where it is written."""
     outside = tmp_path / "elsewhere"
-    said, _ = site_config(tmp_path, {"local": {**SMALL, "generated_dir": str(outside)}})
+    said, _ = site_config(tmp_path, {"local": {"overlay": {}, **SMALL, "generated_dir": str(outside)}})
     assert not outside.exists(), f"{said}: written in {list(outside.rglob('*'))[:3]}"
 
 
@@ -134,7 +136,7 @@ def test_ids_by_name_are_values_that_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("off", [{"initialize::0": "ok"}, {"initialize": []}, {"check": 1}], ids=str)
 def test_check_of_the_site_is_not_switched_off(off: dict[str, Any], tmp_path: Path) -> None:
     """``check`` belongs to the machine in the federation's config; in the sites' own a job switches it off."""
-    said, _ = site_config(tmp_path, {"local": {**SMALL, **off, "epohcs": 3}})
+    said, _ = site_config(tmp_path, {"local": {"overlay": {}, **SMALL, **off, "epohcs": 3}})
     assert said.startswith("refused"), said
 
 
@@ -148,7 +150,9 @@ def test_check_of_the_site_is_not_switched_off(off: dict[str, Any], tmp_path: Pa
     ids=str,
 )
 def test_id_that_follows_without_a_check(ids: dict[str, Any], tmp_path: Path) -> None:
-    said, parser = site_config(tmp_path, {"local": {**SMALL, **ids, "initialize::0": "ok"}}, ids={"lr_gamma": 0.5})
+    said, parser = site_config(
+        tmp_path, {"local": {"overlay": {}, **SMALL, **ids, "initialize::0": "ok"}}, ids={"lr_gamma": 0.5}
+    )
     gamma = parser["train"]["handlers"][2]["gamma"] if parser else "@lr_gamma"
     assert gamma == "@lr_gamma", f"{said}: {gamma}"
 

@@ -66,13 +66,12 @@ def test_record_is_no_program(tmp_path: Path) -> None:
     assert not ran, "what was written is a program"
 
 
-@pytest.mark.xfail(strict=True, reason="not refused yet: what an own component makes is taken for a path")
 def test_component_that_hands_on_what_it_gets(tmp_path: Path) -> None:
     """A path that an own component makes is believed; attach() gives back what it gets."""
     bundle = fresh(tmp_path)
     outside = tmp_path / "elsewhere"
     handed = {"_target_": "fedmonai.federated.federation.attach", "engine": "$@hidden[1:]", "handlers": []}
-    saver = {"_target_": "MetricsSaver", "save_dir": "@handed"}
+    saver = {"_target_": "monai.handlers.MetricsSaver", "save_dir": "@handed"}
     overlay = write(bundle, "federation/evil.yaml", {"hidden": f"x{outside}", "handed": handed, "handlers": [saver]})
     found = findings(bundle)
     if found:
@@ -81,7 +80,6 @@ def test_component_that_hands_on_what_it_gets(tmp_path: Path) -> None:
     assert str(handler.save_dir) != str(outside), "a folder outside of the bundle"
 
 
-@pytest.mark.xfail(strict=True, reason="not refused yet: what an own component makes is taken for a path")
 def test_address_behind_a_component(tmp_path: Path) -> None:
     bundle = fresh(tmp_path)
     asked = threading.Event()
@@ -89,7 +87,7 @@ def test_address_behind_a_component(tmp_path: Path) -> None:
     threading.Thread(target=lambda: (server.accept(), asked.set()), daemon=True).start()
     address = f"xftp:/{{}}/127.0.0.1:{server.getsockname()[1]}/x"
     handed = {"_target_": "fedmonai.federated.federation.attach", "engine": "$@first[1:] + @second[1:]", "handlers": []}
-    board = {"_target_": "TensorBoardStatsHandler", "log_dir": "@handed"}
+    board = {"_target_": "monai.handlers.TensorBoardStatsHandler", "log_dir": "@handed"}
     first, second = address.split("{}")
     content = {"first": first, "second": f"x{second}", "handed": handed, "handlers": [board]}
     overlay = write(bundle, "federation/evil.yaml", content)
@@ -119,7 +117,7 @@ def test_reference_means_the_same_to_both(trick: str, tmp_path: Path) -> None:
         "separator in a key": ({"q": {"a::b": "ftp:/", "a": {"b": "runs"}}}, "@q::a::b"),
     }
     ids, reference = where[trick]
-    board = {"_target_": "TensorBoardStatsHandler", "log_dir": f"${reference} + '/host/x'"}
+    board = {"_target_": "monai.handlers.TensorBoardStatsHandler", "log_dir": f"${reference} + '/host/x'"}
     content = {**ids, "address": f"${reference} + '/host/x'", "handlers": [board]}
     overlay = write(bundle, "federation/evil.yaml", content)
     found = findings(bundle)

@@ -63,7 +63,7 @@ def test_page_of_the_ids_is_up_to_date(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        ({**GOOD, "unti": "mm"}, "the entry of 'x' has a field 'unti'; did you mean 'unit'?"),
+        ({**GOOD, "unitt": "mm"}, "the entry of 'x' has a field 'unitt'; did you mean 'unit'?"),
         ({**GOOD, "kind": "number"}, "kind is 'number'; choose one of bool, int, float"),
         ({**GOOD, "read": "never"}, "read is 'never'; choose one of alone, federation, both"),
         ({"kind": "float"}, "lacks its 'meaning'"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from ignite.engine import Events
 from monai.handlers import StatsHandler
 from run_results import same_run
@@ -132,18 +133,13 @@ def test_what_is_at_work_innermost_is_said_and_forgotten(tmp_path: Path) -> None
     assert (tmp_path / "errors").read_text() == "\nSIGTERM: stopped outside.\n"
 
 
-def words(ids: dict[str, Any]) -> list[str]:
-    """Ids as options of a command line."""
-    return [
-        word for key, value in ids.items() for word in (f"--{key}", value if isinstance(value, str) else repr(value))
-    ]
-
-
 def command(config: str, ids: dict[str, Any], started: Callable[[], bool], number: int) -> tuple[int, str]:
     """Start ``python -m monai.bundle run``, send a signal once the work has begun; exit code and what it said."""
-    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(FL_MR / "configs" / config)]
-    options: dict[str, Any] = {"bundle_root": str(FL_MR), **ids}
-    process = subprocess.Popen([*line, *words(options)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    overlay = Path(ids["output_dir"]).with_name("overlay.yaml")
+    overlay.write_text(yaml.safe_dump({"bundle_root": str(FL_MR), **ids}))
+    files = str([str(FL_MR / "configs" / config), str(overlay)])
+    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + PATIENCE
     while not started() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

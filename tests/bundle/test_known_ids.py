@@ -79,6 +79,9 @@ def test_unknown_ids(known: set[str], change: dict[str, Any], expected: list[str
     [
         ({"epohcs": 5}, "unknown config id 'epohcs' (value 5); did you mean 'epochs'?"),
         ({"layer": {**LAYER, "in_feature": 3}}, "did you mean 'layer::in_features'?"),
+        ({"layer": {**LAYER, "in_feature": 3}}, "'layer::in_feature' (value 3)"),
+        ({"steps": ["@lr", {**LAYER, "qwertz": 2}]}, "'steps::1::qwertz' (value 2); choose one of bias, device, dtype"),
+        ({"qwertz": 5}, "unknown config id 'qwertz' (value 5); choose one of epochs, layer, lr, only_here, open, "),
     ],
 )
 def test_nearest_id_is_named(known: set[str], change: dict[str, Any], text: str) -> None:
@@ -87,8 +90,11 @@ def test_nearest_id_is_named(known: set[str], change: dict[str, Any], text: str)
     assert text in str(caught.value)
 
 
-def test_known_ids_are_let_through(known: set[str]) -> None:
+def test_known_ids_are_let_through_and_each_of_them_counts(known: set[str]) -> None:
     refuse_unknown(TRAIN, known)
+    for name in TRAIN.keys() - {"lr"}:  # to which a list of the config refers
+        with pytest.raises(ConfigError, match=f"unknown config id '{name}"):
+            refuse_unknown(TRAIN, {one for one in known if one.split("::")[0] != name})
 
 
 def test_top_level_is_what_the_table_says_and_sections_are_what_the_files_write() -> None:

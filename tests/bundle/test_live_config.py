@@ -131,6 +131,25 @@ def test_mistake_is_found_under_any_wrapping() -> None:
     assert root_user_error(None) is None
 
 
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        (
+            {"_target_": "monai.data.DataLoader", "dataset": [1], "qwertz": 1},
+            "keyword argument 'qwertz'; correct its",
+        ),
+        ({"_target_": "torch.nn.Linear", "in_features": 1}, "'torch.nn.Linear': Linear.__init__() missing 1 required"),
+        ({"_target_": "torch.nn.Linaer"}, "'torch.nn.Linaer'; correct its _target_."),
+        ({"_target_": "torch.nn.Linear", "in_features": "a", "out_features": 1}, ""),  # torch's own words, with a trace
+    ],
+)
+def test_a_component_that_cannot_be_called_is_a_mistake(section: dict[str, Any], text: str) -> None:
+    with pytest.raises(Exception) as caught:
+        ConfigParser({"part": section}).get_parsed_content("part")
+    found = root_user_error(caught.value)
+    assert (found is None) if not text else text in str(found)
+
+
 def test_only_mistakes_lose_their_traceback(capsys: pytest.CaptureFixture) -> None:
     for error in (ConfigError("lr is -1; give a positive number."), KeyError("a bug")):
         try:

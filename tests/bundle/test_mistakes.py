@@ -43,6 +43,7 @@ def leave(root: Path) -> None:
     """The data are good; the mistake is in a setting."""
 
 
+FILTERS = [{"_target_": "fedmonai.federated.privacy.GaussianPrivacy", "clip": 1}]
 MISTAKES: list[tuple[str, Callable[[Path], None], dict[str, Any], tuple[str, ...]]] = [
     ("dataset swap", swap_dataset, {}, ("site 'B'", "B_train.h5", "no dataset 'kspace' (found: image, label)")),
     ("misspelt id", leave, {"num_rouns": 3}, ("'num_rouns' (value 3)", "did you mean 'num_rounds'")),
@@ -64,6 +65,18 @@ MISTAKES: list[tuple[str, Callable[[Path], None], dict[str, Any], tuple[str, ...
     ("no step", leave, {"local_steps": 0}, ("config id 'local_steps' is 0", "at least 1, or null")),
     ("epochs of sites", leave, {"local::epochs": 3}, ("'local::epochs' (value 3) has no effect", "set local_epochs")),
     ("unknown site", leave, {"train_sites": ["A", "Z"]}, ("train_sites names 'Z'", "are A, B")),
+    (
+        "argument in a list",
+        leave,
+        {"exchange_filters": FILTERS},
+        ("'exchange_filters::0::clip'", "clip_norm"),
+    ),
+    (
+        "no such component",
+        leave,
+        {"strategy": {"_target_": "fedmonai.x.Y"}},
+        ("'fedmonai.x.Y'", "correct its _target_"),
+    ),
     ("missing overlay", leave, {"sites::B::overlay": "configs/x.yaml"}, ("site 'B'", "'configs/x.yaml' is not in")),
 ]
 
@@ -112,6 +125,11 @@ COMMANDS = [
         ["--sites::B::dataset_dir", "/no/such"],
         "site 'B': dataset_dir: /no/such is not a folder",
     ),
+    (
+        "configs/federated.yaml",
+        ["--local::lr", "0.1", "--local", "{'mu': 0.1}"],
+        "override 'local' drops 'local::lr', which was given before it",
+    ),
     ("configs/train.json", ["--dataset_dir", "/no/such"], "dataset_dir: /no/such is not"),
     ("configs/train.json", ["--epochs", "0"], "config id 'epochs' is 0; give a whole number of at least 1."),
     ("configs/inference.json", ["--ckpt_path", "/no/such.pt"], "ckpt_path: there is no file '/no/such.pt'"),
@@ -119,7 +137,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(
-    ("config", "overrides", "text"), COMMANDS, ids=["id", "site", "training", "number", "inference"]
+    ("config", "overrides", "text"), COMMANDS, ids=["id", "site", "order", "training", "number", "inference"]
 )
 def test_command_line_ends_in_one_line(config: str, overrides: list[str], text: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config, *overrides]

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from fedmonai.bundle.id_effects import refuse_unread_ids
 from fedmonai.bundle.id_table import IdTable
-from fedmonai.bundle.id_values import refuse_out_of_range, refuse_unread_ids
+from fedmonai.bundle.id_values import refuse_out_of_range
 from fedmonai.bundle.ids import read_configs
 from fedmonai.errors import ConfigError
 
@@ -50,29 +51,23 @@ def test_a_number_out_of_range_is_refused(config: dict[str, Any], text: str) -> 
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "beyond"),
     [
-        {},
-        {
-            "num_rounds": 2.0,
-            "local_steps": None,
-            "resident_sites": None,
-            "local_timeout": 0.5,
-            "fraction": 1,
-            "seed": 0,
-        },
-        {
-            "batch_size": "$2 * @a",
-            "num_rounds": "@a",
-            "lr": "%train.json::lr",
-            "epochs": {"_target_": "some.component"},
-        },
-        {"local": None, "sites": {"A": None, "B": {"num_workers": 0, "lr": 1e-6}}},
-        {"part": {"lr": -1}, "local": {"part": {"lr": -1}}},  # the component's own argument
+        ({"num_rounds": 2.0}, {"num_rounds": 2.5}),
+        ({"local_steps": None}, {"local_steps": 0}),
+        ({"resident_sites": None, "local_timeout": 0.5}, {"local_timeout": 0}),
+        ({"fraction": 1}, {"fraction": 1.01}),
+        ({"seed": 0}, {"seed": -1}),
+        ({"batch_size": "$2 * @a", "num_rounds": "@a", "lr": "%train.json::lr"}, {"lr": -1}),
+        ({"epochs": {"_target_": "some.component"}}, {"epochs": 0}),
+        ({"local": None, "sites": {"A": None, "B": {"num_workers": 0}}}, {"sites": {"B": {"num_workers": -1}}}),
+        ({"part": {"lr": -1}, "local": {"part": {"lr": -1}}}, {"local": {"lr": -1}}),  # the component's own argument
     ],
 )
-def test_the_rest_is_let_through(config: dict[str, Any]) -> None:
+def test_the_rest_is_let_through_up_to_its_limit(config: dict[str, Any], beyond: dict[str, Any]) -> None:
     refuse_out_of_range(config, FL_MR)
+    with pytest.raises(ConfigError):
+        refuse_out_of_range({**config, **beyond}, FL_MR)
 
 
 @pytest.mark.parametrize("section", ["local", "sites"])
@@ -92,10 +87,16 @@ def test_ids_of_other_commands_are_refused_at_sites() -> None:
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=[bundle.name for bundle in BUNDLES])
-def test_the_files_of_a_bundle_pass(bundle: Path) -> None:
+def test_the_files_of_a_bundle_pass_and_are_looked_at(bundle: Path) -> None:
+    table, looked_at = TABLES[bundle.name], set()
     for config in read_configs(bundle).values():
         plain = {key.removeprefix("local::"): value for key, value in config.items()}
-        refuse_out_of_range(config, TABLES[bundle.name])
-        refuse_out_of_range(plain, TABLES[bundle.name])
-        refuse_unread_ids(config, TABLES[bundle.name])
-        refuse_unread_ids({"local": {key.removeprefix("local::"): 1 for key in config if "local::" in key}}, FL_MR)
+        refuse_out_of_range(config, table)
+        refuse_out_of_range(plain, table)
+        refuse_unread_ids(config, table)
+        refuse_unread_ids({"local": {key.removeprefix("local::"): 1 for key in config if "local::" in key}}, table)
+        for name in {key for key in plain.keys() & table.keys() if table[key].is_number}:
+            looked_at.add(name)
+            with pytest.raises(ConfigError, match=f"'{name}' is nan"):
+                refuse_out_of_range({**plain, name: float("nan")}, table)
+    assert {"num_rounds", "epochs", "lr"} <= looked_at

@@ -17,7 +17,7 @@ from fedmonai.experiments.leave_one_out import leave_one_out
 BUNDLES = Path(__file__).parents[2] / "bundles"
 CONFIG: dict[str, Any] = {
     "num_rounds": 3,
-    "local": {},
+    "local": {"overlay": {}},
     "sites": {"B": {}, "F": {"lr": 1}},
     "handlers": [{"persist": True}],
     "network_def": {"base_channels": 2},
@@ -41,11 +41,11 @@ def test_existing_and_new_keys_as_monai_does() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("sits::B::lr", "there is no 'sits'; the nearest key of the config is 'sites' of num_rounds, local, sites"),
-        ("sites::Q::lr", "there is no 'sites::Q'; the nearest key of 'sites' is "),
-        ("sites::f::lr", "there is no 'sites::f'; the nearest key of 'sites' is 'F' of B, F."),
-        ("network_df::base_channels", "there is no 'network_df'; the nearest key of the config is 'network_def'"),
-        ("local::network_def::base_channels", "there is no 'local::network_def'; 'local' is empty"),
+        ("sits::B::lr", "there is no 'sits' in the config; did you mean 'sites'?"),
+        ("sites::Q::lr", "there is no 'sites::Q' in 'sites'; choose one of B, F."),
+        ("sites::f::lr", "there is no 'sites::f' in 'sites'; did you mean 'F'?"),
+        ("network_df::base_channels", "there is no 'network_df' in the config; did you mean 'network_def'?"),
+        ("local::overlay::network::lr", "there is no 'local::overlay::network'; 'local::overlay' is empty"),
         ("num_rounds::x", "'num_rounds' holds 3, which has no keys"),
         ("handlers::1::persist", "'handlers' is a list; '1' is not one of its places 0 to 0"),
         ("handlers::x", "'handlers' is a list; 'x' is not one"),
@@ -62,9 +62,25 @@ def test_a_level_that_is_not_there(name: str, text: str) -> None:
     assert before.config == parser().config
 
 
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["local::lr", "local"], "override 'local' drops 'local::lr', which was given before it; give 'local' first."),
+        (["sites#B#lr", "num_rounds", "sites"], "override 'sites' drops 'sites::B::lr'"),
+    ],
+)
+def test_a_section_after_one_of_its_ids(names: list[str], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(parser(), {name: {} for name in names})
+    assert text in str(caught.value)
+    after = parser()
+    apply_overrides(after, {"sites": {"B": {}}, "local": {}, "local::lr": 1, "sites::B::lr": 2})
+    assert (after["local"], after["sites"]) == ({"lr": 1}, {"B": {"lr": 2}})
+
+
 def test_every_way_into_a_federation_says_so(tmp_path: Path) -> None:
     (finding,) = check_site(BUNDLES / "fl_mr", "B", **{"sites::Q::sample_rate": 0.5})
     assert not finding.good and "id 'sites::Q::sample_rate': there is no 'sites::Q'" in finding.found
-    with pytest.raises(ConfigError, match=r"id 'sits::B::lr': there is no 'sits'; .* is 'sites'"):
+    with pytest.raises(ConfigError, match=r"id 'sits::B::lr': there is no 'sits' in .* 'sites'"):
         leave_one_out(str(tmp_path / "out"), str(BUNDLES / "iop_fl"), **{"sits::B::lr": 1})
     assert not (tmp_path / "out").exists()

@@ -54,17 +54,19 @@ def test_a_text_is_refused(bundle: Path, change: dict[str, Any], text: str) -> N
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "worse"),
     [
-        {},
-        {"resume": True, "num_rounds": 2.0, "local_timeout": "10"},  # a kind that no file tells is left alone
-        {"num_rounds": "@other", "resume": "$not @other"},
-        {"local": {"lr": "%train.json::lr", "sequence": "T2", "residual": None}},
-        {"sites": None, "local": None},
+        ({}, {"resume": 1}),
+        ({"resume": True, "num_rounds": 2.0, "local_timeout": "10"}, {"num_rounds": "2"}),  # no file tells the last
+        ({"num_rounds": "@other", "resume": "$not @other"}, {"num_rounds": "other"}),
+        ({"local": {"lr": "%train.json::lr", "sequence": "T2", "residual": None}}, {"local": {"lr": "train.json::lr"}}),
+        ({"sites": None, "local": None}, {"sites": {"A": {"residual": 0}}}),
     ],
 )
-def test_the_rest_is_let_through(bundle: Path, change: dict[str, Any]) -> None:
+def test_the_rest_is_let_through(bundle: Path, change: dict[str, Any], worse: dict[str, Any]) -> None:
     refuse_wrong_kinds({**FEDERATED, **change}, read_configs(bundle), IdTable())
+    with pytest.raises(ConfigError, match=r"give (True or False|a number)"):
+        refuse_wrong_kinds({**FEDERATED, **change, **worse}, read_configs(bundle), IdTable())
 
 
 def test_the_table_knows_kinds_that_no_file_shows(bundle: Path) -> None:

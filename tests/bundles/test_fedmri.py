@@ -64,7 +64,7 @@ def nmse(site: Path, volume: np.ndarray) -> float:
 @pytest.mark.parametrize("overlays", [(), (DUAL,)], ids=["image", "dual domain"])
 def test_models_of_the_sites_are_complete_for_inference(site: Path, tmp_path: Path, overlays: tuple) -> None:
     """inference.json with a site's file and mask reproduces the score that the federation's test found at the site."""
-    engine = federation(site, tmp_path, **({"local::overlay": DUAL} if overlays else {}))
+    engine = federation(site, tmp_path, **({"local::overlay::network": DUAL} if overlays else {}))
     engine.run()
     shared = engine.strategy.global_weights
     nets = {key.split("encoder.")[0] for key in shared}
@@ -165,7 +165,8 @@ def test_sites_of_different_size_and_pooled_patterns(tmp_path: Path) -> None:
 
 
 def test_dual_domain_state_resumes_to_the_bit(site: Path, tmp_path: Path) -> None:
-    ids: dict[str, Any] = {"local::overlay": DUAL, "local::save_latents": True, "negatives": "self", "val_interval": 1}
+    ids: dict[str, Any] = {"local::overlay::network": DUAL, "local::save_latents": True, "negatives": "self"}
+    ids["val_interval"] = 1
     federation(site, tmp_path / "whole", **ids).run()
     federation(site, tmp_path / "cut", **ids, num_rounds=1).run()
     federation(site, tmp_path / "cut", **ids, resume=True).run()

@@ -73,7 +73,7 @@ method: FedAvgM
 server_momentum: 0.9
 ids: {server_momentum: {kind: float, min: 0, max: 1, meaning: share of the step before; 0 is the mean}}
 strategy: {_target_: my_lab.sixth_method.ServerMomentum, momentum: "@server_momentum"}
-local::overlay: configs/sixth/site.yaml
+local::overlay::steps: configs/sixth/site.yaml
 """,
     "control.yaml": """# Overlay: control variates.
 method: SCAFFOLD

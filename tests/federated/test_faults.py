@@ -21,7 +21,9 @@ from run_results import rounds, same_run
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.federation import Federation
+from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.run_log import save_atomic
+from fedmonai.federated.site_evaluation import SiteEvaluation
 from fedmonai.io import load_checked
 
 
@@ -259,6 +261,20 @@ def test_killed_loader_worker_costs_its_site_the_round(tmp_path: Path, tiny_fede
     first, second, third = rounds(tmp_path / "run")
     assert "DataLoader worker" in second["failed"]["B"]
     assert [r["completed"] for r in (first, second, third)] == [["A", "B", "C"], ["A", "C"], ["A", "B", "C"]]
+
+
+def test_a_final_test_that_fails_everywhere_is_an_error_and_is_made_up_for(
+    whole: Path, tmp_path: Path, tiny_federation: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: LocalPool, chosen: Any, *arguments: Any) -> list[SiteEvaluation]:
+        return [SiteEvaluation(site, [], "the disk is away") for site in chosen]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalPool, "test", failing)
+        with pytest.raises(FederationError, match=r"failed at every site\. A: the disk is away; B: .* --resume True"):
+            tiny_federation(tmp_path / "run").run()
+    tiny_federation(tmp_path / "run", resume=True).run()
+    assert same_run(whole, tmp_path / "run")
 
 
 def test_flipped_bits_never_become_weights(tmp_path: Path) -> None:

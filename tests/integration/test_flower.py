@@ -187,3 +187,21 @@ def test_transport_names_what_went_wrong() -> None:
     transport.send(Request("train", NAMES[1], 1))
     with pytest.raises(SiteError, match="not connected"):
         transport.wait(NAMES[1])
+
+
+def test_no_text_of_an_exception_leaves_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower sends the text of what an app raises; a site's app raises nothing and tells a code."""
+    from flwr.app import Message
+
+    from fedmonai.federated.messages import Request
+    from fedmonai.integrations.flower.client import client_app, reply_from, request_content
+
+    become_flower_task()
+    monkeypatch.delenv(STATE_ROOT, raising=False)
+    monkeypatch.chdir(tmp_path)
+    grid = Memory(client_app(tmp_path / "mueller.json"), NAMES[:1])
+    content = request_content(Request("join", NAMES[0], 0, None, {"state_round": 0}))
+    (answer,) = grid.send_and_receive([Message(content=content, dst_node_id=10, message_type="train")])
+    reply = reply_from(answer.content)
+    assert reply.error is not None and "(code files, reference " in reply.error and "mueller" not in reply.error
+    assert "mueller.json" in (tmp_path / "fedmonai" / "errors.log").read_text()

@@ -54,6 +54,8 @@ def ways(job: Path, bundle: Path) -> list[dict[str, Any]]:
 def ways_to_name(file: str) -> list[dict[str, Any]]:
     return [
         {"local::overlay": file},
+        {"local::overlay::mine": file},
+        {"local": {"overlay": {"mine": file}}},
         {"local#overlay": file},
         {"local": {"overlay": [file]}},
         {"sites::a::overlay": file},
@@ -64,7 +66,7 @@ def ways_to_name(file: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["the job's bundle", "own bundle"])
-@pytest.mark.parametrize("way", range(14))
+@pytest.mark.parametrize("way", range(18))
 def test_overrides_name_no_unlinted_file(
     way: int, own: bool, altered: Callable[..., Path], witness: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +87,7 @@ def test_files_of_a_job_are_configs(altered: Callable[..., Path], tmp_path: Path
         describe(BUNDLE, "docs/README.md")
     with pytest.raises(ConfigError, match="override 'local::overlay'"):
         describe(BUNDLE, ids={"local::overlay": "configs/nowhere.yaml"})
-    assert describe(BUNDLE, ids={"local::overlay": "configs/data/ixi.yaml"}).ids
+    assert describe(BUNDLE, ids={"local::overlay::data": "configs/data/ixi.yaml"}).ids
 
 
 def test_a_bundle_whose_own_config_names_a_file_elsewhere(
@@ -95,7 +97,7 @@ def test_a_bundle_whose_own_config_names_a_file_elsewhere(
     own = tmp_path / "own"
     shutil.copytree(job / "bundle", own)
     with open(own / "configs" / "demo.yaml", "a") as stream:
-        stream.write(f"local::overlay: '{job}/evil.yaml'\n")
+        stream.write(f"local::overlay::mine: '{job}/evil.yaml'\n")
     job = altered(files=["configs/federated.yaml", "configs/demo.yaml"])
     shutil.copyfile(own / "configs" / "demo.yaml", job / "bundle" / "configs" / "demo.yaml")
     job = altered()
@@ -144,8 +146,8 @@ def test_overrides_that_no_job_may_have(
 @pytest.mark.parametrize(
     ("key", "named"),
     [
-        ("sites::a::optimizer::lr", "there is no 'sites::a::optimizer'; the nearest key of 'sites::a' is 'site'"),
-        ("num_round::x", "there is no 'num_round'; the nearest key of the config is 'num_rounds'"),
+        ("sites::a::optimizer::lr", "there is no 'sites::a::optimizer' in 'sites::a'; choose one of site"),
+        ("num_round::x", "there is no 'num_round' in the config; did you mean 'num_rounds'"),
         ("handlers::99::persist", "'handlers' is a list; '99' is not one of its places"),
     ],
 )
@@ -161,9 +163,9 @@ def test_override_without_a_place(key: str, named: str, tmp_path: Path) -> None:
         ({"sites": {"a": {"optimizer::lr": 0.9}}}, "optimizer::lr"),
         ({"sites": {"a": {"optimizer#lr": 0.9}}}, "optimizer::lr"),
         ({"sites": {"a": {"optimizer": {"lr": 0.9}}}}, "optimizer"),
-        ({"local": {"optimizer::lr": 0.9}}, "optimizer::lr"),
-        ({"local": {"train::dataset::cache_dir": "/elsewhere/cache"}}, "train::dataset::cache_dir"),
-        ({"local": {"lr::0": 0.9}}, "lr::0"),
+        ({"local": {"overlay": {}, "optimizer::lr": 0.9}}, "optimizer::lr"),
+        ({"local": {"overlay": {}, "train::dataset::cache_dir": "/elsewhere/cache"}}, "train::dataset::cache_dir"),
+        ({"local": {"overlay": {}, "lr::0": 0.9}}, "lr::0"),
     ],
 )
 def test_no_id_gets_around_a_site(
@@ -211,7 +213,7 @@ def test_filters_of_the_job_come_before_those_of_the_site(altered: Callable[...,
     [
         ([{"_target_": "fedmonai.federated.NoSuch"}], "exchange_filters of this site's fedmonai.yaml: "),
         ([{"_target_": "torch.nn.L1Loss", "reduction": "@strategy"}], "exchange_filters of this site's fedmonai.yaml"),
-        ([{"_target_": "torch.zeros", "size": [1]}], "Tensor is no filter"),
+        ([{"_target_": "fedmonai.federated.validation.UpdateValidator"}], "UpdateValidator is no filter"),
     ],
 )
 def test_filters_that_cannot_be_built(filters: list[dict], message: str, job: Path, tmp_path: Path) -> None:

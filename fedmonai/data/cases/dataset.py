@@ -15,6 +15,7 @@ from fedmonai.data.cache import available_memory, refuse_if_larger
 from fedmonai.data.cases.read import CaseVolume, affine_shift, read_case_file, volume_shape
 from fedmonai.data.provenance import VolumeFingerprint, case_fingerprint
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputEntries
 from fedmonai.transforms.slices import NORMALIZATIONS, labeled_slices, merge_labels, neighbor_indices, normalize_volume
 
 __all__ = ["CaseSliceDataset"]
@@ -58,7 +59,7 @@ class CaseSliceDataset(Dataset):
 
     def __init__(
         self,
-        cases: Sequence[Mapping[str, str]],
+        cases: InputEntries,
         labeled: bool = True,
         slices: str | None = None,
         central_share: float = 1.0,

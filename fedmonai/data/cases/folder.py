@@ -15,6 +15,7 @@ from fedmonai.data.convert.dicom import read_series
 from fedmonai.data.convert.volume import Source
 from fedmonai.data.folder import VolumeFolder
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath
 from fedmonai.transforms.slices import NORMALIZATIONS, normalize_volume, stack_neighbors
 
 __all__ = ["SegmentationFolder"]
@@ -47,7 +48,7 @@ class SegmentationFolder(VolumeFolder):
 
     def __init__(
         self,
-        data: str,
+        data: InputPath,
         normalization: str = "zscore",
         context_slices: int = 1,
         orientation: str = "PLS",

@@ -11,7 +11,7 @@ from fedmonai.data.cases.read import NIFTI_SUFFIXES
 from fedmonai.data.partition import SPLITS, split_subjects
 from fedmonai.data.pictures import PICTURE_SUFFIXES
 from fedmonai.errors import ConfigError, first_line
-from fedmonai.io import write_text
+from fedmonai.io import FileName, InputEntries, InputPath, write_text
 from fedmonai.names import as_list
 
 __all__ = [
@@ -239,16 +239,16 @@ LAYOUTS = ("nifti", "pictures")
 
 
 def prostate_source(
-    dataset_dir: str | os.PathLike[str],
-    folder: str | Sequence[str],
-    split: str = "train",
+    dataset_dir: InputPath,
+    folder: FileName | Sequence[FileName],
+    split: FileName = "train",
     layout: str = "nifti",
-    case_lists: str | os.PathLike[str] | None = None,
+    case_lists: InputPath | None = None,
     split_fractions: Sequence[float] = PROSTATE_FRACTIONS,
     seed: int = 0,
     labeled: bool = True,
-    label_suffix: str = "_segmentation",
-) -> list[dict[str, str]]:
+    label_suffix: FileName = "_segmentation",
+) -> InputEntries:
     """List the cases of a split: :func:`prostate_cases` or :func:`prostate_pictures`.
 
     Args:

@@ -89,7 +89,7 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
     affine = _affine(image, path)
     needed = math.prod(shape) * np.dtype(np.float64).itemsize  # scaled values are double
     if not fits_in_memory(needed):
-        raise ConfigError(f"{path} has shape {shape} and needs {needed:,} bytes, more than the memory that is free.")
+        raise InputError(f"{path} has shape {shape} and needs {needed:,} bytes, more than the memory that is free.")
     with damage_named(f"{path} cannot be read to its end", "; copy it again."):
         values = np.asanyarray(image.dataobj).reshape(shape)
     if values.dtype.kind not in "biuf":
@@ -104,11 +104,11 @@ def _read_nifti(path: PathLike, orientation: str | None) -> CaseVolume:
 
 def _open_nifti(path: PathLike) -> nib.Nifti1Image:
     if not Path(path).is_file():
-        raise ConfigError(f"{path} does not exist.")
+        raise InputError(f"{path} does not exist.")
     with damage_named(f"{path} is not a NIfTI file that can be read", "."):
         image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
-        raise ConfigError(f"{path} is a {type(image).__name__}, not a NIfTI volume.")
+        raise InputError(f"{path} is a {type(image).__name__}, not a NIfTI volume.")
     return image
 
 
@@ -117,10 +117,10 @@ def _header_shape(image: nib.Nifti1Image, path: PathLike) -> tuple[int, int, int
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or not all(1 <= side <= MAX_SIDE for side in shape):
-        raise ConfigError(f"{path} has shape {shape}; expected one 3-D volume with sides of 1 to {MAX_SIDE}.")
+        raise InputError(f"{path} has shape {shape}; expected one 3-D volume with sides of 1 to {MAX_SIDE}.")
     missing = missing_voxels(image, path)
     if missing:
-        raise ConfigError(f"{path} cannot be read to its end: it {missing}; copy it again.")
+        raise InputError(f"{path} cannot be read to its end: it {missing}; copy it again.")
     return (shape[0], shape[1], shape[2])
 
 
@@ -137,7 +137,7 @@ def _affine(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
         affine = np.asarray(image.affine, dtype=np.float64)
     usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9
     if not usable or np.isnan(orientations.io_orientation(affine)).any():  # NaN: an axis that points nowhere
-        raise ConfigError(f"{path}: its affine is not usable ({affine[:3, :3].round(3).tolist()}); repair the header.")
+        raise InputError(f"{path}: its affine is not usable ({affine[:3, :3].round(3).tolist()}); repair the header.")
     return affine
 
 
@@ -156,4 +156,4 @@ def turn_to(affine: np.ndarray, orientation: str) -> np.ndarray:
 def _check_suffix(path: PathLike) -> None:
     if Path(path).suffix.lower() not in PICTURE_SUFFIXES:
         allowed = ", ".join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))
-        raise ConfigError(f"{path}: the ending is unknown; readable are {allowed}.")
+        raise InputError(f"{path}: the ending is unknown; readable are {allowed}.")

@@ -7,7 +7,6 @@ The images are for trying methods and for tests. A number reached on them says n
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +20,7 @@ from fedmonai.data.generated.folder import generated_folder
 from fedmonai.data.generated.mr_scan import Scan, magnitude_image
 from fedmonai.data.generated.mr_sites import SITES, SiteProfile, site_profile
 from fedmonai.errors import ConfigError
-from fedmonai.io import atomic_path
+from fedmonai.io import FileName, InputPath, OutputPath, atomic_path
 from fedmonai.names import as_list
 
 #: Part of the manifest; a change of the images comes with a new number.
@@ -32,7 +31,7 @@ _LIMITS = {"slices": (1, 512), "size": (32, 1024), "coils": (1, 32), "seed": (0,
 
 
 def generate_mri_federation(
-    root: str | os.PathLike[str],
+    root: str | Path,
     sites: str | Sequence[str] = tuple(SITES),
     sequences: str | Sequence[str] = ("T1",),
     subjects: Sequence[int] = (6, 2, 2),
@@ -60,8 +59,8 @@ def generate_mri_federation(
 
 
 def generated_mri_site(
-    root: str | os.PathLike[str],
-    site: str,
+    root: OutputPath,
+    site: FileName,
     sequences: str | Sequence[str] = ("T1",),
     subjects: Sequence[int] = (6, 2, 2),
     slices: int = 8,
@@ -70,7 +69,7 @@ def generated_mri_site(
     coils: int = 1,
     shift: str = "normal",
     changes: Sequence[str] = (),
-) -> str:
+) -> InputPath:
     """Return ``<root>/<site>``, the folder of one site, which is generated if it is not there.
 
     With ``changes`` the folder is ``<root>/<site>_<change>...``: the same heads, seen in another way.

@@ -7,7 +7,6 @@ The images are for trying methods and for tests. A number reached on them says n
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,6 +26,7 @@ from fedmonai.data.generated.prostate_scan import (
     prostate_profile,
 )
 from fedmonai.errors import ConfigError
+from fedmonai.io import FileName, InputPath, OutputPath
 from fedmonai.names import as_list
 
 __all__ = ["generate_prostate_federation", "generated_prostate_site"]
@@ -39,14 +39,14 @@ _LIMITS = {"cases": (1, 1000), "slices": (1, 64), "size": (32, 1024), "seed": (0
 
 
 def generate_prostate_federation(
-    root: str | os.PathLike[str],
-    sites: str | Sequence[str] = tuple(PROSTATE_PROFILES),
+    root: OutputPath,
+    sites: FileName | Sequence[FileName] = tuple(PROSTATE_PROFILES),
     cases: int | Mapping[str, int] = 12,
     slices: int | None = None,
     size: int = 384,
     seed: int = 0,
     convention: str = "prostate",
-) -> str:
+) -> InputPath:
     """Generate several sites, ``<root>/<site>/CaseXX.nii.gz`` with ``CaseXX_segmentation.nii.gz``, and return ``root``.
 
     Pelves are drawn at random, one for each man: a prostate with peripheral zone, nodular central gland, front stroma,
@@ -75,14 +75,14 @@ def generate_prostate_federation(
 
 
 def generated_prostate_site(
-    root: str | os.PathLike[str],
-    site: str,
+    root: OutputPath,
+    site: FileName,
     cases: int = 12,
     slices: int | None = None,
     size: int = 384,
     seed: int = 0,
     convention: str = "prostate",
-) -> str:
+) -> InputPath:
     """Return ``<root>/<site>``, the folder of one site, which is generated if it is not there.
 
     Images are int16 volumes (size, size, slices) with axes to the left, to the back and upward and the spacing in the

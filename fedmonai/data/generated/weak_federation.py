@@ -21,6 +21,7 @@ from fedmonai.data.generated.fundus import FUNDUS_CLASSES, FUNDUS_SITES, draw_fu
 from fedmonai.data.generated.octa import OCTA_CLASSES, OCTA_SITES, draw_octa
 from fedmonai.data.weak.labels import write_release_file
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath, OutputPath
 from fedmonai.seeding import stream
 from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_labels
 
@@ -59,8 +60,8 @@ _OCTA = _Task("octa", draw_octa, OCTA_SITES, OCTA_CLASSES, ((24, 6, 8), (15, 6, 
 
 
 def generated_fundus_site(
-    root: PathLike, domain: int, images: Sequence[int] | None = None, size: int = 384, seed: int = 0
-) -> str:
+    root: OutputPath, domain: int, images: Sequence[int] | None = None, size: int = 384, seed: int = 0
+) -> InputPath:
     """Return ``<root>/Domain<domain>``, a site of fundus-like pictures, which is generated if it is not there.
 
     Files are ``<train|val|test>/*.h5``, one picture each, with ``image`` float32 ``(3, size, size)`` of 256 levels and
@@ -83,8 +84,8 @@ def generated_fundus_site(
 
 
 def generated_octa_site(
-    root: PathLike, domain: int, images: Sequence[int] | None = None, size: int = 256, seed: int = 0
-) -> str:
+    root: OutputPath, domain: int, images: Sequence[int] | None = None, size: int = 256, seed: int = 0
+) -> InputPath:
     """Return ``<root>/Domain<domain>``, a site of angiography-like pictures, which is generated if it is not there.
 
     ``image`` is float32 ``(size, size)``, ``mask`` uint8 (0 background, 1 avascular zone), 2 is unlabeled. Sites differ

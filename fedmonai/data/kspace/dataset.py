@@ -15,6 +15,7 @@ from fedmonai.data.cache import DiskCache, MemoryCache, NoCache, SliceCache, Vol
 from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_header, read_mask
 from fedmonai.data.provenance import VolumeFingerprint, kspace_fingerprint
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputEntries, OutputPath
 
 CACHES = ("none", "memory", "disk", "device")
 
@@ -54,11 +55,11 @@ class KspaceDataset(monai.data.Dataset):
 
     def __init__(
         self,
-        data: Sequence[Mapping[str, Any]],
+        data: InputEntries,
         slice_range: Sequence[int] | None = None,
         resolution: int = 256,
         cache: str = "none",
-        cache_dir: str | None = None,
+        cache_dir: OutputPath | None = None,
         device: str | torch.device | None = None,
         hybrid_kspace: bool = True,
         target_from_kspace: bool = False,
@@ -181,7 +182,7 @@ def _make_cache(
     cache: str,
     volumes: Sequence[VolumeSlices],
     spec: SliceSpec,
-    cache_dir: str | None,
+    cache_dir: str | Path | None,
     device: str | torch.device | None,
     open_files: int,
 ) -> SliceCache:

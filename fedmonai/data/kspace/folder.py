@@ -17,6 +17,7 @@ from fedmonai.data.convert.volume import Source, Volume
 from fedmonai.data.damage import InputError
 from fedmonai.data.folder import VolumeFolder
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath
 
 __all__ = ["UNDERSAMPLING", "ReconstructionFolder", "one_volume"]
 
@@ -55,7 +56,7 @@ class ReconstructionFolder(VolumeFolder):
 
     def __init__(
         self,
-        data: str,
+        data: InputPath,
         undersampling: str = "auto",
         axis: int = 2,
         domain: str = "image",

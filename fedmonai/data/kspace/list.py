@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedmonai.errors import ConfigError, first_line
+from fedmonai.io import FileName, InputEntries, InputPath
 
 #: Names of the splits as folders, and the sections they are called in a MONAI data list.
 SECTIONS = {"train": "training", "val": "validation", "test": "test"}
@@ -20,13 +21,13 @@ PathLike = str | os.PathLike[str]
 
 
 def kspace_volumes(
-    dataset_dir: PathLike | Sequence[PathLike],
+    dataset_dir: InputPath | Sequence[InputPath],
     split: str,
-    sequence: str | None = None,
-    data_list: PathLike | Sequence[PathLike] | None = None,
+    sequence: FileName | None = None,
+    data_list: InputPath | Sequence[InputPath] | None = None,
     sample_rate: float = 1.0,
     seed: int = 0,
-) -> list[dict[str, str]]:
+) -> InputEntries:
     """List the HDF5 volumes of one split.
 
     Files come from ``<dataset_dir>/[<sequence>/]<train|val|test>/*.h5`` or, with ``data_list``, from a JSON file in

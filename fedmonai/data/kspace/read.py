@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedmonai.data.damage import InputError, damage_named
 from fedmonai.errors import ConfigError
+from fedmonai.names import printable
 from fedmonai.transforms.kspace import center_crop, to_hybrid_kspace, zero_filled
 
 TARGET_KEYS = ("reconstruction_esc", "reconstruction_rss")  # single-coil, multi-coil
@@ -113,16 +114,14 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
     with open_volume(path) as file:
         kspace = own_dataset(file, "kspace")
         if kspace is None:
-            found = ", ".join(sorted(file)) or "nothing"
-            raise ConfigError(
-                f"{path}: no dataset 'kspace' (found: {found}); scripts/prepare_mri.py writes such files."
-            )
+            found = names_in(file) or "nothing"
+            raise InputError(f"{path}: no dataset 'kspace' (found: {found}); scripts/prepare_mri.py writes such files.")
         slices, coils, rows, columns = _kspace_shape(path, kspace)
         key = _target_key(file, kspace.ndim)
         size = None if key is None else _target_size(path, own_dataset(file, key), key, slices)
         mask = own_dataset(file, "mask")
         if mask is not None and (mask.shape != (columns,) or mask.dtype.kind not in "biuf"):
-            raise ConfigError(
+            raise InputError(
                 f"{path}: 'mask' is {mask.dtype} {mask.shape}, expected one number per k-space column ({columns},)."
             )
         return KspaceHeader(str(path), slices, coils, rows, columns, kspace.ndim == 4, key, size, mask is not None)
@@ -131,6 +130,11 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
 def holds(file: h5py.File, key: str) -> bool:
     """Whether something is called ``key`` in a file; ``key in file`` would open the file that a link names."""
     return file.get(key, getlink=True) is not None
+
+
+def names_in(file: h5py.File) -> str:
+    """The names in a file for a message; a damaged file may hold any characters, and many."""
+    return printable(", ".join(sorted(file)), 200)
 
 
 def own_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
@@ -145,33 +149,33 @@ def own_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
     link = file.get(key, getlink=True)
     where = f"{file.filename}: '{key}'"
     if not isinstance(link, h5py.HardLink):
-        raise ConfigError(f"{where} is a link; copy the data into the file.")
+        raise InputError(f"{where} is a link; copy the data into the file.")
     item = file[key]
     if not isinstance(item, h5py.Dataset):
-        raise ConfigError(f"{where} is a {type(item).__name__.lower()}, expected a dataset.")
+        raise InputError(f"{where} is a {type(item).__name__.lower()}, expected a dataset.")
     if item.external is not None or item.is_virtual:
         kind = "a virtual dataset" if item.is_virtual else "an external dataset"
-        raise ConfigError(f"{where} is {kind}: its data are stored in another file; copy them into the file.")
+        raise InputError(f"{where} is {kind}: its data are stored in another file; copy them into the file.")
     if (item.dtype.subdtype or (item.dtype, ()))[0].kind not in "biufc" and item.dtype.names != COMPLEX_RECORD:
-        raise ConfigError(f"{where} is {item.dtype}, expected numbers.")  # texts of any length may be behind the others
+        raise InputError(f"{where} is {item.dtype}, expected numbers.")  # texts of any length may be behind the others
     if item.chunks is not None and math.prod(item.chunks) * item.dtype.itemsize > MAX_SLICE_BYTES:
-        raise ConfigError(
+        raise InputError(
             f"{where} has chunks of {item.chunks}, above {MAX_SLICE_BYTES:,} bytes; rewrite it slice by slice."
         )
     declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
     if declared > max(stored, 1) * _MAX_COMPRESSION:
-        raise ConfigError(f"{where} declares {declared:,} bytes but stores {stored:,}; the file is damaged.")
+        raise InputError(f"{where} declares {declared:,} bytes but stores {stored:,}; the file is damaged.")
     return item
 
 
 def _kspace_shape(path: str | os.PathLike[str], kspace: h5py.Dataset) -> tuple[int, int, int, int]:
     shape = kspace.shape
     if len(shape) not in (3, 4):
-        raise ConfigError(
+        raise InputError(
             f"{path}: 'kspace' has shape {shape}; expected (slices, rows, columns) or (slices, coils, rows, columns)."
         )
     if kspace.dtype.kind != "c":
-        raise ConfigError(
+        raise InputError(
             f"{path}: 'kspace' is {kspace.dtype}, expected complex64 (magnitude images need prepare_mri.py)."
         )
     slices, coils, rows, columns = (shape[0], 1, *shape[1:]) if len(shape) == 3 else shape
@@ -179,10 +183,10 @@ def _kspace_shape(path: str | os.PathLike[str], kspace: h5py.Dataset) -> tuple[i
     sizes |= {"rows": (rows, MAX_SIDE), "columns": (columns, MAX_SIDE)}
     for name, (size, limit) in sizes.items():
         if not 1 <= size <= limit:
-            raise ConfigError(f"{path}: 'kspace' declares {size} {name}, allowed are 1 to {limit}; check the file.")
+            raise InputError(f"{path}: 'kspace' declares {size} {name}, allowed are 1 to {limit}; check the file.")
     slice_bytes = coils * rows * columns * kspace.dtype.itemsize
     if slice_bytes > MAX_SLICE_BYTES:
-        raise ConfigError(f"{path}: one k-space slice declares {slice_bytes:,} bytes, allowed are {MAX_SLICE_BYTES:,}.")
+        raise InputError(f"{path}: one k-space slice declares {slice_bytes:,} bytes, allowed are {MAX_SLICE_BYTES:,}.")
     return slices, coils, rows, columns
 
 
@@ -195,9 +199,7 @@ def _target_size(path: str | os.PathLike[str], target: Any, key: str, slices: in
     shape = target.shape
     fits = len(shape) == 3 and shape[0] == slices and all(1 <= side <= MAX_SIDE for side in shape[1:])
     if not fits or target.dtype.kind not in "fiu":
-        raise ConfigError(
-            f"{path}: '{key}' is {target.dtype} {shape}; expected real numbers ({slices}, rows, columns)."
-        )
+        raise InputError(f"{path}: '{key}' is {target.dtype} {shape}; expected real numbers ({slices}, rows, columns).")
     return shape[1], shape[2]
 
 

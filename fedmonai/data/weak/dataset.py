@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedmonai.data.weak.read import (
     read_pair,
 )
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputEntries
 from fedmonai.transforms.slices import RESIZE_MODES, fit_plane
 from fedmonai.transforms.weak_labels import ANNOTATIONS, weak_label
 
@@ -69,7 +70,7 @@ class WeakSliceDataset(Dataset):
 
     def __init__(
         self,
-        files: Sequence[Mapping[str, str]],
+        files: InputEntries,
         num_classes: int,
         annotation: str = "scribble",
         split: str = "train",

@@ -16,6 +16,7 @@ from fedmonai.data.kspace.read import open_volume
 from fedmonai.data.pictures import PICTURE_SUFFIXES, picture_size, read_picture
 from fedmonai.data.weak.read import IMAGE_KEY, min_max_normalize, read_dataset
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputPath
 from fedmonai.transforms.slices import fit_plane
 
 __all__ = ["PictureFolder"]
@@ -50,7 +51,7 @@ class PictureFolder(VolumeFolder):
 
     def __init__(
         self,
-        data: str,
+        data: InputPath,
         image_channels: int,
         size: int | None = None,
         resize_mode: str = "resize",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fedmonai.data.damage import InputError
 from fedmonai.data.kspace.read import open_volume
 from fedmonai.data.weak.read import count_slices, h5_keys, read_h5_image, read_h5_label, read_pair
 from fedmonai.errors import ConfigError
@@ -72,6 +73,7 @@ def make_weak_labels(
     image_channels: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    skipped: list[str] | None = None,
 ) -> list[Row]:
     """Make weak labels from full masks and write one HDF5 file per input, in the layout of FedICRA's release.
 
@@ -89,6 +91,7 @@ def make_weak_labels(
         image_channels: 1 or 3 converts pictures.
         seed: of the careless scribbles.
         progress: show a progress bar.
+        skipped: gets a line for every file that cannot be read; None: the first one is raised.
 
     Returns:
         One row per annotation: ``annotation``, ``slices``, and over these the means ``labeled``, ``agreement`` and
@@ -101,7 +104,13 @@ def make_weak_labels(
     statistics: dict[str, list[dict[str, float]]] = {annotation: [] for annotation in annotations}
     recipe = json.dumps([num_classes, list(annotations), _plain(label_map), threshold, size, image_channels, seed])
     for entry in tqdm(files, "weak labels", disable=not progress, leave=False):
-        image, masks = _source(entry, label_map, threshold, image_channels)
+        try:
+            image, masks = _source(entry, label_map, threshold, image_channels)
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
         image = fit_plane(torch.from_numpy(image.astype(np.float32)), size, "resize").numpy()
         masks = fit_plane(torch.from_numpy(masks), size, "resize").numpy()
         if masks.min() < 0 or masks.max() >= num_classes:

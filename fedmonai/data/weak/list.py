@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedmonai.data.pictures import PICTURE_SUFFIXES
 from fedmonai.errors import ConfigError
+from fedmonai.io import InputEntries, InputPath
 
 __all__ = ["paired_files", "release_files", "volume_files", "weak_files"]
 
@@ -20,13 +21,13 @@ PathLike = str | os.PathLike[str]
 
 
 def weak_files(
-    dataset_dir: PathLike,
+    dataset_dir: InputPath,
     split: str,
     layout: str = "release",
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     seed: int = 0,
-) -> list[dict[str, str]]:
+) -> InputEntries:
     """The files of one site and split, in one of the layouts that this library reads.
 
     Args:

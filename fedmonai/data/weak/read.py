@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import h5py
 import numpy as np
 
-from fedmonai.data.kspace.read import holds, open_volume, own_dataset, read_slice
+from fedmonai.data.damage import InputError
+from fedmonai.data.kspace.read import holds, names_in, open_volume, own_dataset, read_slice
 from fedmonai.data.pictures import MAX_SIDE, open_picture, read_picture
 from fedmonai.errors import ConfigError
 
@@ -37,7 +38,7 @@ def min_max_normalize(image: np.ndarray, source: str = "image") -> np.ndarray:
     image = image.astype(np.float32)
     low, high = float(image.min()), float(image.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ConfigError(f"{source} holds NaN or infinite values; repair it or take it out of the list.")
+        raise InputError(f"{source} holds NaN or infinite values; repair it or take it out of the list.")
     return (image - low) / (high - low) if high > low else np.zeros_like(image)
 
 
@@ -52,7 +53,7 @@ def count_slices(path: str) -> int:
         labels = read_dataset(file, _any_label_key(file))
         plane, volume = labels.shape == image.shape[-2:] and image.ndim in (2, 3), labels.shape == image.shape
         if not (plane or (volume and image.ndim == 3)) or not all(1 <= side <= MAX_SIDE for side in image.shape):
-            raise ConfigError(
+            raise InputError(
                 f"{path}: image {image.shape} and labels {labels.shape} do not fit; expected (H, W) or (C, H, W) with "
                 "labels (H, W), or a volume (D, H, W) with labels (D, H, W)."
             )
@@ -83,7 +84,7 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
     with open_volume(path) as file:
         name = _mask_key(file) if key == "mask" else key
         if not holds(file, name):
-            found = ", ".join(sorted(file))
+            found = names_in(file)
             raise ConfigError(
                 f"{path} has no labels '{key}' (found: {found}); choose another annotation, or make them with "
                 "scripts/make_weak_labels.py."
@@ -91,7 +92,7 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
         labels = read_dataset(file, name)
         expected = read_dataset(file, _any_label_key(file)).shape
         if labels.shape != expected:
-            raise ConfigError(
+            raise InputError(
                 f"{path}: labels '{key}' have shape {labels.shape}, other labels of the file have {expected}."
             )
         return _whole(read_slice(file, name, index if labels.ndim == 3 else slice(None)), f"{path}: '{key}'")
@@ -137,7 +138,7 @@ def read_pair(
     """
     image, mask = read_picture(entry["image"], image_channels), read_picture_mask(entry["mask"], label_map, threshold)
     if mask.shape != image.shape[1:]:
-        raise ConfigError(f"{entry['mask']} is {mask.shape}, its image is {image.shape[1:]}; they must fit.")
+        raise InputError(f"{entry['mask']} is {mask.shape}, its image is {image.shape[1:]}; they must fit.")
     return image, mask
 
 
@@ -145,7 +146,7 @@ def _mask_key(file: h5py.File) -> str:
     for key in MASK_KEYS:
         if holds(file, key):
             return key
-    raise ConfigError(f"{file.filename}: no '{MASK_KEYS[0]}' or '{MASK_KEYS[1]}' (found: {', '.join(sorted(file))}).")
+    raise InputError(f"{file.filename}: no '{MASK_KEYS[0]}' or '{MASK_KEYS[1]}' (found: {names_in(file)}).")
 
 
 def _any_label_key(file: h5py.File) -> str:
@@ -162,12 +163,12 @@ def read_dataset(file: h5py.File, key: str) -> h5py.Dataset:
     """
     item = own_dataset(file, key)
     if item is None:
-        raise ConfigError(f"{file.filename}: '{key}' is missing (found: {', '.join(sorted(file))}).")
+        raise InputError(f"{file.filename}: '{key}' is missing (found: {names_in(file)}).")
     return item
 
 
 def _whole(labels: np.ndarray, source: str) -> np.ndarray:
     whole = labels.astype(np.int64)
     if not np.array_equal(whole, labels):
-        raise ConfigError(f"{source} holds numbers that are not whole; labels are class indices.")
+        raise InputError(f"{source} holds numbers that are not whole; labels are class indices.")
     return whole

@@ -116,3 +116,16 @@ def test_command_line(pictures: list[dict[str, str]], tmp_path: Path) -> None:
         module.make(2, **settings)
     with pytest.raises(ConfigError, match="either --images and --masks"):
         module.make(2, images="x", check=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no picture"])
+def test_damaged_file_is_skipped_and_named(
+    damage: bytes, pictures: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(pictures[1]["mask"]).write_bytes(damage)
+    settings = {"images": str(tmp_path / "image"), "masks": str(tmp_path / "mask"), "label_map": VALUES}
+    with pytest.raises(ConfigError, match=r"^skipped: .*1\.png is not a readable picture .*$") as caught:
+        script().make(2, **settings, output=str(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
+    assert "| block | 2 |" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.h5", "2.h5"]

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks that ran at a site or sent images away from bundles without a finding: end to end, where they act.
+
+Each is tried three times: the check of the bundle, a deployed site that gets the job although nobody checked it before
+(its sender's lint is left out), and ``python -m fedmonai.bundle try``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attack_kit import findings, fresh, write
+
+from fedmonai.bundle.lint_merged import SiteGate, isolated, merged_config, refuse_merged
+from fedmonai.errors import ConfigError
+from fedmonai.integrations.job import Deployment, describe, stage
+from fedmonai.integrations.runtime import federation_config
+from fedmonai.integrations.worker import SiteProcess
+
+COMMAND = {"hidden": "xos.system", "command": "touch marker"}
+
+
+def computed_ids() -> dict[str, Any]:
+    """A1: transforms make ``loss::_target_`` an id of a site, and a slice makes ``os.system`` its value."""
+    data = [{"loss::command": "@command", "latent_layer": "$@hidden[1:]"}]
+    transform = {"_target_": "monai.transforms.CopyItemsd", "keys": ["latent_layer"], "names": ["loss::_target_"]}
+    made = {"_target_": "monai.data.Dataset", "data": data, "transform": transform}
+    return {**COMMAND, "made": made, "federation::sites": "@made"}
+
+
+def computed_ids_inside() -> dict[str, Any]:
+    """A1 with what the catalogue still has: attach() hands on a mapping."""
+    handed = {"_target_": "fedmonai.federated.federation.attach", "engine": "@evil", "handlers": []}
+    return {**COMMAND, "evil": {"B": {"loss::command": "@command"}}, "handed": handed, "federation::sites": "@handed"}
+
+
+def module_beside_the_configs() -> dict[str, Any]:
+    """A3: a log file named as a package that is not installed, and a transform that imports it."""
+    log = {"_target_": "monai.handlers.LogfileHandler", "output_dir": ".", "filename": "torchio.py"}
+    return {"handlers": [log, {"_target_": "monai.transforms.TorchIO", "name": "x"}]}
+
+
+def module_by_a_saver() -> dict[str, Any]:
+    """A3 with what the catalogue still has."""
+    saver = {"_target_": "monai.handlers.CheckpointSaver", "save_dir": "@bundle_root", "save_dict": {}}
+    return {"handlers": [{**saver, "save_final": True, "final_filename": "torchio.py"}]}
+
+
+def settings_of_the_site() -> dict[str, Any]:
+    """A6: the site's own fedmonai.yaml is overwritten, whose filters the next job builds."""
+    return {
+        "handlers": [{"_target_": "fedmonai.io.write_json", "content": {}, "path": "$@at[1:]"}],
+        "at": "x/fedmonai.yaml",
+    }
+
+
+def settings_by_the_record() -> dict[str, Any]:
+    """A6 with what the catalogue still has."""
+    record = {"_target_": "fedmonai.bundle.live_config.save_run_config", "output_dir": "@bundle_root"}
+    return {"handlers": [{**record, "name": "fedmonai.yaml"}]}
+
+
+def address_of_a_board() -> dict[str, Any]:
+    """A5, A5b, A5c: TensorBoard takes addresses of fsspec."""
+    board = {
+        "_target_": "monai.handlers.TensorBoardStatsHandler",
+        "log_dir": "$'ftp:' + '/' + '/127.0.0.1:9/' + @method",
+    }
+    return {"handlers": [board]}
+
+
+def address_behind_a_folder() -> dict[str, Any]:
+    """A5 with what the catalogue still has: the scheme is another id."""
+    board = {"_target_": "monai.handlers.TensorBoardStatsHandler", "log_dir": "$@scheme + @rest"}
+    return {"scheme": "ftp:", "rest": "/127.0.0.1:9/x", "handlers": [board]}
+
+
+def pictures_of_training() -> dict[str, Any]:
+    """A5c: the handler itself."""
+    return {"handlers": [{"_target_": "monai.handlers.TensorBoardImageHandler", "log_dir": "@output_dir"}]}
+
+
+def entries_by_hand() -> dict[str, Any]:
+    """Files of the site's own folder, as entries of a data set."""
+    dataset = {"_target_": "fedmonai.data.kspace.dataset.KspaceDataset", "data": [{"kspace": "startup/client.key"}]}
+    return {"handlers": [dataset]}
+
+
+ATTACKS = [
+    computed_ids,
+    computed_ids_inside,
+    module_beside_the_configs,
+    module_by_a_saver,
+    settings_of_the_site,
+    settings_by_the_record,
+    address_of_a_board,
+    address_behind_a_folder,
+    pictures_of_training,
+    entries_by_hand,
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_attack_is_refused(attack: Any, tmp_path: Path) -> None:
+    bundle = fresh(tmp_path)
+    write(bundle, "federation/evil.yaml", attack())
+    assert findings(bundle), "the check of the bundle finds nothing"
+    job = describe(bundle, "evil", run="r")
+    config = federation_config(job, bundle, tmp_path / "state").get()
+    with pytest.raises(ConfigError, match="is refused"):
+        refuse_merged(config, bundle, tmp_path / "state")
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_attack_in_an_overlay_of_the_site_is_refused(attack: Any, tmp_path: Path) -> None:
+    """What a job's overlay does in a site's own config; the gate asks before every build."""
+    bundle = fresh(tmp_path)
+    content = {name.replace("federation::sites", "zz"): value for name, value in attack().items()}
+    if "handlers" in content:
+        content["zz"] = content.pop("handlers")
+    else:
+        content["loss"] = {"_target_": "@hidden"}
+    write(bundle, "evil.yaml", {"method": "x", **content})
+    gate, ids = SiteGate(), {"bundle_root": str(bundle), "output_dir": str(tmp_path / "state"), "site": "B"}
+    gate("B", str(bundle), ["configs/train.json"], ids)
+    with pytest.raises(ConfigError, match="the config of site 'B' is refused"):
+        gate("B", str(bundle), ["configs/train.json", "configs/evil.yaml"], ids)
+
+
+def test_gate_sees_what_two_overlays_do_together(tmp_path: Path) -> None:
+    """Each by itself is harmless: one names the folder, the other writes into it."""
+    bundle = fresh(tmp_path)
+    write(bundle, "one.yaml", {"ckpt_dir": "$@bundle_root + '/configs'"})
+    saver = {"_target_": "monai.handlers.CheckpointSaver", "save_dir": "@ckpt_dir", "save_dict": {}}
+    write(bundle, "two.yaml", {"validate::handlers": [saver]})
+    ids = {"bundle_root": str(bundle), "output_dir": str(tmp_path / "state")}
+    files = ["configs/train.json", "configs/two.yaml"]
+    SiteGate()("B", str(bundle), files, ids)
+    with pytest.raises(ConfigError, match="validate::handlers::0::save_dir"):
+        SiteGate()("B", str(bundle), [*files, "configs/one.yaml"], ids)
+
+
+def test_folder_that_the_site_decides_is_its_own_business(tmp_path: Path) -> None:
+    bundle = fresh(tmp_path)
+    ids = {"bundle_root": str(bundle), "output_dir": str(tmp_path / "state"), "dataset_dir": "/data/mri"}
+    with pytest.raises(ConfigError, match="absolute path"):
+        SiteGate()("B", str(bundle), ["configs/train.json"], ids)
+    SiteGate({"dataset_dir": "/data/mri"})("B", str(bundle), ["configs/train.json"], ids)
+
+
+def test_merged_config_is_not_evaluated(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: $__import__('pathlib').Path('marker').touch()\n")
+    assert merged_config([path], {"b": 1})["a"] == "$__import__('pathlib').Path('marker').touch()"
+
+
+@pytest.mark.integration
+def test_try_refuses_before_it_runs(tmp_path: Path) -> None:
+    bundle = fresh(tmp_path)
+    write(bundle, "federation/evil.yaml", computed_ids())
+    words = [sys.executable, "-m", "fedmonai.bundle", "try", str(bundle)]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "error: " in ended.stderr
+    (bundle / "configs" / "federation" / "evil.yaml").unlink()
+    words += ["--config_file", "configs/train.json", "--epohcs", "3"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode and "epohcs" in ended.stderr + ended.stdout, "the run itself, with its own check of ids"
+
+
+def test_process_of_a_site_imports_nothing_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder in which a runtime starts is one that others may write in."""
+    (tmp_path / "torchio.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    started: list[list[str]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", lambda words, **options: started.append(words))
+        SiteProcess("job", "B", "settings", "root")._started()
+    words = started[0]
+    assert words[1 : words.index("fedmonai.integrations.worker") + 1] == isolated("fedmonai.integrations.worker")
+    code = ["-c", "import importlib.util as u; print(u.find_spec('torchio'))"]
+    found = subprocess.run([sys.executable, words[1], *code], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == "None"
+
+
+def test_files_of_a_site_are_its_users_alone(tmp_path: Path) -> None:
+    code = "import os; from fedmonai.integrations.worker import LocalSite; LocalSite('job', 'B', 'settings', 'root')\n"
+    code += "os.mkdir('d'); open('f', 'w').close()"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("d", "f")] == [0o700, 0o600]
+
+
+def test_gate_of_a_plan_is_no_id(tmp_path: Path) -> None:
+    """No config says what the gate of a site is."""
+    bundle = fresh(tmp_path)
+    write(bundle, "federation/evil.yaml", {"federation::gate": "@strategy"})
+    assert findings(bundle)
+    folder = tmp_path / "job"
+    stage(Deployment("r", ("configs/federated.yaml",), {"gate": None}), bundle, folder)
+    assert Deployment.read(folder).ids == {"gate": None}
