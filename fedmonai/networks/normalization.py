@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["STATISTICS", "RunningBatchNorm", "adapt_normalization"]
+__all__ = ["STATISTICS", "RunningBatchNorm", "StatisticsInferer", "adapt_normalization"]
 
 STATISTICS = ("batch", "running", "site")
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
@@ -76,3 +80,22 @@ def _keep_running(network: nn.Module) -> None:
             setattr(network, name, kept.to(child.running_mean).train(child.training))
         else:
             _keep_running(child)
+
+
+class StatisticsInferer(Inferer):
+    """Inference in training mode, so that batch normalization gathers its running statistics; no gradient is needed.
+
+    With the statistics ``site`` of :func:`adapt_normalization` one pass of an evaluator over a site's images adapts a
+    network to them. The network's mode is put back.
+    """
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the network's output for ``inputs``."""
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"statistics are gathered in a network, not in {type(network).__name__}.")
+        training = network.training
+        network.train()
+        try:
+            return network(inputs, *args, **kwargs)
+        finally:
+            network.train(training)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.networks.normalization import RunningBatchNorm, adapt_normalization
+from fedmonai.networks.normalization import RunningBatchNorm, StatisticsInferer, adapt_normalization
 
 
 def network() -> nn.Module:
@@ -49,9 +49,10 @@ def test_statistics_of_the_site_are_the_mean_over_its_batches():
     norm[0].running_mean.fill_(10.0)
     adapt_normalization(norm, "site")
     assert norm[0].running_mean.item() == 10
-    norm.train()
+    norm.eval()
     for values in ([0.0, 2.0], [2.0, 6.0]):
-        norm(torch.tensor(values).view(2, 1, 1, 1))
+        StatisticsInferer()(torch.tensor(values).view(2, 1, 1, 1), norm)
+    assert not norm.training
     assert norm[0].running_mean.item() == pytest.approx((1 + 4) / 2)
     assert norm[0].running_var.item() == pytest.approx((2 + 8) / 2)
 
@@ -61,3 +62,5 @@ def test_mistakes():
         adapt_normalization(network(), "bacth")
     with pytest.raises(ConfigError, match="has no running statistics; choose batch"):
         adapt_normalization(nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False)), "site")
+    with pytest.raises(ConfigError, match="not in function"):
+        StatisticsInferer()(torch.zeros(1, 1, 2, 2), lambda x: x)
