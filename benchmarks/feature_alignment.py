@@ -52,7 +52,7 @@ def make_trainer(
     handlers = []
     if alignment is not None:
         own = {"latent_size": 4 * 16 * settings.channels, "share_features": True, "device": settings.device}
-        own |= {"lambda_adv": lambda_adv}
+        own |= {"lambda_adv": lambda_adv, "lambda_ramp": 0, "min_accuracy": 0.0}  # the term is in every step
         handlers = [FeatureAlignment("B", "I", alignment=alignment, **own)]
     data = Images(settings.steps * settings.batch, settings.size, seed, settings.device)
     return SupervisedTrainer(

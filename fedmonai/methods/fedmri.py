@@ -68,7 +68,9 @@ class WeightContrast(SiteHandler):
     Args:
         beta: weight of R; 0 is plain training (FedAvg of the shared part), to the bit.
         max_contrast_ratio: most that |beta grad R| may be of |lam grad L_rec|; ``None`` is no limit, as released. A
-            large ``beta`` with a limit is a contrast of that ratio in every iteration.
+            large ``beta`` with a limit is a contrast of that ratio in every iteration. 0.1 is the least that the term
+            may be said to act at: its gradient is as large in every weight, that of L_rec in few, so that with RMSprop
+            a half already halves the encoder's steps.
         lam: weight of the reconstruction loss where R is on.
         negatives: ``all`` uses the attachment ``previous_encoders`` that the server sends, the encoders of all sites
             after the round before. ``self`` uses this site's own one, which never leaves it: a private variant of ours.
@@ -85,7 +87,7 @@ class WeightContrast(SiteHandler):
     def __init__(
         self,
         beta: float = 100.0,
-        max_contrast_ratio: float | None = 0.5,
+        max_contrast_ratio: float | None = 0.1,
         lam: float = 1.0,
         negatives: str = "all",
         encoder_keys: str | Sequence[str] = ENCODER_KEYS,

@@ -80,7 +80,7 @@ def test_steps_by_hand() -> None:
     Second: N = 1/8, D = 7/8 + 9/8 = 2, R = 1/16, dR/de = sign(-1/8)/2 - 1/32 (1 - 1) = -1/2; with lam = 2, beta = 1/2
     de = 2 * 7/8 - 1/4 = 3/2, dd = 2 * 7/8 = 7/4.
     """
-    own = site(WeightContrast(beta=0.5, lam=2.0), iterations=2)
+    own = site(WeightContrast(beta=0.5, lam=2.0, max_contrast_ratio=None), iterations=2)
     run(own, 2, {"A": 0.0, "B": 2.0})
     assert weights(own) == (7 / 8 - 3 / 16, 7 / 8 - 7 / 32)
     assert own.contrasts == [None, 1 / 16]
