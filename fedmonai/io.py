@@ -146,7 +146,7 @@ def make_folder(folder: PathLike, private: bool = False) -> None:
 
 
 def private_opener(path: PathLike, flags: int) -> int:
-    """Open a file that, if it is made here, is for this user alone; an ``opener`` of :func:`open`."""
+    """Open a file that, if it is made here, is for this user alone; an ``opener`` of the built-in ``open``."""
     return os.open(path, flags, 0o600)
 
 

@@ -153,5 +153,4 @@ def verify(archive: str, signers: str, identity: str, signature: str | None = No
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing into `head` ends with it
-    commands = {"check": check, "digest": digest, "ids": ids, "lint": lint, "try": try_bundle, "verify": verify}
-    fire.Fire(commands)
+    fire.Fire({"check": check, "digest": digest, "ids": ids, "lint": lint, "try": try_bundle, "verify": verify})

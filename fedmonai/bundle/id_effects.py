@@ -173,20 +173,16 @@ def _base(config: Mapping[str, Any], contents: Contents) -> Mapping[str, Any] | 
 
 
 def _overlaid(config: Mapping[str, Any], contents: Contents) -> set[str]:
-    """The ids that a config has from overlays of a site's config.
+    """The ids with values that a config has from overlays of a site's config: those all of whose ids it has.
 
-    The config does not say which files it was made of: it is those of whose ids it has all, or of whose settings it has
-    at least half, as some may be overridden.
+    What a later overlay or override has changed is not the first one's any more.
     """
     found: set[str] = set()
     for path, content in contents.items():
-        if "bundle_root" in content or path.parent.name == "federation":
-            continue
         settings = {key: value for key, value in content.items() if SEP not in key and not _is_section(value)}
         settings.pop(TABLE_SECTION, None)
-        held = {key for key, value in settings.items() if key in config and config[key] == value}
-        if settings.keys() <= config.keys() or 2 * len(held) >= len(settings):
-            found |= held
+        if settings.keys() <= config.keys() and "bundle_root" not in content and path.parent.name != "federation":
+            found |= {key for key, value in settings.items() if config[key] == value}
     return found
 
 

@@ -120,7 +120,9 @@ class SiteGate:
         own = {name for name, value in self.decided.items() if _names_a_file(value)}
         plain = {name: value for name, value in ids.items() if name not in own}
         config = merged_config([Path(bundle_root, file) for file in files], plain)
-        refuse_merged(config, bundle_root, ids["output_dir"], own, self.allow, f"the config of site '{site}'")
+        # a site writes in a folder of its own below its state, which is all its own
+        state = Path(ids["output_dir"]).parents[1]
+        refuse_merged(config, bundle_root, state, own, self.allow, f"the config of site '{site}'")
 
 
 def run_gated(bundle: str, files: Sequence[str], ids: Mapping[str, Any], allow: Sequence[str] = ()) -> int:

@@ -12,9 +12,8 @@ import yaml
 from monai.bundle import ConfigParser, ReferenceResolver
 
 from fedmonai.bundle.live_config import plain_values
-from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.plan import SitePlan, overlay_files
 from fedmonai.federated.run_log import RunConfig
-from fedmonai.names import as_list
 
 __all__ = ["recorded_config"]
 
@@ -41,7 +40,7 @@ def recorded_config(config: Mapping[str, Any], plan: SitePlan) -> RunConfig:
 
 def _site_files(plan: SitePlan) -> list[str]:
     specs = [plan.local, *(spec or {} for spec in plan.sites.values())]
-    return list(dict.fromkeys([*plan.base, *(file for spec in specs for file in as_list(spec.get("overlay")))]))
+    return list(dict.fromkeys([*plan.base, *(file for spec in specs for file in overlay_files(spec.get("overlay")))]))
 
 
 def _flat(prefix: str, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-import fedmonai
+from fedmonai import __file__ as package_file
 from fedmonai.bundle.ids import apply_overrides, suggestion
 from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
@@ -64,7 +65,7 @@ def compared_runs(plan: Plan, finished: Sequence[PlannedRun]) -> list[ComparedRu
 
 def source_state() -> dict[str, Any]:
     """The commit of the program, ``None`` where it is no checkout, and whether files differ from it."""
-    folder = Path(fedmonai.__file__).parents[1]
+    folder = Path(package_file).parents[1]
 
     def git(*arguments: str) -> str | None:
         words = ["git", "-C", str(folder), *arguments]
@@ -185,7 +186,8 @@ def _workflow(run: PlannedRun, bundles: str | Path) -> ConfigWorkflow:
     _check_files(run.method, Path(bundles), files)
     workflow = ConfigWorkflow([str(root / file) for file in files], workflow_type="train", logging_file=False)
     own = {"bundle_root": str(root), "output_dir": str(run.folder), "seed": run.seed, "resume": True}
-    apply_overrides(workflow.parser, {**run.method.ids, **own})
+    # copied: ids such as sites::A::sequence change what the parser holds, and all methods share the plan's values
+    apply_overrides(workflow.parser, {**copy.deepcopy(dict(run.method.ids)), **own})
     return workflow
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,12 @@ def leave_one_out(
         inside = {name: spec for name, spec in specs.items() if name != site}
         print(f"[{number}/{len(chosen)}] {site}: training {', '.join(inside)}", flush=True)
         own = {"bundle_root": str(root), "output_dir": str(run_dir), "sites": inside, "resume": True}
-        _run(files, {**ids, **own})
+        _run(files, {**{key: value for key, value in ids.items() if re.split("::|#", key)[0] != "sites"}, **own})
         spec = specs[like or site]
         local = {"folder": like or site, **common["local"], **spec}
         local.pop("overlay", None)
         given = {**{key: value for key, value in own_ids.items() if key != "like"}, **(outside or {})}
-        overlays = [file for ids in (common["local"], spec) for file in overlay_files(ids.get("overlay"))]
+        overlays = [file for one in (common["local"], spec) for file in overlay_files(one.get("overlay"))]
         for name in missing:
             print(f"[{number}/{len(chosen)}] {site}: adapting ({name})", flush=True)
             more = as_list(ways[name].get("overlays"))

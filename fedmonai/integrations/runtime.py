@@ -63,9 +63,10 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
         plan = job_plan(parser.ref_resolver)
     reviewed = None if settings.bundle is None else _reviewed_plan(bundle, name, state)
     plan = apply_site_policy(plan, name, settings, bundle, state, reviewed)
-    gated = replace(plan, gate=SiteGate(settings.ids, settings.allow))
-    gated.arguments(name)  # a job that is refused is so at once
-    return SiteService(gated, name)
+    decided = dict(settings.ids)
+    if plan.policy.own_machine:  # who tries a job there names folders in it
+        decided = {**plan.local, **(plan.sites[name] or {}), **decided}
+    return SiteService(replace(plan, gate=SiteGate(decided, settings.allow)), name)
 
 
 def _reviewed_plan(bundle: Path, name: str, state: Path) -> SitePlan:

@@ -60,7 +60,6 @@ def site_end(folder: str | Path, name: str, kit: str | Path) -> SiteEnd:
         name: the site.
         kit: the site's startup kit; ``local/fedmonai.yaml`` in it holds what the site decides for itself.
     """
-    os.umask(PRIVATE)
     kind = SiteProcess if Deployment.read(folder).isolate else LocalSite
     return kind(folder, name, Path(kit, "local", SETTINGS), kit)
 
@@ -79,6 +78,7 @@ class LocalSite:
     def __init__(
         self, folder: str | Path, name: str, settings: str | Path, root: str | Path, required: bool = False
     ) -> None:
+        os.umask(PRIVATE)
         self.folder, self.name, self.settings, self.root = folder, name, settings, root
         self.required = required
         self._service: SiteService | None = None
@@ -180,7 +180,6 @@ def _how(code: int) -> str:
 
 
 if __name__ == "__main__":
-    os.umask(PRIVATE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(levelname)s - %(message)s")
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints belongs to the log, not between the frames

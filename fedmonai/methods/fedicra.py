@@ -18,12 +18,12 @@ The server half is a weighted mean; the site embeddings are taken from their own
 (:class:`~fedmonai.methods.averaging.PerSiteMean`).
 
 Deviations from the authors' program, which each have their switch: in its aggregation the roles of own and received are
-swapped (``order``), W is forgotten (``persist``), every mixing reads all data, which can cost more than the round
-(``share``), running statistics of the decoder stay the server's while its scales are mixed (``mix_statistics``), and a
-round after an evaluation mixes nothing, because the evaluation had overwritten what the site held
-(``evaluation_interval``). Without a switch: what is not trained has no gradient here, while there it goes on moving by
-momentum and weight decay; the contrast is not computed where nothing learns from it; mixing has its own random numbers
-and leaves statistics, optimizer and the draws of the training alone, so that ``eta`` 0 is FedAvg to the bit.
+swapped (``order``), W is forgotten (``persist``), running statistics of the decoder stay the server's while its scales
+are mixed (``mix_statistics``), and a round after an evaluation mixes nothing, because the evaluation had overwritten
+what the site held (``evaluation_interval``). Without a switch: what is not trained has no gradient here, while there it
+goes on moving by momentum and weight decay; the contrast is not computed where nothing learns from it; mixing has its
+own random numbers and leaves statistics, optimizer and the draws of the training alone, so that ``eta`` 0 is FedAvg to
+the bit.
 """
 
 from __future__ import annotations
@@ -288,7 +288,8 @@ class FedALA(SiteHandler):
         dataset: training samples, see :class:`ALABatches`.
         keys: regular expressions (from the start) of the mixed parameters.
         batch_size: samples per step of W.
-        share: share of the data in a pass; FedALA 0.8, FedICRA 1.
+        share: share of the data in a pass; FedALA 0.8, FedICRA 1. A pass costs as many iterations as the site has
+            batches in it, so at a site with far more than a round's iterations a smaller share is the saving.
         eta: step size of W; 1 in both programs.
         warm_up: rounds of plain averaging at the start.
         order: ``fedala`` or ``released``.
@@ -313,7 +314,7 @@ class FedALA(SiteHandler):
         dataset: Sequence[Any],
         keys: str | Sequence[str] = (r"decoder\.up[1-4]\.", r"decoder\.out_conv\."),
         batch_size: int = 12,
-        share: float = 0.2,
+        share: float = 1.0,
         eta: float = 1.0,
         warm_up: int = 5,
         order: str = "fedala",

@@ -13,9 +13,11 @@ the networks; the discriminators stay.
 
 Deviations: the authors' program hands the target's raw inputs to every source site (``alignment: inputs``, simulation
 only), and stops with an error where the target is among the training sites. With ``alignment: features`` the target
-sends a bank of vectors :math:`z_t` instead, and only if its institution agrees (``share_features``). Two things are
-ours because a discriminator that only guesses has a gradient of noise: there is no term before it beats
-``min_accuracy``, and from then on :math:`\lambda_{adv}` grows over ``lambda_ramp`` rounds. 0 and 0 is as released.
+sends a bank of vectors :math:`z_t` instead, and only if its institution agrees (``share_features``). Three things are
+ours, because a discriminator that only guesses has a gradient of noise: the latents that it sees are standardized over
+both sites (``normalize_latents``; what all have in common is many times as large as what tells the sites), there is no
+term before it beats ``min_accuracy``, and from then on :math:`\lambda_{adv}` grows over ``lambda_ramp`` rounds. With
+false, 0 and 0 it is as released.
 """
 
 from __future__ import annotations
@@ -92,6 +94,8 @@ class FeatureAlignment(SiteHandler):
         lambda_ramp: rounds over which the weight grows linearly to ``lambda_adv``; 0 is at once.
         min_accuracy: there is no term before ``discriminator_accuracy`` of a round reached this, from the next round on
             there is. 0 is from the start. 0.5 is guessing.
+        normalize_latents: whether the discriminator sees latents less the mean of both sites' vectors in the iteration
+            and over their spread; mean and spread are constants.
         fresh_bank: whether the target is asked for its bank before the others train.
         bank_size: most vectors in the target's bank.
         latent_size: values per vector; 2048 for the default U-Net.
@@ -118,6 +122,7 @@ class FeatureAlignment(SiteHandler):
         lambda_adv: float = 1.0,
         lambda_ramp: int = 10,
         min_accuracy: float = 0.75,
+        normalize_latents: bool = True,
         fresh_bank: bool = True,
         bank_size: int = 256,
         latent_size: int = 2048,
@@ -139,6 +144,7 @@ class FeatureAlignment(SiteHandler):
         self.is_target = site == target_site
         self.target_site, self.alignment, self.lambda_adv = target_site, alignment, lambda_adv
         self.lambda_ramp, self.min_accuracy, self.fresh_bank = lambda_ramp, min_accuracy, fresh_bank
+        self.normalize_latents = normalize_latents
         self.bank_size, self.layer, self.encoder = bank_size, layer, encoder
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
@@ -257,6 +263,8 @@ class FeatureAlignment(SiteHandler):
         with torch.autocast(self.device.type, enabled=False):
             source = self._taken()
             target = self._target(len(source))
+            if self.normalize_latents:
+                source, target = _standardized(source, target)
             self._train_discriminator(source.detach(), target.detach())
             if self._weight == 0:
                 return
@@ -329,6 +337,13 @@ class FeatureAlignment(SiteHandler):
             hook.remove()
             encoder.train(training)
         return torch.cat(vectors)[: self.bank_size].clone()
+
+
+def _standardized(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of both sites less their common mean and over their common spread, which are constants."""
+    both = torch.cat([source, target]).detach()
+    mean, spread = both.mean(0), both.std(0, correction=0) + 1e-5
+    return (source - mean) / spread, (target - mean) / spread
 
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:

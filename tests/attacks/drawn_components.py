@@ -8,6 +8,7 @@ what the audit hook saw. The folder is the only one in which it may write; next 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -140,7 +141,7 @@ def main(folder: Path, seed: int, draws: int) -> dict[str, Any]:
     targets = own_targets(names)
     for target in targets:  # what they import is no doing of theirs
         with contextlib.suppress(Exception):
-            __import__(target.rpartition(".")[0])
+            importlib.import_module(target.rpartition(".")[0])
     listed = sorted(load_catalogue().components)
     seen: list[str] = []
     watching = [""]

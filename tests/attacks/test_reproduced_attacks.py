@@ -19,7 +19,13 @@ from fedmonai.bundle.lint_merged import SiteGate, isolated, merged_config, refus
 from fedmonai.errors import ConfigError
 from fedmonai.integrations.job import Deployment, describe, stage
 from fedmonai.integrations.runtime import federation_config
-from fedmonai.integrations.worker import PRIVATE, SiteProcess
+from fedmonai.integrations.worker import SiteProcess
+
+
+def machine(bundle: Path, folder: Path) -> dict[str, Any]:
+    """What a site's machine gives to its own config."""
+    return {"bundle_root": str(bundle), "output_dir": str(folder / "state" / "sites" / "B"), "site": "B"}
+
 
 COMMAND = {"hidden": "xos.system", "command": "touch marker"}
 
@@ -125,7 +131,10 @@ def test_attack_in_an_overlay_of_the_site_is_refused(attack: Any, tmp_path: Path
     else:
         content["loss"] = {"_target_": "@hidden"}
     write(bundle, "evil.yaml", {"method": "x", **content})
-    gate, ids = SiteGate(), {"bundle_root": str(bundle), "output_dir": str(tmp_path / "state"), "site": "B"}
+    gate, ids = (
+        SiteGate(),
+        {"bundle_root": str(bundle), "output_dir": str(tmp_path / "state" / "sites" / "B"), "site": "B"},
+    )
     gate("B", str(bundle), ["configs/train.json"], ids)
     with pytest.raises(ConfigError, match="the config of site 'B' is refused"):
         gate("B", str(bundle), ["configs/train.json", "configs/evil.yaml"], ids)
@@ -137,7 +146,7 @@ def test_gate_sees_what_two_overlays_do_together(tmp_path: Path) -> None:
     write(bundle, "one.yaml", {"ckpt_dir": "$@bundle_root + '/configs'"})
     saver = {"_target_": "monai.handlers.CheckpointSaver", "save_dir": "@ckpt_dir", "save_dict": {}}
     write(bundle, "two.yaml", {"validate::handlers": [saver]})
-    ids = {"bundle_root": str(bundle), "output_dir": str(tmp_path / "state")}
+    ids = machine(bundle, tmp_path)
     files = ["configs/train.json", "configs/two.yaml"]
     SiteGate()("B", str(bundle), files, ids)
     with pytest.raises(ConfigError, match="validate::handlers::0::save_dir"):
@@ -146,7 +155,11 @@ def test_gate_sees_what_two_overlays_do_together(tmp_path: Path) -> None:
 
 def test_folder_that_the_site_decides_is_its_own_business(tmp_path: Path) -> None:
     bundle = fresh(tmp_path)
-    ids = {"bundle_root": str(bundle), "output_dir": str(tmp_path / "state"), "dataset_dir": "/data/mri"}
+    ids = {
+        "bundle_root": str(bundle),
+        "output_dir": str(tmp_path / "state" / "sites" / "B"),
+        "dataset_dir": "/data/mri",
+    }
     with pytest.raises(ConfigError, match="absolute path"):
         SiteGate()("B", str(bundle), ["configs/train.json"], ids)
     SiteGate({"dataset_dir": "/data/mri"})("B", str(bundle), ["configs/train.json"], ids)
@@ -187,8 +200,8 @@ def test_process_of_a_site_imports_nothing_from_its_folder(tmp_path: Path, monke
 
 
 def test_files_of_a_site_are_its_users_alone(tmp_path: Path) -> None:
-    """With the umask of a site's processes."""
-    code = f"import os; os.umask({PRIVATE}); os.mkdir('d'); open('f', 'w').close()"
+    code = "import os; from fedmonai.integrations.worker import LocalSite; LocalSite('job', 'B', 'settings', 'root')\n"
+    code += "os.mkdir('d'); open('f', 'w').close()"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("d", "f")] == [0o700, 0o600]
 

@@ -267,3 +267,14 @@ def test_another_version_is_a_note_and_no_finding(
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0
     assert any(line.startswith("note: monai 9.9.9 is installed; the catalogue") for line in lines)
+
+
+def test_catalogue_of_a_bundle_is_printed(bundle: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        lint(str(bundle), catalogue=True)
+    logging.disable(logging.NOTSET)
+    lines = capsys.readouterr().out.splitlines()
+    train = json.loads((bundle / "configs" / "train.json").read_text())
+    assert {f"id {name}" for name in train} <= set(lines)
+    assert "component torch.optim.RMSprop (lr, params)" in lines
+    assert "expression @ + ." in lines and "expression @.parameters()" in lines

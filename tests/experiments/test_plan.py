@@ -94,7 +94,7 @@ def test_the_state_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     package = tmp_path / "fedmonai" / "__init__.py"
     package.parent.mkdir()
     package.write_text("")
-    monkeypatch.setattr("fedmonai.__file__", str(package))
+    monkeypatch.setattr("fedmonai.experiments.comparison.package_file", str(package))
     assert source_state() == {"commit": None, "changed": False}
 
     def run(*words: str) -> None:

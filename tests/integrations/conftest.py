@@ -38,7 +38,8 @@ def altered(job: Path) -> Callable[..., Path]:
     def alter(ids: dict[str, Any] | None = None, **fields: Any) -> Path:
         path = job / "fedmonai.json"
         content = json.loads(path.read_text())
-        content["ids"] |= ids or {}
+        first = {key: value for key, value in (ids or {}).items() if key == "local"}  # as a whole, before ids in it
+        content["ids"] = {**first, **content["ids"], **(ids or {})}
         content |= {"digest": bundle_digest(job / "bundle"), **fields}
         path.write_text(json.dumps(content))
         return job

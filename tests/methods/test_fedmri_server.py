@@ -104,8 +104,8 @@ def test_decoders_never_travel_and_encoders_as_the_mode_says(
         )
         for tensors in attachments_of(message).values():
             assert all(key[1:].startswith("/encoder.") for key in tensors)
-        found = {name for name in message.statistics if not name.startswith("train_")}  # numbers of the training
-        assert found <= {"num_samples", "num_steps", "num_batches", "round", "loss"}
+        metrics = {f"train_{name}" for name in ("encoder_step", "contrast_ratio", "contrast_ratio_unlimited")}
+        assert set(message.statistics) <= {"num_samples", "num_steps", "num_batches", "round", "loss", *metrics}
         assert set(message.metrics) <= {"psnr", "ssim", "nmse"}
     updates = [(site, m.weights) for way, site, m in wire if way == "up" and m.weights]
     turns = [attachments_of(m) for way, _, m in wire if way == "down" and m.statistics]

@@ -155,7 +155,27 @@ def test_a_client_without_attachments_trains_plainly_and_says_so_once() -> None:
     assert own.contrasts == [None] * 6
 
 
-@pytest.mark.parametrize("arguments", [{"negatives": "others"}, {"beta": -1}, {"lam": float("nan")}])
+def test_the_limit_by_hand() -> None:
+    """As :func:`test_steps_by_hand`, with beta = 14, lam = 1: beta |dR/de| = 7 against |dL/de| = d = 7/8, 8 times it.
+
+    With the limit 1/2 what is added to 7/8 is -7/16; the decoder sees e = 7/8 alone.
+    """
+    handler = WeightContrast(beta=14.0, max_contrast_ratio=0.5)
+    own = site(handler, iterations=2)
+    run(own, 2, {"A": 0.0, "B": 2.0})
+    assert weights(own) == (7 / 8 - 7 / 16 / 8, 7 / 8 - 7 / 8 / 8)
+    found = handler.training_metrics()
+    assert found["contrast_ratio"] == 0.5
+    assert found["contrast_ratio_unlimited"] == 8.0
+    assert found["encoder_step"] == 1 - weights(own)[0]
+    free = site(WeightContrast(beta=14.0, max_contrast_ratio=None), iterations=2)
+    run(free, 2, {"A": 0.0, "B": 2.0})
+    assert weights(free)[0] == 7 / 8 - (7 / 8 - 7) / 8
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"negatives": "others"}, {"beta": -1}, {"lam": float("nan")}, {"max_contrast_ratio": 0.0}]
+)
 def test_wrong_settings_are_refused(arguments: dict) -> None:
     with pytest.raises(ConfigError, match=str(next(iter(arguments.values())))):
         WeightContrast(**arguments)

@@ -28,7 +28,7 @@ from fedmonai.report.page import write_report
 BUNDLES = Path(__file__).parents[2] / "bundles"
 IDS = {"base_channels": 2, "batch_size": 3, "resolution": 32, "lr": 0.001, "sequence": None, "device": "cpu"}
 #: as released: the term is on from the first step
-RELEASED = {"lambda_ramp": 0, "min_accuracy": 0.0}
+RELEASED = {"lambda_ramp": 0, "min_accuracy": 0.0, "normalize_latents": False}
 OF_SITES = ("lambda_adv", *RELEASED)
 ALIGNMENT = ("alignment", "share_features", "bank_size", "target_site", "fresh_bank", *OF_SITES)
 STALE = {"fresh_bank": False}

@@ -67,7 +67,7 @@ def context(bank: Tensor | None = None, target: Any = None) -> RoundContext:
 
 def alignment(**arguments: Any) -> FeatureAlignment:
     """As released: the term has its weight from the first step on."""
-    released = {"lambda_ramp": 0, "min_accuracy": 0.0}
+    released = {"lambda_ramp": 0, "min_accuracy": 0.0, "normalize_latents": False}
     return FeatureAlignment(
         **{"site": "B", "target_site": "I", "latent_size": 128, "share_features": True, **released, **arguments}
     )
@@ -189,24 +189,32 @@ def test_only_the_encoder_runs_on_target_inputs() -> None:
     assert calls == [*probe, "encoder", "decoder", "encoder"]
 
 
-def test_bank_holds_latents_of_training_inputs_before_training() -> None:
-    net, handler = network(), alignment(site="I", bank_size=3)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_bank_holds_latents_of_training_inputs_before_training(fresh: bool) -> None:
+    """A fresh bank is encoded when the site is asked for it, another one where its training begins."""
+    net, handler = network(), alignment(site="I", bank_size=3, fresh_bank=fresh)
     data = images(5, 1)
     with torch.no_grad():
         expected = pooled_latent(net.encoder(data)[-1])
     engine = trainer(data, images(5, 2), net, [handler])
-    engine.run()
+    if fresh:
+        handler.observe(engine)
+    else:
+        engine.run()
     bank = handler.contribute(engine)["target_latents"]["latents"]
     assert bank.shape == (3, 128) and not bank.requires_grad
     nearest = torch.cdist(bank, expected).argmin(dim=1)
     assert_within(bank, expected[nearest], roundings_of(net))  # latents of images under the first weights
     assert len(set(nearest.tolist())) == 3
+    if fresh:
+        engine.run()
+        assert handler.contribute(engine) == {}  # it is sent once
     assert not net.encoder.bottleneck._forward_hooks
 
 
 def test_reading_the_bank_changes_nothing_in_training() -> None:
     results = []
-    for handlers in ([], [alignment(site="I")]):
+    for handlers in ([], [alignment(site="I", fresh_bank=False)]):
         torch.manual_seed(3)
         net = network()
         trainer(images(5, 1), images(5, 2), net, list(handlers)).run()
@@ -252,6 +260,27 @@ def test_wrong_latent_size_and_hidden_layer_are_named() -> None:
         alignment(layer="middle")._begin(engine)
 
 
+def test_the_term_waits_for_the_discriminator_and_then_grows() -> None:
+    """Latents that are told at once: no term in the first round or two, then a third, two thirds and all of it."""
+    handler = alignment(lambda_adv=3.0, lambda_ramp=3, min_accuracy=0.6, lr=1e-2)
+    engine = trainer(images(8, 1), images(8, 2), network(), [handler])
+    weights, accuracies = [], []
+    for number in range(1, 7):
+        engine.state.round_context = RoundContext(number, "B", {"target_latents": {"latents": torch.ones(8, 128)}}, [])
+        engine.state.max_epochs = engine.state.epoch + 2
+        engine.run()
+        found = handler.training_metrics()
+        weights.append(found["lambda_adv"])
+        accuracies.append(found["discriminator_accuracy"])
+        assert found["latent_probe"] == 1.0  # a cloud and a point
+    first = next(number for number, accuracy in enumerate(accuracies) if accuracy >= 0.6)
+    assert first < 3
+    assert weights == pytest.approx(([0.0] * (first + 1) + [1.0, 2.0, 3.0, 3.0, 3.0])[:6])
+    again = alignment()
+    again.load_state_dict(handler.state_dict())
+    assert again.opened == first + 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -259,6 +288,8 @@ def test_wrong_latent_size_and_hidden_layer_are_named() -> None:
         ({"alignment": "images"}, "features, inputs, none"),
         ({"lambda_adv": -1.0}, "lambda_adv is -1"),
         ({"bank_size": 0}, "bank_size is 0"),
+        ({"lambda_ramp": -1}, "lambda_ramp is -1"),
+        ({"min_accuracy": 1.0}, "min_accuracy is 1.0"),
     ],
 )
 def test_mistakes(arguments: dict, text: str) -> None:

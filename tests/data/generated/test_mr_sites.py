@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,16 @@ def test_any_other_name_is_refused(site: str | None) -> None:
 def test_an_unknown_shift_is_refused() -> None:
     with pytest.raises(ConfigError, match="shift: 'huge' is unknown; choose one of none, normal, strong"):
         site_profile("B", "huge")
+
+
+def test_changes_are_made_after_the_shift_and_add_up() -> None:
+    profile = site_profile("I", "strong", ["field_of_view", "inverted"])
+    assert profile == replace(
+        site_profile("I", "strong"), inverted=True, field_of_view=1.5 * site_profile("I", "strong").field_of_view
+    )
+    assert site_profile("I", "none", []) == AVERAGE
+
+
+def test_an_unknown_change_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"changes: 'rotated' is unknown; choose among inverted"):
+        site_profile("I", changes=["rotated"])

@@ -18,6 +18,7 @@ import torch
 from numerics import assert_within
 
 from fedmonai.data.generated import mri_federation as module
+from fedmonai.data.generated.mr_sites import CHANGES
 from fedmonai.data.generated.mri_federation import generate_mri_federation, generated_mri_site
 from fedmonai.data.kspace.dataset import KspaceDataset
 from fedmonai.data.kspace.list import kspace_volumes
@@ -272,3 +273,25 @@ def test_wrong_arguments_are_said_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         generate_mri_federation(tmp_path, **{**SMALL, **arguments})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES))
+def test_a_change_survives_instance_normalization(root: Path, tmp_path: Path, change: str) -> None:
+    """The same heads in a folder of their own; normalized images differ by more than a fifth of their deviation."""
+    folder = Path(generated_mri_site(tmp_path, "I", changes=[change], **SMALL))
+    assert folder == tmp_path / f"I_{change}"
+    name = "T1/train/I_train_000_T1.h5"
+    images = []
+    for place in (root / "I", folder):
+        with h5py.File(place / name) as file:
+            image = file["reconstruction_esc"][1]
+            images.append((image - image.mean()) / image.std())
+    assert np.sqrt(np.square(images[1] - images[0]).mean()) > 0.2
+
+
+def test_changes_in_any_order_are_one_site(tmp_path: Path) -> None:
+    small = {**SMALL, "subjects": (1, 0, 0), "slices": 1}
+    first = Path(generated_mri_site(tmp_path, "I", changes=["texture", "coil"], **small))
+    times = {name: (first / name).stat().st_mtime_ns for name in files(first)}
+    assert generated_mri_site(tmp_path, "I", changes=["coil", "texture"], **small) == str(first)
+    assert {name: (first / name).stat().st_mtime_ns for name in files(first)} == times
