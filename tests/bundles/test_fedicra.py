@@ -191,7 +191,7 @@ def test_fedbn_keeps_all_of_batch_normalization_and_nothing_else(data: Path, tmp
     kept = {f"{name}.{tensor}" for name, module in modules.items() for tensor in module.state_dict()}
     assert kept and set(final(tmp_path)) == set(network.state_dict()) - kept
     assert engine.sites.open("A").models() == ["personal"]
-    states = [site_state(tmp_path, site)["private"] for site in "AB"]
+    states = [site_state(tmp_path, site, 2)["private"] for site in "AB"]
     assert set(states[0]) == kept and not same(*states)
     full = engine_of(built(data, tmp_path / "full", ("federation/full_mask.yaml", "federation/fedbn.yaml")))
     full.prepare()
