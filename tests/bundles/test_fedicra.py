@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from run_results import final, rounds, same, site_state
 from stock_checks import check_mistake
 from tiny_sites import ROOT, WEAK, write_weak_site
@@ -25,6 +25,8 @@ BUNDLE = ROOT / "fedicra"
 SITE_ANNOTATIONS = {"A": "scribble", "B": "keypoint", "C": "box"}
 #: three rounds of four iterations, two of them for the body; mixing from the second round on
 SMALL = {"mixing_warm_up": 1, "rep_iters": 2, **WEAK.ids}
+#: what switches off the part that reads an id above
+SWITCHES = {"mixing": "mixing_warm_up", "alternate": "rep_iters"}
 State = dict[str, torch.Tensor]
 
 
@@ -43,7 +45,13 @@ def built(data: Path, out: Path, overlays: tuple[str, ...] = (), names: str = "A
         for name in names
     }
     fixed = {"bundle_root": str(BUNDLE), "output_dir": str(out), "device": "cpu", "sites": sites, "local_steps": 4}
-    own = {"num_rounds": 3, "val_interval": 1, "handlers": [], **{f"local::{k}": v for k, v in SMALL.items()}, **ids}
+    chosen: dict[str, Any] = {}
+    for file in files:
+        chosen |= ConfigParser.load_config_file(file)
+    # an id of a part that an overlay switches off is an error
+    off = {name for switch, name in SWITCHES.items() if chosen.get(f"local::{switch}") is False}
+    small = {f"local::{name}": value for name, value in SMALL.items() if name not in off}
+    own = {"num_rounds": 3, "val_interval": 1, "handlers": [], **small, **ids}
     workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **{**fixed, **own})
     workflow.initialize()
     return workflow
@@ -183,7 +191,7 @@ def test_fedbn_keeps_all_of_batch_normalization_and_nothing_else(data: Path, tmp
     kept = {f"{name}.{tensor}" for name, module in modules.items() for tensor in module.state_dict()}
     assert kept and set(final(tmp_path)) == set(network.state_dict()) - kept
     assert engine.sites.open("A").models() == ["personal"]
-    states = [site_state(tmp_path, site)["private"] for site in "AB"]
+    states = [site_state(tmp_path, site, 2)["private"] for site in "AB"]
     assert set(states[0]) == kept and not same(*states)
     full = engine_of(built(data, tmp_path / "full", ("federation/full_mask.yaml", "federation/fedbn.yaml")))
     full.prepare()
