@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +41,11 @@ def make_tiny(
 def tiny_federation() -> Callable[..., Federation]:
     """Make a tiny federation: tiny_federation(folder, names="ABC", strategy=None, kind=LocalPool, ...)."""
     return make_tiny
+
+
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Drawing takes most of the time of a run as small as those of tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fedmonai.report.page.draw_figures", lambda tables: [])
+        yield

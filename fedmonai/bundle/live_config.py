@@ -166,4 +166,6 @@ def plain_values(value: Any) -> Any:
         return [plain_values(v) for v in value]
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
+    if isinstance(value, Path):
+        return str(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"

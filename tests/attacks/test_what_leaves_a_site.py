@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from loopback import Wire, close, over_the_wire
+from deployed_site import DEPLOYED, FACTS, TINY, ask, plan_of, service, start, tensors_in, trained
+from loopback import Wire, close
 from monai.fl.utils.exchange_object import ExchangeObject
 from run_results import rounds
 from torch import Tensor
 
 from fedmonai.federated.federation import Federation
-from fedmonai.federated.messages import KINDS, Reply, Request, pack_reply, weights_message
-from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.messages import KINDS, Request, weights_message
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.run_log import RoundRecord, SiteError
@@ -27,12 +27,7 @@ from fedmonai.federated.service import SiteService
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.methods.averaging import WeightedMean
 
-TINY = Path(__file__).parents[2] / "benchmarks" / "tiny_bundle"
-DEPLOYED = SitePolicy(own_machine=False, min_cases=5, attachments=())
-#: values of nobody else, so that a trained tensor cannot be like one that the server knows
-SAMPLES = [{"image": [0.1 * i, 0.3, 0.7, 0.2 * i], "label": [0.4, 0.1 * i]} for i in range(6)]
 FACTORS = [1.0] * 20 + [0.5] * 4 + [1e7, float("nan")]
-FACTS: dict[str, Any] = {"key_metric": "mse", "mode": "min", "best": None}
 
 
 def nothing_learned(message: ExchangeObject, extra: dict) -> ExchangeObject:
@@ -49,33 +44,6 @@ def few_cases(folder: Path, cases: int) -> Path:
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "train.json").write_text(json.dumps(config))
     return folder
-
-
-def plan_of(out: Path, bundle: Path = TINY, names: str = "A", **options: Any) -> SitePlan:
-    options = {"policy": DEPLOYED, "local": {"samples": SAMPLES}, **options}
-    return SitePlan(str(bundle), {name: {} for name in names}, out, **options)
-
-
-def service(out: Path, **options: Any) -> SiteService:
-    return SiteService(plan_of(out, **options), "A")
-
-
-def ask(site: SiteService, kind: str, number: int, message: ExchangeObject | None = None, **facts: Any) -> Reply:
-    return site.answer(Request(kind, "A", number, message, {**FACTS, "state_round": number, **facts}))
-
-
-def start(site: SiteService) -> dict[str, Tensor]:
-    reply = ask(site, "join", 0, with_weights=True)
-    assert reply.error is None and reply.message is not None, reply.error
-    return dict(reply.message.weights)
-
-
-def trained(site: SiteService, weights: dict[str, Tensor], number: int = 1) -> Reply:
-    return ask(site, "train", number, weights_message(weights, round=number), state_round=number - 1)
-
-
-def tensors_in(reply: Reply) -> dict[str, Tensor]:
-    return over_the_wire(*pack_reply(reply))[0]
 
 
 def randomly(draw: random.Random, start: dict[str, Tensor], number: int, held: int) -> Request:

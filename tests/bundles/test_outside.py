@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ BUNDLE = ROOT / "bundles" / "iop_fl"
 FILES = [str(BUNDLE / "configs" / name) for name in ("train.json", "outside.yaml")]
 IDS = {**PROSTATE.ids, "batch_size": 2}
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def built(data: Path, run: Path, out: Path, **ids: Any) -> ConfigWorkflow:
     own = {"bundle_root": str(BUNDLE), "run_dir": str(run), "output_dir": str(out), "site": "C"}
@@ -43,14 +44,6 @@ def adapted(data: Path, run: Path, out: Path, **ids: Any) -> dict[str, torch.Ten
     workflow.initialize()
     workflow.run()
     return torch.load(out / "adapted.pt", weights_only=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures() -> Iterator[None]:
-    """Drawing takes most of the time of a run as small as these."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fedmonai.report.page.draw_figures", lambda tables: [])
-        yield
 
 
 @pytest.fixture(scope="module")

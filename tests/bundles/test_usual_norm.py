@@ -33,7 +33,7 @@ def test_no_honest_site_is_refused(
     engine = workflow.parser.get_parsed_content("federation")
     # the question is what is sent, not how good it is
     monkeypatch.setattr(engine.evaluations, "validate", lambda *args: ({}, []))
-    monkeypatch.setattr(engine.evaluations, "test", lambda *args: [])
+    monkeypatch.setattr(engine.evaluations, "test", lambda *args: ([], {}))
     engine.prepare()
     busy = engine.participants(2)[-1]
     site = engine.sites.open(busy)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,7 @@ from fedmonai.losses.adaptation import AdaptationLoss, PerturbedView
 from fedmonai.networks.inferers import TwoViewInferer
 from fedmonai.networks.routing import ShareRecorder, build_routed_network
 
-
-@pytest.fixture(autouse=True, scope="module")
-def no_figures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fedmonai.report.page.draw_figures", lambda tables: [])
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
