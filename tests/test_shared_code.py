@@ -28,6 +28,12 @@ def test_no_test_module_imports_another_one() -> None:
     assert FILES and not found
 
 
+def test_no_two_files_have_one_name() -> None:
+    """pytest imports test files by their names alone: of two with one name it collects neither."""
+    names = [path.name for path in FILES if path.name != "conftest.py"]
+    assert names and not {name for name in names if names.count(name) > 1}
+
+
 def test_no_definition_is_copied() -> None:
     seen: dict[str, str] = {}
     copies = []
