@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedmonai.federated.protocol import SiteHandler
 
-__all__ = ["LocalTrainingMonitor", "UpdateBuffers", "load_stateful", "reset_engine", "stateful_parts"]
+__all__ = ["LocalTrainingMonitor", "UpdateBuffers", "draws_from_all", "load_stateful", "reset_engine", "stateful_parts"]
 
 
 class LocalTrainingMonitor:
@@ -135,3 +135,15 @@ def _fit(buffers: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> bool
         (b.shape, b.dtype, b.device) == (reference[k].shape, reference[k].dtype, reference[k].device)
         for k, b in buffers.items()
     )
+
+
+def draws_from_all(loader: Any) -> bool:
+    """Whether a loader draws from the whole of its dataset, as far as its sampler says.
+
+    A list of places in place of a sampler could repeat one case as often as asked.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    if batches is None:
+        return True
+    sampler = getattr(batches, "sampler", batches)
+    return getattr(sampler, "data_source", getattr(sampler, "dataset", None)) is loader.dataset

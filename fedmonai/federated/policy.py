@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.local_training import draws_from_all
 from fedmonai.federated.messages import SharedKeys
 from fedmonai.federated.privacy import GaussianPrivacy, read_history, spent_epsilon
 from fedmonai.federated.site import SiteAlgo
@@ -60,6 +61,11 @@ class SitePolicy:
             raise PolicyError(
                 f"the job shares '{beyond[0]}' ({len(beyond)} of its {len(site.shared)} shared tensors lie outside of "
                 "what this site lets out); share less, or ask the site for max_shared."
+            )
+        if not self.own_machine and not draws_from_all(site.trainer.data_loader):
+            raise PolicyError(
+                "the sampler of the job does not draw from the whole dataset, so that it could choose single cases; "
+                "leave sampler and batch_sampler out, or give one that takes the dataset."
             )
         seen = min(site.num_samples, site.planned_steps * site.smallest_batch)  # the mean loss is over these
         for what, found, least in (

@@ -24,7 +24,6 @@ from fedmonai.federated.run_log import reason_of
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
 from fedmonai.federated.validation import COUNTS, PRIVACY, InvalidUpdate
-from fedmonai.io import load_checked
 
 __all__ = ["Joined", "Release", "Trained", "reason_told"]
 
@@ -59,7 +58,7 @@ class Release:
 
     =============  ==================================================================================================
     join           names, shapes and types of the shared tensors, names of the private ones; with weights: those that
-                   every site draws from the federation's seed, read from their file, and only before any training
+                   every site draws from the federation's seed, of a site built for this reply and not trained
     train          the update after the site's filters: the shared tensors, attachments that the strategy declares and
                    the site admits, counts, the mean loss, metrics of training, what the noise has spent
     validate,      mean metrics over at least ``min_cases`` cases, and the number of cases; of fewer the number alone
@@ -105,10 +104,10 @@ class Release:
         described = {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in site.reference.items()}
         reply = Reply(None, {"structure": described, "private": list(site.private)})
         if outcome.with_weights:
-            if int(request.facts["state_round"]) > 0:
+            if int(request.facts["state_round"]) != 0:
                 raise PolicyError("weights to start from leave a site before its first training only.")
-            initial = load_checked(self.initial)
-            reply.message = weights_message({key: initial[key] for key in site.reference})
+            # the site has just been built; a file could have been written by a component of the job since
+            reply.message = weights_message({key: tensor.detach().clone() for key, tensor in site.reference.items()})
         return reply
 
     def _trained(self, request: Request, outcome: Trained) -> Reply:

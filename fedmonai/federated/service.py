@@ -66,6 +66,8 @@ class SiteService:
         try:
             if request.kind not in KINDS or request.site != self.name:
                 raise ConfigError(f"a request '{request.kind}' for site '{request.site}' came to site '{self.name}'.")
+            if request.facts.get("with_weights"):
+                self._held = None  # weights to start from are those of a site that has just been built
             site = self._site(int(request.facts["state_round"]))
             if request.facts.get("kept") is not None:
                 self._remove_states({int(number) for number in request.facts["kept"]})
@@ -76,6 +78,8 @@ class SiteService:
 
     def _site(self, wanted: int) -> SiteAlgo:
         """The site in its state after round ``wanted`` (0: as it was built)."""
+        if wanted < 0:
+            raise ConfigError(f"a request is for the state after round {wanted}; the first round is 1.")
         if self._held == wanted:
             return self.sites.open(self.name)
         if wanted == 0:

@@ -17,7 +17,13 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError
-from fedmonai.federated.local_training import LocalTrainingMonitor, load_stateful, reset_engine, stateful_parts
+from fedmonai.federated.local_training import (
+    LocalTrainingMonitor,
+    draws_from_all,
+    load_stateful,
+    reset_engine,
+    stateful_parts,
+)
 from fedmonai.federated.messages import (
     STATE_FORMAT,
     SharedKeys,
@@ -338,7 +344,8 @@ class SiteAlgo(MonaiAlgo):
             for name, values in evaluator.state.metric_details.items()
         }
         # a metric without values of cases is a mean over samples, of which there are at least as many
-        self.num_cases = min((len(values) for values in self.cases.values()), default=len(loader.dataset))
+        samples = len(loader.dataset) if draws_from_all(loader) else 1
+        self.num_cases = min((len(values) for values in self.cases.values()), default=samples)
         self.phase = FlPhase.IDLE
         return metrics
 

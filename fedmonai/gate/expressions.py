@@ -207,14 +207,15 @@ class _Grammar:
             if node.keywords:
                 yield f"'{node.func.id}' is called without names of arguments"
         elif isinstance(node.func, (ast.Name, ast.Attribute)):
-            yield from self._callee_problems(node.func, len(arguments))
+            yield from self._callee_problems(node.func, node)
         else:
             yield f"'{ast.unparse(node.func)[:60]}' is called; only names and methods may be"
         for argument in arguments:
             yield from self.problems(argument)
 
-    def _callee_problems(self, callee: ast.Name | ast.Attribute, count: int) -> Iterator[str]:
+    def _callee_problems(self, callee: ast.Name | ast.Attribute, call: ast.Call) -> Iterator[str]:
         dotted = self._dotted(callee)
+        count = len(call.args) + len(call.keywords)
         if dotted is None and isinstance(callee, ast.Attribute):
             if callee.attr not in self.names.methods:
                 allowed = ", ".join(sorted(self.names.methods))
@@ -227,6 +228,9 @@ class _Grammar:
             yield f"'{name}' is called; make it a component (_target_), whose arguments are checked"
         elif count > most:
             yield f"'{dotted}' gets {count} arguments; it may get {most}"
+        else:  # by its name an argument could be one that the number of arguments is to keep out, as an address
+            for name in sorted({str(one.arg) for one in call.keywords} - self.policy.argument_names):
+                yield f"'{dotted}' takes no argument '{name}' here"
 
     def _operation(self, node: ast.BinOp) -> Iterator[str]:
         sides = (node.left, node.right)

@@ -36,6 +36,7 @@ class Policy:
         fetching_arguments: regular expression of the names of arguments by which something is looked up or fetched.
         function_arguments: regular expression of the names of arguments that are functions.
         callable: functions that an expression may call by name, with their greatest number of arguments.
+        argument_names: the only arguments that these may get by name.
         values: names that an expression may use as values.
         attributes: what an expression may read of a reference.
         methods: what it may call of a reference.
@@ -54,6 +55,7 @@ class Policy:
     fetching_arguments: str
     function_arguments: str
     callable: Mapping[str, int]
+    argument_names: frozenset[str]
     values: frozenset[str]
     attributes: frozenset[str]
     methods: frozenset[str]
@@ -102,11 +104,12 @@ def load_policy(allow: tuple[str, ...] = ()) -> Policy:
             for name in group["names"].split()
         },
         values=frozenset(f"{module}.{name}" for module, names in content["values"].items() for name in names.split()),
-        **{
-            name: frozenset(content[name].split())
-            for name in ("attributes", "methods", "variables", "roots", "result_folders", "workflow_arguments")
-        },
+        **{name: frozenset(content[name].split()) for name in _WORDS},
     )
+
+
+#: sections of one line of words
+_WORDS = ("argument_names", "attributes", "methods", "variables", "roots", "result_folders", "workflow_arguments")
 
 
 def _kinds(text: str) -> dict[str, str]:

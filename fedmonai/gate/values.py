@@ -96,7 +96,7 @@ class Values:
             if config_id.rpartition(SEP)[2] == "_desc_":
                 continue
             if isinstance(value, str) and value.startswith("$") and not value.startswith("$import "):
-                yield from ((config_id, problem) for problem in self._text_problems(value))
+                yield from ((config_id, problem) for problem in dict.fromkeys(self._text_problems(value)))
             elif isinstance(value, Mapping) and "_target_" in value:
                 yield from ((f"{config_id}{SEP}{key}", what) for key, what in self._component_problems(value))
         yield from self._handed_on()
@@ -170,7 +170,11 @@ class Values:
         for node in ast.walk(parsed(value)):
             if problem := self._computed(node):
                 yield f"{value!r:.80} {problem}"
-        for form in self.of(value):
+        # of every part: a text may stand in a list, or be an argument of a call; a sum is judged as a whole
+        parts = [node for node in ast.walk(parsed(value)) if isinstance(node, ast.expr)]
+        sides = [side for node in parts if isinstance(node, ast.BinOp) for side in (node.left, node.right)]
+        whole = (node for node in parts if all(node is not side for side in sides))
+        for form in (form for node in whole for form in self._node(node, 0)):
             text = form.value if isinstance(form, Written) else form.rest if isinstance(form, Below) else ""
             if not isinstance(text, str):
                 continue

@@ -41,7 +41,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
     ) -> None:
         if batch_size < 1 or len(data_source) < 1:
             raise ConfigError(f"batch_size is {batch_size} for {len(data_source)} samples; both must be at least 1.")
-        self.size = len(data_source)
+        self.data_source, self.size = data_source, len(data_source)
         self.batch_size = batch_size
         self.key = (seed, site, "order")
         self.continue_epoch = continue_epoch

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import re
@@ -207,7 +208,7 @@ class SiteSettings:
             min_batch=self.min_batch,
             min_cases=self.min_cases or (1 if own_machine else MIN_CASES),
             max_epsilon=self.max_epsilon,
-            ledgers=(state.parent, f"*/sites/{name}"),
+            ledgers=(state.parent, f"*/sites/{glob.escape(name)}"),
         )
 
     def state(self, root: str | Path, run: str, name: str) -> Path:
