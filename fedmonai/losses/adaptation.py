@@ -110,7 +110,7 @@ def reliable_entropy(logits: Tensor, threshold: float | None = None, among: Tens
     Args:
         logits: (B, K, H, W).
         threshold: E0 as a share of log K, the largest entropy; None takes all pixels.
-        among: further logits, of which the entropy has to be below the threshold, too.
+        among: further logits, whose entropy must be below the threshold as well.
 
     Returns:
         a scalar; 0 with a gradient of 0 where no pixel is reliable.
@@ -170,8 +170,11 @@ def _refuse_label(loss: nn.Module, label: Tensor | None) -> None:
 class EntropyLoss(nn.Module):
     """Entropy of the prediction: Wang et al., Tent: Fully test-time adaptation by entropy minimization (ICLR 2021).
 
-    With a threshold it is the reliable entropy of SAR (:class:`fedmonai.methods.sar.SharpnessAwareStep`), a pixel being
-    what an image is in the papers on classification.
+    With a threshold it is the reliable entropy of SAR (:class:`fedmonai.methods.sar.SharpnessAwareStep`). SAR
+    classifies images and selects among them; here pixels are selected.
+
+    >>> round(float(EntropyLoss()(torch.zeros(1, 2, 4, 4))), 2)  # two classes, equally probable: log 2
+    0.69
 
     Args:
         threshold: pixels with at least this share of the largest entropy are left out; None takes all (TENT).
@@ -198,10 +201,15 @@ class EntropyLoss(nn.Module):
 
 
 class AdaptationLoss(nn.Module):
-    """``entropy_weight * H + consistency_weight * C + shape_weight * S``: Jiang et al., IOP-FL (IEEE TMI 2023).
+    """Loss of the test-time adaptation of IOP-FL (Jiang et al., IEEE TMI 2023), a weighted sum of three terms.
 
-    H is :func:`entropy_term`, C :func:`consistency_term`, S :func:`shape_term`. A weight of 0 leaves its term out. It
-    has the two arguments of every loss of a MONAI trainer, and refuses a label: adaptation at test time has none.
+    L = ``entropy_weight * H + consistency_weight * C + shape_weight * S``. H is :func:`entropy_term`, C
+    :func:`consistency_term`, S :func:`shape_term`. A weight of 0 leaves its term out. The loss has the two arguments of
+    every loss of a MONAI trainer, and refuses a label: adaptation at test time has none.
+
+    >>> views = torch.zeros(2, 1, 2, 8, 8)  # two equal views of one image, two classes, equally probable
+    >>> round(float(AdaptationLoss(entropy_weight=10.0)(views)), 2)
+    10.0
 
     Args:
         entropy_weight, consistency_weight, shape_weight: the paper's 10, 0.1 and 1.
@@ -219,7 +227,9 @@ class AdaptationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if entropy_axis not in ENTROPY_AXES:
-            raise ConfigError(f"entropy_axis is {entropy_axis!r}, it must be 'class' (default) or 'batch' (released)")
+            raise ConfigError(
+                f"entropy_axis is {entropy_axis!r}, it must be 'class' (default) or 'batch' (as released)"
+            )
         self.entropy_weight = entropy_weight
         self.consistency_weight = consistency_weight
         self.shape_weight = shape_weight

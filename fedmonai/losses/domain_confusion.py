@@ -15,8 +15,11 @@ __all__ = ["SiteDiscriminator", "domain_confusion_loss", "site_discrimination_lo
 class SiteDiscriminator(nn.Module):
     """Two layers that map a latent vector (B, latent_size) to one logit for each of two sites, (B, 2).
 
-    Guo et al., CVPR 2021. As in the released program the output, too, passes a LeakyReLU of slope 0.2. 525,058
+    Guo et al., CVPR 2021. As in the released program a LeakyReLU of slope 0.2 follows the output layer as well. 525,058
     parameters at the defaults.
+
+    >>> SiteDiscriminator(latent_size=8, hidden=4)(torch.zeros(5, 8)).shape
+    torch.Size([5, 2])
 
     Args:
         latent_size: values per vector: 2048 for the pooled bottleneck of the default reconstruction U-Net.
@@ -53,8 +56,8 @@ def domain_confusion_loss(source_logits: Tensor, target_logits: Tensor) -> Tenso
 def site_discrimination_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
     """The discriminator's loss of FL-MRCM: :func:`domain_confusion_loss` with both codes flipped.
 
-    0.5 [l(C(z_k), (0, 1)) + l(C(z_t), (1, 0))]: what the discriminator learns to call one site, the network learns to
-    have called the other.
+    0.5 [l(C(z_k), (0, 1)) + l(C(z_t), (1, 0))]: the discriminator learns to name the site of a vector, the network
+    learns vectors for which it names the other site.
     """
     return 0.5 * (_code_loss(source_logits, (0.0, 1.0)) + _code_loss(target_logits, (1.0, 0.0)))
 

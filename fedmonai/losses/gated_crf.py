@@ -36,6 +36,12 @@ class GatedCRFLoss(nn.Module):
     neighbors outside of the image as black pixels without a class, which adds a constant without a gradient; it is
     left out.
 
+    >>> edge = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, 1, 4, 4)
+    >>> logits = 100 * torch.cat([1 - edge, edge], dim=1)
+    >>> loss = GatedCRFLoss(radius=1)
+    >>> bool(loss(logits, edge) < loss(logits, torch.zeros_like(edge)))  # an edge that the image has costs less
+    True
+
     Args:
         radius: largest offset in pixels, >= 1.
         sigma_xy: width of the kernel in pixels, > 0.

@@ -31,11 +31,11 @@ def class_index_map(label: Tensor, logits: Tensor, name: str) -> Tensor:
 
 
 class PartialCrossEntropyLoss(nn.Module):
-    """Mean of ``-log softmax(logits)[label]`` over the pixels whose label is not ``ignore_index``.
+    """Partial cross entropy: mean of ``-log softmax(logits)[label]`` over the labeled pixels.
 
     FedICRA (arXiv 2304.05635). A batch without a labeled pixel gives 0 and a zero gradient; the authors' program
-    gives NaN there and the run is lost. The event is counted in ``empty_batches``. On a CPU it is also warned of at
-    once; on an accelerator that would stop the device, so call :meth:`warn_if_empty` now and then.
+    gives NaN there, and all weights become NaN. The event is counted in ``empty_batches``. On a CPU a warning
+    follows at once; on an accelerator that would wait for the device, so call :meth:`warn_if_empty` once per epoch.
 
     >>> loss = PartialCrossEntropyLoss(ignore_index=2)
     >>> round(float(loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 2]]]))), 4)  # log 2 at the one labeled pixel

@@ -26,6 +26,10 @@ UP, LEFT, RIGHT, DOWN = range(4)  # the opposite of direction d is 3 - d
 class SpanningForest:
     """Rooted spanning trees of ``T`` grids of one size.
 
+    >>> forest = SpanningForest(parent=torch.tensor([[0, 0, 3, 1]]), height=2, width=2)  # pixels 0 - 1 - 3 - 2
+    >>> forest.root_mask.tolist()
+    [[True, False, False, False]]
+
     Args:
         parent: ``(T, H * W)`` int64, the parent pixel of each pixel within its own grid; the root is its own parent.
         height: rows of each grid.

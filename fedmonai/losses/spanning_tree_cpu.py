@@ -24,9 +24,13 @@ __all__ = ["LevelOrder", "breadth_first_levels", "compiled_spanning_trees"]
 class LevelOrder:
     """A rooted forest in breadth-first order: all roots, then all their children, and so on.
 
+    >>> levels = LevelOrder(np.array([1, 0, 2]), np.array([0, 0, 0]), [0, 1, 3])  # pixel 1 is the parent of 0 and 2
+    >>> levels.depth, levels.position.tolist()
+    (1, [1, 0, 2])
+
     Args:
         order: row of the forest (tree * pixels + pixel) at each position.
-        parent: position of the parent of each position; never falls, so siblings are neighbors.
+        parent: position of the parent of each position; it never decreases, so siblings are adjacent.
         bounds: first position of each level, and the number of positions at the end.
     """
 

@@ -169,7 +169,12 @@ class TreeEnergyLoss(nn.Module):
     Each term lies in [0, 2]; without an unlabeled pixel the loss is 0, for a constant prediction exactly 0. The
     gradient flows through p on both sides and through the affinities of the embeddings (their only training signal),
     not through the image and not through the choice of the edges. Everything is computed in float32, also inside
-    autocast. The minimum spanning trees of all images and features of a batch are built in one go.
+    autocast. The minimum spanning trees of all images and features of a batch are built together.
+
+    >>> loss = TreeEnergyLoss(ignore_index=2)
+    >>> logits, unlabeled = torch.zeros(1, 2, 8, 8), torch.full((1, 1, 8, 8), 2)
+    >>> float(loss(logits, unlabeled, image=torch.rand(1, 1, 8, 8), embeddings=[torch.rand(1, 3, 4, 4)]))
+    0.0
 
     Args:
         ignore_index: label of unlabeled pixels.

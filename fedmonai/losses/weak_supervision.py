@@ -32,6 +32,12 @@ class WeakSupervisionLoss(nn.Module):
     After every call :attr:`terms` holds the terms without their weights, detached and on the device;
     :class:`fedmonai.handlers.loss_terms.LossTerms` averages them and reads them once per epoch.
 
+    >>> from types import SimpleNamespace
+    >>> output = SimpleNamespace(logits=torch.zeros(1, 2, 8, 8), auxiliary=[], image=torch.zeros(1, 1, 8, 8))
+    >>> loss = WeakSupervisionLoss(num_classes=2)
+    >>> loss(output, torch.ones(1, 1, 8, 8)).shape, sorted(loss.terms)
+    (torch.Size([]), ['crf', 'pce', 'tree'])
+
     Args:
         num_classes: classes K; label K is unlabeled.
         tree_weight: weight of :class:`TreeEnergyLoss`, >= 0.
@@ -49,7 +55,7 @@ class WeakSupervisionLoss(nn.Module):
             a scale s a pixel has about s^2 as many neighbors, and the term of the same picture falls by as much.
 
     Raises:
-        ConfigError: on a negative weight, and for what the terms refuse.
+        ConfigError: a negative weight, a ``crf_scale`` that is not positive, or an argument that a term refuses.
     """
 
     def __init__(
@@ -88,7 +94,7 @@ class WeakSupervisionLoss(nn.Module):
         Args:
             output: ``logits`` ``(B, K, H, W)``, ``auxiliary`` (maps from coarse to fine) and ``image`` ``(B, C, H, W)``
                 in [0, 1], as :class:`~fedmonai.networks.channel_selection_unet.ChannelSelectionOutput` has them;
-                logits alone will do when both weights are 0.
+                logits alone suffice when both weights are 0.
             label: ``(B, 1, H, W)`` or ``(B, H, W)``.
 
         Raises:

@@ -37,16 +37,21 @@ class _Piece:
 
 
 class WeightContrastLoss:
-    """R = sum_p |w_p - g_p|_1 / (sum_j sum_p |w_p - r_jp|_1 + 1e-14) (Feng et al., TMI 2023, arXiv 2112.05752).
+    """Contrastive regularizer R on weights (FedMRI: Feng et al., TMI 2023, arXiv 2112.05752).
 
-    w are the weights being trained, g the global ones and r_j those of site j after the round before; g and r_j are
-    constants. R lies in [0, inf); it is 0 for w = g, and with previous weights equal to g it is 1 / K. With the sums
-    N / D its gradient is sign(w - g) / D - N / D^2 sum_j sign(w - r_j), which is what the backward pass returns: the
-    signs are kept by the forward pass, and no graph is built over the names.
+    R = sum_p |w_p - g_p|_1 / (sum_j sum_p |w_p - r_jp|_1 + 1e-14). w are the weights being trained, g the global ones
+    and r_j those of site j after the round before; g and r_j are constants. R lies in [0, inf); it is 0 for w = g, and
+    with previous weights equal to g it is 1 / K. With the sums N / D its gradient is sign(w - g) / D - N / D^2 sum_j
+    sign(w - r_j), which is what the backward pass returns: the signs are kept by the forward pass, and no graph is
+    built over the names.
 
     The references are laid out once, as flat vectors. Two of the previous ones cost as much as one, since for l <= h
     |w - l| + |w - h| = (h - l) + 2 |w - clamp(w, l, h)|; where w equals l or h exactly this takes another element of
     the subdifferential than a sum of two signs would. Sums over pieces are added up in float64.
+
+    >>> loss = WeightContrastLoss([torch.zeros(2)], previous=[[torch.full((2,), 3.0)]])
+    >>> round(float(loss([torch.ones(2)])), 2)  # |1 - 0| / |1 - 3|
+    0.5
 
     Args:
         global_weights: g, tensors of any shapes on one device.

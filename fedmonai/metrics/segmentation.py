@@ -77,6 +77,12 @@ class CaseDice(CaseMetric):
 
     Both masks empty: 1. One empty: 0, counted and warned of (see :class:`CaseMetric`).
 
+    >>> label = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(2, 1, 4, 4)
+    >>> metric, batch = CaseDice(), {"volume": ["a", "a"], "num_slices": [2, 2]}
+    >>> metric.update(({"pred": torch.ones(2, 1, 4, 4), "label": label}, batch))
+    >>> round(metric.compute(), 2)  # 2 * 16 / (32 + 16)
+    0.67
+
     Args:
         class_index: the class to score; None (default) = everything above 0.
     """
@@ -137,6 +143,13 @@ class CaseHD95(CaseDistance):
 
     Both masks empty: 0. One empty: the diagonal of the image in mm, counted and warned of (see :class:`CaseMetric`).
 
+    >>> pred, label = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    >>> pred[..., 2, 2] = label[..., 2, 5] = 1
+    >>> metric, batch = CaseHD95(spacing=(1.0, 2.0, 5.0)), {"volume": ["a"], "num_slices": [1]}
+    >>> metric.update(({"pred": pred, "label": label}, batch))
+    >>> round(metric.compute(), 2)  # three columns of 2 mm
+    6.0
+
     Args:
         class_index: the class to score; None (default) = everything above 0.
         spacing: (row, column, slice) in mm for data without the batch key ``spacing``; [1, 1, 1] counts pixels.
@@ -156,6 +169,13 @@ class CaseASSD(CaseDistance):
 
     Both masks empty: 0. One empty: the diagonal of the image in mm, counted and warned of (see :class:`CaseMetric`).
 
+    >>> pred, label = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    >>> pred[..., 2, 2] = label[..., 2, 2:4] = 1
+    >>> metric, batch = CaseASSD(spacing=(1.0, 3.0, 5.0)), {"volume": ["a"], "num_slices": [1]}
+    >>> metric.update(({"pred": pred, "label": label}, batch))
+    >>> round(metric.compute(), 2)  # (0 + 0 + 3 mm) / 3 points
+    1.0
+
     Args:
         class_index: the class to score; None (default) = everything above 0.
         spacing: (row, column, slice) in mm for data without the batch key ``spacing``; [1, 1, 1] counts pixels.
@@ -174,8 +194,8 @@ class CaseASSD(CaseDistance):
 def release_dice(pred: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
     """Mean over the slices of a batch of the 2-D Dice of background and of foreground.
 
-    An empty class counts 1 where both are empty, so that easy slices and the background lift the number: use
-    :class:`CaseDice` to judge a model, and this one only beside numbers of the authors' program.
+    An empty class counts 1 where both are empty, so that empty slices and the background raise the value: use
+    :class:`CaseDice` to assess a model, and this one only to compare with values of the authors' program.
 
     Args:
         pred: logits or probabilities (B, 2, H, W), the larger wins, or class indices (B, 1, H, W).
@@ -196,6 +216,11 @@ class ReleaseDice(Metric):
     """Mean over the batches of :func:`release_dice`: depends on the batch size, as in the authors' program.
 
     Reads ``pred`` and ``label`` of ``engine.state.output`` (collated).
+
+    >>> metric = ReleaseDice()
+    >>> metric.update((torch.ones(1, 1, 4, 4), torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, 1, 4, 4)))
+    >>> round(metric.compute(), 2)  # background 0, foreground 2 / 3
+    0.33
 
     Raises:
         ConfigError: the evaluated data have no labels.
@@ -229,6 +254,12 @@ class ReleaseDice(Metric):
 
 class TargetDice(VolumeMetric):
     """Mean over the targets of the 3-D Dice of every case; see :class:`CaseDice` for empty masks.
+
+    >>> label = torch.tensor([1.0, 1.0, 2.0, 2.0]).expand(1, 1, 4, 4)
+    >>> metric, batch = TargetDice({"disc": None, "cup": 1}), {"volume": ["a"], "num_slices": [1]}
+    >>> metric.update(({"pred": torch.ones(1, 1, 4, 4), "label": label}, batch))
+    >>> round(metric.compute(), 2)  # disc 1, cup 2 / 3
+    0.83
 
     Args:
         targets: class of each named target, None for everything above 0 (the disc is cup or rim).

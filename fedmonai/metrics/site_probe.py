@@ -17,13 +17,13 @@ def linear_probe_accuracy(first: Tensor, second: Tensor, folds: int = 5, ridge: 
     2017) on the difference of two sites. With :math:`\hat X` the vectors that the rule is fitted to and
     :math:`\hat x` a further one, all standardized by the former, it is
     :math:`\hat x^T \hat X^T (\hat X \hat X^T / d + \rho I)^{-1} y`, y = 1 and -1. Both sites count with the same number
-    of vectors, and every vector is told by a rule that has not seen it. Slices of one subject may lie on both sides of
-    a fold: where a site has few subjects, a part of the accuracy is that these are recognized.
+    of vectors, and every vector is classified by a rule fitted without it. Slices of one subject may lie on both sides
+    of a fold: where a site has few subjects, part of the accuracy comes from recognizing them.
 
     Args:
         first: vectors of one site, (N, d), in random order.
         second: vectors of the other one, (M, d), likewise.
-        folds: parts that are told in turn by a rule fitted to the others.
+        folds: number of parts; each is classified by a rule fitted to the others.
         ridge: rho, for standardized vectors.
 
     Returns:

@@ -34,6 +34,14 @@ class VolumeMetric(Metric):
     A subclass implements :meth:`score` and may shrink what is kept of a slice in :meth:`prepare`. In a multi-process
     evaluation each process must hold whole volumes; the scores are then gathered from all of them.
 
+    >>> class LargestError(VolumeMetric):
+    ...     def score(self, pred, label, info):
+    ...         return float((pred - label).abs().max())
+    >>> metric, batch = LargestError(), {"volume": ["a", "a"], "num_slices": [2, 2], "slice": [1, 0]}
+    >>> metric.update(({"pred": torch.ones(2, 1, 4, 4), "label": torch.zeros(2, 1, 4, 4)}, batch))
+    >>> metric.compute()
+    1.0
+
     Raises:
         ConfigError: a label is missing, or the batch does not say which volume a slice belongs to.
     """

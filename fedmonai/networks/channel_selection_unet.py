@@ -23,8 +23,11 @@ class ChannelSelection(nn.Module):
         h_j = sigmoid( M(avg || W2 relu(e_j)) + M(max || W2 relu(e_j)) ),    M = linear, relu, linear, without bias.
 
     In the authors' program the embeddings are the columns of one weight that every site uploads. Here each site's row
-    is a parameter of its own, ``site_embeddings.<index>``: a site that sends only its own row (beside the rest of the
-    module) has it averaged with nobody's untrained copy.
+    is a parameter of its own, ``site_embeddings.<index>``: where a site sends only its own row (beside the rest of the
+    module), no untrained copy of another site enters the average of that row.
+
+    >>> ChannelSelection(num_sites=3, channels=16)(torch.zeros(2, 16, 4, 4)).shape
+    torch.Size([3, 2, 16])
 
     Args:
         num_sites: number of sites S, >= 1.
@@ -66,7 +69,7 @@ class ChannelSelectionOutput(NamedTuple):
         logits: ``(B, K, H, W)``.
         auxiliary: ``(B, K, H/4, W/4)``, ``(B, K, H/2, W/2)``, ``(B, K, H, W)``: embeddings for tree filters.
         gates: ``(S, B, C)`` channel gates of all sites for the same features.
-        image: the input, for losses that look at colors.
+        image: the input, for losses that compare intensities or colors.
     """
 
     logits: Tensor
@@ -76,7 +79,7 @@ class ChannelSelectionOutput(NamedTuple):
 
 
 class ChannelSelectionUNet(nn.Module):
-    """U-Net whose bottleneck is weighed per site and channel: ``x <- x (1 + h_site)`` (arXiv 2304.05635).
+    """U-Net whose bottleneck is weighted per site and channel: ``x <- x (1 + h_site)`` (arXiv 2304.05635).
 
     :meth:`forward` gives one tensor, the logits, also scripted and exported. :meth:`training_forward` gives logits,
     auxiliary maps and the gates of all sites from a single pass of the encoder; with ``training_outputs`` a call of
@@ -92,6 +95,11 @@ class ChannelSelectionUNet(nn.Module):
     forwards (there each draws new dropout and moves the batch statistics), and upsampling to the size of the skip
     connection, so that any size from 16 pixels works (the same for multiples of 16). The three switches bring back the
     first ones, one by one.
+
+    >>> network = ChannelSelectionUNet(num_sites=3, site=1, channels=(4, 4, 8, 8, 16), head_channels=4).eval()
+    >>> image = torch.zeros(2, 1, 16, 16)
+    >>> network(image).shape, network.training_forward(image).gates.shape
+    (torch.Size([2, 2, 16, 16]), torch.Size([3, 2, 16]))
 
     Args:
         in_channels: channels of the image.

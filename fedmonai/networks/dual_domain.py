@@ -17,13 +17,20 @@ _EPS = 1e-12
 
 
 class DualDomainUNet(nn.Module):
-    """k = M y + (1 - M) F(y), x = |IFFT(k)|, output U(x): F a U-Net on k-space, U one on the image.
+    """Reconstruction network of two U-Nets: F on k-space, U on the image.
 
-    The dual-domain variant that Feng et al. (TMI 2023, arXiv 2112.05752) describe and their release names but does not
-    contain: this definition is ours. y are the measured samples with the sampling mask M; what was measured is not
-    changed by F. F works on the real and imaginary part as two channels, coil by coil, and returns y + its output; its
-    last convolution starts at zero, so that training starts from the zero-filled image. Tensor names begin with
-    ``kspace_net.encoder``, ``kspace_net.decoder``, ``image_net.encoder``, ``image_net.decoder``.
+    k = M y + (1 - M) F(y), x = |IFFT(k)|, output U(x). The dual-domain variant that Feng et al. (TMI 2023, arXiv
+    2112.05752) describe and their release names but does not contain: this definition is ours. y are the measured
+    samples with the sampling mask M; what was measured is not changed by F. F works on the real and imaginary part as
+    two channels, coil by coil, and returns y + its output; its last convolution starts at zero, so that training starts
+    from the zero-filled image. Tensor names begin with ``kspace_net.encoder``, ``kspace_net.decoder``,
+    ``image_net.encoder``, ``image_net.decoder``.
+
+    >>> network = DualDomainUNet(base_channels=4, num_pool=2)
+    >>> kspace, mask = torch.randn(1, 2, 16, 16, dtype=torch.complex64), torch.ones(1, 1, 16, 16)
+    >>> mean, std = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    >>> network(torch.zeros(1, 1, 12, 12), kspace, mask, mean, std).shape
+    torch.Size([1, 1, 12, 12])
 
     Args:
         base_channels: channels of the first level of both U-Nets; 15,512,515 parameters at 32.

@@ -27,7 +27,12 @@ class IdentityInferer(Inferer):
 
 
 class SplitInferer(Inferer):
-    """Inference on parts of a batch, joined afterwards; feature maps of the whole never lie on the device.
+    """Inference on parts of a batch, joined afterwards; the device holds the feature maps of one part at a time.
+
+    >>> sizes = []
+    >>> network = lambda images: sizes.append(len(images)) or images
+    >>> SplitInferer(batch_size=4)(torch.zeros(10, 1, 8, 8), network).shape, sizes
+    (torch.Size([10, 1, 8, 8]), [4, 4, 2])
 
     Args:
         batch_size: largest number of examples per call.
@@ -66,6 +71,12 @@ class TwoViewInferer(Inferer):
 
     The two forward passes are separate, so batch normalization sees one view at a time, as in the authors' program of
     IOP-FL.
+
+    >>> from types import SimpleNamespace
+    >>> mirror = SimpleNamespace(apply=lambda images: images.flip(-1), undo=lambda pred: pred.flip(-1))
+    >>> views = TwoViewInferer(mirror)(torch.rand(3, 1, 4, 4), torch.nn.Identity())
+    >>> views.shape, torch.equal(views[0], views[1])
+    (torch.Size([2, 3, 1, 4, 4]), True)
 
     Args:
         view: the second view.

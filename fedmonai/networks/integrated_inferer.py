@@ -43,7 +43,12 @@ class IntegratedInferer(Inferer):
 
     .. math:: \sum_i p_i \, \mathrm{softmax}_i(-h_i).
 
-    Equal entropies weigh the same. Left out of the paper's variants: weights by sharpness, and ensembles of networks.
+    Equal entropies give equal weights. The paper's weights by sharpness and its ensembles of networks are left out.
+
+    >>> network = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 1)).eval()
+    >>> pred = IntegratedInferer(num_predictions=3)(torch.rand(4, 1, 8, 8), network)
+    >>> pred.shape, torch.allclose(pred.exp().sum(1), torch.ones(4, 8, 8))
+    (torch.Size([4, 2, 8, 8]), True)
 
     Shape: (B, C, H, W) to the logarithm of the averaged probabilities (B, K, H, W), which a softmax turns back.
 
@@ -61,7 +66,7 @@ class IntegratedInferer(Inferer):
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Predict every image of a batch by itself; mode and statistics of the network are put back."""
+        """Predict every image of a batch by itself; mode and statistics of the network are restored."""
         if not isinstance(network, nn.Module):
             raise ConfigError(f"InTEnt needs a network with batch normalization, not {type(network).__name__}.")
         with _borrowed_statistics(network) as layers:
@@ -99,7 +104,7 @@ def weights_of(entropies: Tensor) -> Tensor:
 
 @contextmanager
 def _borrowed_statistics(network: nn.Module) -> Iterator[list[_BatchNorm]]:
-    """The layers with running statistics; what inference does to them, their momentum and the mode is put back."""
+    """The layers with running statistics; their statistics, momentum and mode are restored afterwards."""
     layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         raise ConfigError("InTEnt mixes running statistics, but the network has none; take one that keeps them.")

@@ -23,7 +23,12 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class ModelCollection:
-    """State dicts of one network: ``personal`` by site name, and the ``global_state`` of the federation."""
+    """State dicts of one network: ``personal`` by site name, and the ``global_state`` of the federation.
+
+    >>> models = ModelCollection({"b": {"w": torch.zeros(2)}, "a": {"w": torch.ones(2)}}, {"w": torch.ones(2)})
+    >>> models.names, models.mean_of_personals()["w"].tolist()
+    (['a', 'b', 'global'], [0.5, 0.5])
+    """
 
     #: what expressions of a config may use of an object
     CONFIG_NAMES = ("personal", "global_state", "names", "mean_of_personals")
@@ -54,7 +59,7 @@ def collect_models(
     """Read the personal model of every site that trained, and the global model.
 
     During training a personal model never leaves its site. Test-time routing (IOP-FL, outside part) needs them
-    together, so bringing them together is a step of its own that somebody starts. After a federation in one process
+    together, so collecting them is a separate step that a person starts. After a federation in one process
     they lie in its run folder; sites elsewhere hand over the files ``models/<site>.pt`` of their own folders.
 
     Args:

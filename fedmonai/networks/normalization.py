@@ -21,10 +21,15 @@ _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
 
 
 class RunningBatchNorm(_BatchNorm):
-    """Batch normalization with the running statistics while training, too, and without changing them.
+    """Batch normalization that uses its running statistics in training mode too, and never changes them.
 
     ``nn.BatchNorm2d`` in training mode normalizes with the batch and moves its running statistics, so that a network
     whose parameters adapt to a new site would be measured with statistics other than those it adapted with.
+
+    >>> import torch
+    >>> layer = RunningBatchNorm(1, affine=False).train()
+    >>> round(float(layer(torch.full((2, 1, 4, 4), 3.0)).mean()), 2), layer.running_mean.tolist()
+    (3.0, [0.0])
 
     Shape: (batch, channels, ...), any number of axes.
     """
@@ -86,13 +91,19 @@ class StatisticsInferer(Inferer):
     """Inference in training mode, so that batch normalization gathers its running statistics; no gradient is needed.
 
     With the statistics ``site`` of :func:`adapt_normalization` one pass of an evaluator over a site's images adapts a
-    network to them. The network's mode is put back.
+    network to them. The network's mode is restored.
+
+    >>> import torch
+    >>> network = nn.BatchNorm2d(1, momentum=None).eval()
+    >>> _ = StatisticsInferer()(torch.full((2, 1, 4, 4), 3.0), network)
+    >>> network.running_mean.tolist(), network.training
+    ([3.0], False)
     """
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Return the network's output for ``inputs``."""
         if not isinstance(network, nn.Module):
-            raise ConfigError(f"statistics are gathered in a network, not in {type(network).__name__}.")
+            raise ConfigError(f"StatisticsInferer needs a network (torch.nn.Module), not {type(network).__name__}.")
         training = network.training
         network.train()
         try:

@@ -28,7 +28,7 @@ def place_network(
     Args:
         network: the network; changed in place.
         device: where it runs.
-        channels_last: store weights for channels-last convolutions (pays on GPUs with tensor cores only).
+        channels_last: store weights for channels-last convolutions (faster only on GPUs with tensor cores).
         compile: compile the forward pass in place. MONAI's own switch wraps the network, which renames every tensor in
             its state dict.
         amp: what the trainer's ``amp`` is set to, for the check only.
@@ -57,7 +57,7 @@ def load_weights(network: nn.Module, path: InputPath, config_id: str = "ckpt_pat
     Args:
         network: takes the weights; on any device.
         path: file written by a run (``models/model.pt``) or by a MONAI CheckpointSaver.
-        config_id: how error messages call ``path``.
+        config_id: name of ``path`` in error messages.
 
     Returns:
         the same network.
@@ -79,5 +79,5 @@ def load_weights(network: nn.Module, path: InputPath, config_id: str = "ckpt_pat
 
 
 def save_weights(network: nn.Module, path: OutputPath) -> None:
-    """Write the state dict of ``network`` so that ``path`` is either the old file or the whole new one."""
+    """Write the state dict of ``network`` atomically: an interrupted write leaves the old file."""
     save({key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}, path)

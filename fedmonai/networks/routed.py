@@ -25,6 +25,9 @@ class Router(nn.Module):
     As in the authors' program there is no activation between the two linear layers, and the weights lie in (0, 1)
     each without summing to one.
 
+    >>> Router(channels=4, num_experts=3)(torch.zeros(2, 4, 8, 8)).shape
+    torch.Size([2, 3])
+
     Shape: (batch, channels, H, W) to (batch, num_experts).
     """
 
@@ -141,6 +144,10 @@ class RoutedConv2d(_RoutedConv):
 
     A single expert with router weight 1 is the plain convolution.
 
+    >>> layer = RoutedConv2d(3, 8, kernel_size=3, num_experts=4, padding=1)
+    >>> layer(torch.zeros(2, 3, 16, 16)).shape, layer.expert_weights.shape
+    (torch.Size([2, 8, 16, 16]), torch.Size([4, 8, 3, 3, 3]))
+
     Raises:
         ConfigError: no expert, or an unknown form.
     """
@@ -199,6 +206,9 @@ class RoutedConvTranspose2d(_RoutedConv):
     """2-D transposed convolution with a kernel mixed per example: see :class:`RoutedConv2d`.
 
     ``expert_weights`` is (experts, in, out / groups, kh, kw).
+
+    >>> RoutedConvTranspose2d(8, 4, kernel_size=2, num_experts=3, stride=2)(torch.zeros(2, 8, 5, 5)).shape
+    torch.Size([2, 4, 10, 10])
     """
 
     def __init__(

@@ -33,7 +33,13 @@ __all__ = [
 class KspaceMask(ABC):
     """Base of all masks: draws a float32 mask of 0 and 1 that broadcasts to a k-space plane (H, W).
 
-    A mask holds its settings only; the random numbers come from the generator of whoever draws.
+    A mask holds its settings only; the random numbers come from the caller's generator.
+
+    >>> class EverySample(KspaceMask):
+    ...     def sample(self, shape, rng):
+    ...         return torch.ones(shape[-2:])
+    >>> EverySample().from_file_name("a.h5", (4, 16, 12)).shape
+    torch.Size([16, 12])
     """
 
     #: what expressions of a config may use of an object
@@ -232,6 +238,10 @@ class RadialMask(KspaceMask):
     A spoke is the grid points nearest to a straight line through the middle of the plane, which is stretched with the
     image where it is not square. The spokes cover the middle by themselves: there is no central block.
 
+    >>> mask = RadialMask(accelerations=4).sample((64, 64), np.random.RandomState(0))
+    >>> mask.shape, bool(0.23 < mask.mean() < 0.27)
+    (torch.Size([64, 64]), True)
+
     Args:
         accelerations: R >= 1; each draw picks one first. What is kept differs from N / R by half a spoke at most
             (a spoke has about max(H, W) samples).
@@ -285,6 +295,13 @@ def _spokes(plane: tuple[int, int], number: int, turn: float = 0.0) -> np.ndarra
 
 class ArrayMask(KspaceMask):
     """Mask read from a file, the same in training, validation and test.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/mask.npy", np.array([0, 1, 1, 0]))
+    ...     mask = ArrayMask(f"{folder}/mask.npy")
+    >>> mask.is_column, mask.from_file_name("a.h5", (8, 4)).tolist()
+    (True, [0.0, 1.0, 1.0, 0.0])
 
     Args:
         file: ``.npy``, or ``.mat`` (up to version 7) with the variable ``key``. 0 and 1, (W,) or (1, W) for columns,
@@ -342,6 +359,10 @@ class FixedMask(KspaceMask):
 
 class MixedMask(KspaceMask):
     """Choice among several masks at every draw: the sampling patterns of all sites in pooled data.
+
+    >>> over_columns = [CartesianMask("random"), CartesianMask("equispaced")]
+    >>> MixedMask(over_columns).is_column, MixedMask([*over_columns, RadialMask()]).is_column
+    (True, False)
 
     Args:
         masks: one or more, equally likely.

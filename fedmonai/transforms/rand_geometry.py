@@ -23,8 +23,11 @@ class RandQuarterTurnFlip(RandomizableTransform):
 
     Images that are not square are turned by 0 or 180 degrees only, so that their size stays.
 
+    >>> RandQuarterTurnFlip(prob=1.0)(np.zeros((1, 4, 6))).shape
+    (1, 4, 6)
+
     Args:
-        prob: chance of doing anything, in [0, 1]; 0 returns the input.
+        prob: probability of the transform, in [0, 1]; 0 returns the input.
     """
 
     def __init__(self, prob: float = 0.5) -> None:
@@ -54,10 +57,15 @@ class RandRotateFill(RandomizableTransform):
 
     Nearest neighbor for images too is what FedICRA's program does: it keeps image and label aligned to the pixel.
 
+    >>> turned = RandRotateFill(prob=1.0, angles=(45, 45), pad_value=9.0)(np.ones((1, 4, 4)))
+    >>> turned.shape, float(turned[0, 0, 0])
+    ((1, 4, 4), 9.0)
+
     Args:
-        prob: chance of a rotation, in [0, 1].
+        prob: probability of a rotation, in [0, 1].
         angles: smallest and largest angle in degrees, both included.
-        pad_value: value outside of the picture; for labels the id of unlabeled pixels, so that corners teach nothing.
+        pad_value: value outside of the picture; for labels the id of unlabeled pixels, which a loss leaves
+            out.
     """
 
     def __init__(self, prob: float = 0.5, angles: Sequence[int] = (-45, 44), pad_value: float = 0.0) -> None:
@@ -98,7 +106,13 @@ class _RandTogetherd(RandomizableTransform, MapTransform):
 
 
 class RandQuarterTurnFlipd(_RandTogetherd):
-    """Dictionary version of :class:`RandQuarterTurnFlip`; all keys are turned and flipped alike."""
+    """Dictionary version of :class:`RandQuarterTurnFlip`; all keys are turned and flipped alike.
+
+    >>> image = np.arange(16).reshape(1, 4, 4)
+    >>> moved = RandQuarterTurnFlipd(["image", "label"], prob=1.0)({"image": image, "label": image})
+    >>> np.array_equal(moved["image"], moved["label"])
+    True
+    """
 
     transform: RandQuarterTurnFlip
 

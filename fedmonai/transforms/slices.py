@@ -140,6 +140,11 @@ def classes_in_plane(logits: Tensor, rows: int, columns: int, resize_mode: str) 
 class ClassesInPlaned(MapTransform):
     """:func:`classes_in_plane` of a prediction, with the keys ``rows``, ``columns`` and ``resize_mode`` of its batch.
 
+    >>> data = {"pred": torch.zeros(1, 2, 8, 8), "rows": 6, "columns": 10, "resize_mode": "resize"}
+    >>> classes = ClassesInPlaned()(data)["pred"]
+    >>> classes.shape, classes.dtype
+    (torch.Size([1, 6, 10]), torch.uint8)
+
     Args:
         keys: of the logits.
     """

@@ -16,7 +16,7 @@ __all__ = ["ANNOTATIONS", "weak_label", "weak_label_statistics", "weak_labels"]
 #: annotations, by the names under which the release of FedICRA stores them
 ANNOTATIONS = ("keypoint", "scribble", "scribble_noisy", "block", "box")
 
-SMALLEST_PIECE = 6  # pixels; smaller pieces of a class are specks that nobody would mark
+SMALLEST_PIECE = 6  # pixels; smaller pieces of a class are too small to be annotated
 POINTS_PER_CLASS = 3
 BOX_CORE = 0.75
 SCRIBBLE_DEPTH = 0.5
