@@ -107,6 +107,14 @@ class OpenFiles(Generic[Handle]):
         opener: makes a handle from a path.
         close: closes a handle; called for the least recently used one when ``capacity`` is exceeded.
         capacity: at least 1; one volume's slices are read in a row by an unshuffled loader, hence few suffice there.
+
+    Example:
+        >>> files = OpenFiles(opener=str.upper, close=print, capacity=1)
+        >>> files.read("a.h5", len)
+        4
+        >>> files.read("b.h5", len)
+        A.H5
+        4
     """
 
     def __init__(self, opener: Callable[[str], Handle], close: Callable[[Handle], Any], capacity: int = 16) -> None:

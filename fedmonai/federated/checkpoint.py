@@ -40,10 +40,19 @@ MEAN = ""
 
 
 class BestModelTracker:
-    """Remembers the best value of the key metric and its round, over the mean of the sites and per site.
+    """Tracker of the best value of the key metric and its round, over the mean of the sites and per site.
 
     Args:
         mode: ``max`` when larger is better, ``min`` otherwise.
+
+    Example:
+        >>> best = BestModelTracker("max")
+        >>> best.update_mean({"A": 0.5, "B": 1.0}, round_number=1)
+        True
+        >>> best.update_mean({"A": 0.5, "B": 0.5}, round_number=2)
+        False
+        >>> best.round(), best.value()
+        (1, 0.75)
 
     Raises:
         ConfigError: on another mode.
@@ -110,7 +119,7 @@ class BestModelTracker:
 
 
 class Checkpoint:
-    """Store of a run: its folder and tables, the commits of its rounds, its best models. It knows no engine.
+    """Store of a run: its folder and tables, the commits of its rounds, its best models; without the engine.
 
     A round is committed when ``federation.pt`` names it. The file is written last, after the state files of the sites;
     the commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so there is a
@@ -119,6 +128,15 @@ class Checkpoint:
     Args:
         output_dir: folder of the run.
         key_metric_mode: see :class:`BestModelTracker`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as path:
+        ...     store = Checkpoint(path)
+        ...     store.start({"weight": torch.zeros(1)})
+        ...     print(store.exists(), store.folder.model("initial").is_file())
+        ...     store.folder.close()
+        False True
 
     Raises:
         ConfigError: when the folder cannot be written, or another process is running in it.

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluations:
-    """Evaluates sites and writes ``metrics.csv``, ``cases.csv`` and the best models.
+    """Evaluations of the sites, written to ``metrics.csv``, ``cases.csv`` and the best models.
 
     ``models/model.pt`` is the global network of the round with the best mean validation metric, ``models/<site>.pt`` a
     site's own network of its own best round (only where a site has private weights). The test split is read by

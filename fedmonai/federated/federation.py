@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Federation(Workflow):
-    """Runs rounds over the sites of a pool with one strategy.
+    """Federation: runs rounds over the sites of a pool with one strategy.
 
     Everything that attaches to a MONAI engine attaches to it: after every round ``engine.state.metrics`` holds
     ``train_loss`` and ``val_<metric>``, as means over sites and as ``<name>_<site>`` for each one.
@@ -189,7 +189,7 @@ class Federation(Workflow):
         self.checkpoint.folder.write_json("run.json", self._description())
 
     def _where_it_stops(self) -> str:
-        """For whoever stops the process."""
+        """What is printed when a user stops the process."""
         folder = self.sites.plan.output_dir
         if not self.checkpoint.exists():
             return f"stopped {self._stage}; '{folder}' holds no committed round to resume: start again."

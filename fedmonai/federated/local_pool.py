@@ -25,7 +25,7 @@ __all__ = ["LocalPool"]
 
 
 class LocalPool:
-    """Builds, holds and stores sites in this process; a :class:`~fedmonai.federated.site_pool.SitePool`.
+    """Pool that builds, holds and stores sites in this process; a :class:`~fedmonai.federated.site_pool.SitePool`.
 
     Args:
         plan: what the sites are built from.

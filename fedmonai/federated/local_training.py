@@ -108,6 +108,13 @@ class UpdateBuffers:
 
     Fresh memory of a network's size costs more than the copy into it. There are as many sets as sites take part in the
     largest round, which is what the updates of that round need anyway.
+
+    Example:
+        >>> buffers, reference = UpdateBuffers(), {"weight": torch.zeros(2)}
+        >>> first = buffers.take(reference)
+        >>> buffers.end_round()
+        >>> buffers.take(reference)["weight"] is first["weight"]
+        True
     """
 
     def __init__(self) -> None:

@@ -79,6 +79,11 @@ class SharedKeys:
         local: regular expressions of keys that stay private although a shared pattern matches them, for example
             ``(r".*\\.bn",)`` (FedBN).
 
+    Example:
+        >>> keys = SharedKeys("encoder", local=".*bn")
+        >>> keys.split(["encoder.conv", "encoder.bn", "head.conv"])
+        (['encoder.conv'], ['encoder.bn', 'head.conv'])
+
     Raises:
         ConfigError: when a pattern is not a regular expression.
     """
@@ -133,7 +138,7 @@ def _tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 class KeepSharedKeys:
-    """Drops every tensor that is not shared, for sites that run a stock ``MonaiAlgo``.
+    """Filter that drops every tensor that is not shared, for sites that run a stock ``MonaiAlgo``.
 
     :class:`~fedmonai.federated.site.SiteAlgo` needs no such filter. A stock client needs it on both sides: without the
     one after training its private tensors leak, without the one before they are overwritten by the server's.
@@ -141,6 +146,11 @@ class KeepSharedKeys:
     Args:
         shared_keys: regular expressions of the tensors that may leave and be loaded.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Example:
+        >>> message = weights_message({"encoder.weight": torch.zeros(1), "head.weight": torch.zeros(1)})
+        >>> list(KeepSharedKeys("encoder")(message).weights)
+        ['encoder.weight']
     """
 
     def __init__(self, shared_keys: str | Sequence[str] = (".*",), local_keys: str | Sequence[str] = ()) -> None:
@@ -166,6 +176,12 @@ class Request:
         round: the strategy's round, not the transport's counter.
         message: weights and attachments, if the kind needs them.
         facts: plain values: lists and dicts with ``str`` keys of numbers, strings, booleans and ``None``.
+
+    Example:
+        >>> tensors, plain = pack_request(Request("train", "A", 3, weights_message({"weight": torch.zeros(2)})))
+        >>> request = unpack_request(tensors, plain)
+        >>> request.kind, request.site, request.round, list(request.message.weights)
+        ('train', 'A', 3, ['weight'])
     """
 
     kind: str
@@ -177,7 +193,12 @@ class Request:
 
 @dataclass
 class Reply:
-    """Reply of a site; one with an ``error`` has no message."""
+    """Reply of a site; one with an ``error`` has no message.
+
+    Example:
+        >>> unpack_reply(*pack_reply(Reply(error="no data")))
+        Reply(message=None, facts={}, error='no data')
+    """
 
     message: ExchangeObject | None = None
     facts: dict[str, Any] = field(default_factory=dict)

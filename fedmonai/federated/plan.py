@@ -34,7 +34,7 @@ def overlay_files(overlay: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class SitePlan:
-    """What sites need of their federation; from it and the bundle's files alone every site is built.
+    """Plan of the sites: what they need of their federation. From it and the bundle's files alone every site is built.
 
     Made from a config without opening a folder. The engine, its workers and a deployed site build the same site from
     the same plan; what a site decides for itself is another plan (:func:`dataclasses.replace`).
@@ -62,6 +62,11 @@ class SitePlan:
         policy: bounds that a deployed site sets.
         gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
             site sets it, and no config can.
+
+    Example:
+        >>> plan = SitePlan("bundle", {"B": {}, "A": {"lr": 0.01}}, output_dir="results")
+        >>> plan.names, plan.state_file("A", 3).as_posix()
+        (['A', 'B'], 'results/sites/A/round_0003.pt')
 
     Raises:
         ConfigError: on an empty federation or a name that is no folder name.

@@ -20,14 +20,14 @@ DELTA = 1e-5
 
 
 class PolicyError(ConfigError):
-    """A site does not do what it was asked to. The text holds nothing of its data, folders or errors and may leave."""
+    """Refusal of a request by a site. The text contains nothing of its data, folders or errors and may leave."""
 
 
 @dataclass(frozen=True)
 class SitePolicy:
     """Bounds that a site sets; a job can only stay below them.
 
-    The default is the policy of one's own machine, in a simulation: nothing is bounded and errors are told in full. A
+    The default is the policy of one's own machine, in a simulation: nothing is bounded and errors are sent in full. A
     deployed site's is made from its ``fedmonai.yaml``.
 
     Args:
@@ -39,6 +39,11 @@ class SitePolicy:
         min_cases: fewest cases that a mean metric, and fewest samples that a mean loss, may be taken over.
         max_epsilon: bound on epsilon over all runs in ``ledgers`` together; training without noise is then refused.
         ledgers: folder with the states of all runs, and the pattern of this site's folders in it.
+
+    Example:
+        >>> policy = SitePolicy(attachments=["target_latents"])
+        >>> [policy.admits_attachment(name, declared=["target_latents"]) for name in ("target_latents", "images")]
+        [True, False]
     """
 
     own_machine: bool = True

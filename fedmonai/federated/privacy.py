@@ -47,7 +47,7 @@ class GaussianPrivacy:
     back, so a round that is repeated after an interruption counts again. A site from which an update has left without
     noise (:func:`note_release`) has no bounded epsilon any more: ledger, round record and report say "unbounded". Noise
     comes from the operating system's randomness, hence two runs differ. With ``seed`` the noise repeats, for tests;
-    whoever knows the seed can take it off again, and the ledger says so.
+    anyone who knows the seed can subtract it, which the ledger notes.
 
     Args:
         output_dir: folder of the run, as given to :class:`~fedmonai.federated.local_pool.LocalPool`.
@@ -140,7 +140,7 @@ class GaussianPrivacy:
         norm = math.sqrt(sum(float(step.double().square().sum()) for step in steps))
         if not math.isfinite(norm):
             raise FloatingPointError("the update holds NaN or infinite values, nothing is sent")
-        # a hair below the bound, so that rounding does not put the norm above it
+        # slightly below the bound, so that rounding does not put the norm above it
         scale = min(1.0, self.clip_norm / (norm * (1 + 1e-5))) if norm > 0 else 1.0
         generators: dict[torch.device, torch.Generator] = {}
         found = {}

@@ -74,6 +74,10 @@ class RunConfig:
     Args:
         text: the config that repeats the run, as a file of its own.
         values: the values of all ids that a result may depend on, as texts; those of the sites' files too.
+
+    Example:
+        >>> list(RunConfig(values={"lr": "0.01"}).changes(before={"lr": "0.1"}))
+        ['lr was 0.1, is 0.01']
     """
 
     text: str = ""
@@ -108,6 +112,15 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as path:
+        ...     folder = RunFolder(path)
+        ...     folder.add_round({"round": 1})
+        ...     print(folder.rounds())
+        ...     folder.close()
+        [1]
 
     Raises:
         ConfigError: when it cannot be written, or another process is running in it.
@@ -281,15 +294,21 @@ def _csv_line(row: Sequence[str]) -> str:
 
 
 class SiteError(RuntimeError):
-    """A site in another process failed, with the reason it gave, or did not reply."""
+    """Failure of a site in another process, with the reason it gave, or the lack of a reply."""
 
 
 class RoundRecord:
-    """Collects who took part in a round, who failed and why, and what crossed the wire.
+    """Record of a round: who took part, who failed and why, and what was sent.
 
     Args:
         number: the round, from 1.
         participants: the sites that were asked.
+
+    Example:
+        >>> record = RoundRecord(1, ["A", "B"])
+        >>> record.fail("B", FloatingPointError("the loss is nan"))
+        >>> record.failed, record.all_diverged()
+        ({'B': 'FloatingPointError: the loss is nan'}, False)
     """
 
     def __init__(self, number: int, participants: list[str]) -> None:

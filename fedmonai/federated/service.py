@@ -31,7 +31,7 @@ __all__ = ["SiteService"]
 
 
 class SiteService:
-    """Replies to the requests of :class:`~fedmonai.federated.remote_pool.RemotePool` with one site.
+    """Service of one site: replies to the requests of :class:`~fedmonai.federated.remote_pool.RemotePool`.
 
     The state after a local training is on disk before its update leaves. A request names the round whose state the
     server has committed for this site; if the site is ahead (its reply was lost, the server went back), it returns to

@@ -40,7 +40,7 @@ _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
 class InvalidUpdate(ValueError):  # noqa: N818 (what it is, is a message)
-    """A message may not be used, for the reason in the text."""
+    """Refusal of a message, for the reason in the text."""
 
 
 @torch.no_grad()
@@ -67,6 +67,13 @@ class UsualNorm:
 
     Args:
         ratio: see :class:`UpdateValidator`; ``None`` for no bound.
+
+    Example:
+        >>> usual = UsualNorm(ratio=30)
+        >>> list(usual.outliers({"A": 1.0, "B": 1.5, "C": 0.5, "D": 100.0}))
+        ['D']
+        >>> usual.largest
+        [1.5]
     """
 
     #: fewer values have no middle that one of them could not move
@@ -112,10 +119,10 @@ class UsualNorm:
 
 
 class UpdateValidator:
-    """Refuses messages with unknown, missing, misshapen, non-float, non-finite or absurdly large tensors.
+    """Validator of messages: refuses unknown, missing, misshapen, non-float, non-finite or absurdly large tensors.
 
-    Runtimes for federated learning pass NaN, infinities and transposed tensors on to the average without a word; one
-    such update spoils the model of every site.
+    Runtimes for federated learning pass NaN, infinities and transposed tensors on to the average without an error;
+    one such update spoils the model of every site.
 
     Args:
         max_abs: largest absolute value a weight or an integer buffer may have; ``None`` switches this bound off
@@ -124,6 +131,14 @@ class UpdateValidator:
             buffers (batch counters) do not count.
         max_norm_ratio: largest norm of a site's update in units of what is usual, see :class:`UsualNorm`, in [1, inf);
             ``None`` for no such bound.
+
+    Example:
+        >>> broken = {"weight": torch.tensor([float("nan")])}
+        >>> try:
+        ...     UpdateValidator().check_weights(broken, reference={"weight": torch.zeros(1)})
+        ... except InvalidUpdate as error:
+        ...     print(error)
+        'weight' holds NaN or infinite values
 
     Raises:
         ConfigError: when a bound is not positive, or ``max_norm_ratio`` below 1.

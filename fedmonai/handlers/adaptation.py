@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 class AdaptationEvaluator:
-    """Measure the network of an adapting trainer before the first pass and after every pass over the images.
+    """Evaluation of an adapting trainer's network before the first pass and after every pass over the images.
 
     Two things need no label and are always measured, on the images that are adapted on: the mean ``entropy`` of the
     predictions, as a share of the largest, and the mean share of every expert of a routed network. With an evaluator
@@ -42,7 +42,7 @@ class AdaptationEvaluator:
     at an edge but everywhere, there is nothing to tell the two apart, and the adaptation is not started [ours]: with
     ``max_entropy`` 0.1, when the mean entropy is above a tenth of its largest value. Edges do not reach that: an organ
     of 15 pixels across in 48 x 48 has 4 % of all pixels on its edge. The first loss of IOP-FL is then about 1. The
-    network is left as it was, and this is said.
+    network is left as it was, and a printed line says so.
 
     The evaluator has its own loader, and nothing of it comes back to the trainer; random numbers are put back, so that
     the adapted weights are the same with and without it.
@@ -118,7 +118,7 @@ class AdaptationEvaluator:
             self.started = False
             print(
                 f"{self.site}: not adapted. The predictions are unsure (mean entropy {self.entropies[0]:.3f} of 1, "
-                f"max_entropy is {self.max_entropy}), and to make them surer would harden what is wrong. Use the "
+                f"max_entropy is {self.max_entropy}), and adaptation would make wrong ones surer as well. Use the "
                 "global model here, or train the federation longer.",
                 flush=True,
             )

@@ -32,6 +32,14 @@ class ResumableBatchSampler(Sampler[list[int]]):
         site: name of the site; other sites' orders do not depend on it.
         continue_epoch: whether a round continues in the data.
 
+    Example:
+        >>> sampler = ResumableBatchSampler(range(5), batch_size=2)
+        >>> sorted(index for batch in sampler for index in batch)
+        [0, 1, 2, 3, 4]
+        >>> sampler.begin(1)
+        >>> [len(batch) for batch in sampler]
+        [2, 1]
+
     Raises:
         ConfigError: on an empty dataset or a batch size below 1.
     """
@@ -67,7 +75,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
 
 
 class ResumablePosition(SiteHandler):
-    """Tells a sampler, when a round begins, how many iterations the site has made before.
+    """Position in the data: a sampler is told, when a round begins, how many iterations the site has made before.
 
     A site keeps that number over rounds, restarts and failures, so the sampler needs no state of its own.
 

@@ -28,6 +28,16 @@ class LossTerms(SiteHandler):
 
     Args:
         sources: losses with terms, and handlers that add a term to the loss; these are attached here, before this one.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from fedmonai.handlers import loss_terms
+        >>> loss = SimpleNamespace(terms={"dice": torch.tensor(0.5)}, weights={"dice": 2.0})
+        >>> trainer = Engine(lambda engine, batch: None)
+        >>> loss_terms.LossTerms([loss]).attach(trainer)
+        >>> trainer.run([0, 1]).metrics
+        {'dice': 0.5, 'dice_weight': 2.0}
     """
 
     def __init__(self, sources: Sequence[Any]) -> None:

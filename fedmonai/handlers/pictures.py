@@ -18,7 +18,7 @@ __all__ = ["ExampleSlice", "SaveLatents"]
 
 
 class ExampleSlice:
-    """Writes the middle slice of the first test volume as ``examples/<name>.npz`` under the site's own folder.
+    """Example slice: the middle one of the first test volume, as ``examples/example.npz`` in the site's own folder.
 
     It acts in the final test of a federation only (``engine.state.split == "test"``), and not for reference methods;
     the last model tested is the one that stays. The images never leave the site's folder.
@@ -80,7 +80,7 @@ class ExampleSlice:
 
 
 class SaveLatents:
-    """Writes ``latents.npz`` in a site's folder: one pooled bottleneck vector per test slice, float32 (slices, values).
+    """Latent vectors of the test slices, pooled at the bottleneck: ``latents.npz``, float32 (slices, values).
 
     It acts in the final test of a federation only (``engine.state.split == "test"``), and not for reference methods;
     the last model tested is the one that stays. Guo et al. (CVPR 2021) and Feng et al. (TMI 2023) show such vectors of

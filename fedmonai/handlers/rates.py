@@ -18,7 +18,7 @@ __all__ = ["OptimizerReset", "PolyLR", "RoundLR", "TermRamp"]
 class RoundLR(SiteHandler):
     """Learning rate in steps: multiplied by ``gamma`` after each milestone of rounds.
 
-    Where nobody counts rounds (a site that trains alone, a stock ``MonaiAlgo``) every epoch is a round.
+    Where rounds are not counted (a site that trains alone, a stock ``MonaiAlgo``) every epoch is a round.
 
     In round r (from 1) the rate is ``lr * gamma ** (number of milestones < r)``: with ``milestones=[40]`` rounds 1 to
     40 run at the full rate. The rate is computed from the round, not stepped, so skipped rounds and restarts change
@@ -29,6 +29,16 @@ class RoundLR(SiteHandler):
         milestones: rounds after which the rate falls; empty for a constant rate.
         gamma: factor, above 0; 1 for a constant rate.
         step: rounds between further milestones, or None.
+
+    Example:
+        >>> import torch
+        >>> from fedmonai.handlers import rates
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> trainer = Engine(lambda engine, batch: print(optimizer.param_groups[0]["lr"]))
+        >>> rates.RoundLR(optimizer, milestones=[1], gamma=0.5).attach(trainer)
+        >>> _ = trainer.run([0], max_epochs=2)
+        1.0
+        0.5
 
     Raises:
         ConfigError: when ``gamma`` is not positive or a milestone or ``step`` is below 1.
@@ -113,6 +123,16 @@ class PolyLR(_OverTraining):
         num_rounds: rounds of the federation.
         power: exponent, >= 0; the paper's 0.9. 0 keeps the rate constant.
 
+    Example:
+        >>> import torch
+        >>> from fedmonai.handlers import rates
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> trainer = Engine(lambda engine, batch: print(optimizer.param_groups[0]["lr"]))
+        >>> rates.PolyLR(optimizer, power=1.0).attach(trainer)
+        >>> _ = trainer.run(range(2))
+        1.0
+        0.5
+
     Raises:
         ConfigError: when ``num_rounds`` is below 1 or ``power`` negative.
     """
@@ -142,6 +162,16 @@ class TermRamp(_OverTraining):
         term: name of the term.
         ramp: ``begin`` and ``end``, shares of all iterations of the training, 0 <= begin <= end <= 1.
         num_rounds: rounds of the federation; 1 without one.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from fedmonai.handlers import rates
+        >>> loss = SimpleNamespace(weights={"crf": 1.0})
+        >>> trainer = Engine(lambda engine, batch: print(loss.weights["crf"]))
+        >>> rates.TermRamp(loss, "crf", ramp=[0.0, 1.0]).attach(trainer)
+        >>> _ = trainer.run(range(2))
+        0.0
+        0.5
 
     Raises:
         ConfigError: when ``ramp`` is not two such numbers, or ``num_rounds`` is below 1.

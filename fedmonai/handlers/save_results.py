@@ -123,6 +123,10 @@ class SaveReconstruction(VolumeResults):
         preview: write the pictures.
         overwrite: replace results of an earlier run; without it an existing one is an error.
 
+    Example:
+        >>> SaveReconstruction("results").path("head", kind="dicom").as_posix()
+        'results/head_reconstruction.nii.gz'
+
     Raises:
         ConfigError: an unknown format, an existing result, a folder that cannot be written.
     """
@@ -233,6 +237,10 @@ class SaveSegmentation(VolumeResults):
         overwrite: replace results of an earlier run; without it an existing one is an error.
         image_channel: the channel of ``image`` that is the slice itself, between its neighbors.
 
+    Example:
+        >>> SaveSegmentation("results").path("pelvis", kind="nifti").as_posix()
+        'results/pelvis_mask.nii.gz'
+
     Raises:
         ConfigError: an existing result, a folder that cannot be written.
     """
@@ -320,6 +328,10 @@ class SaveMasks(VolumeResults):
         gray_levels: of class 0, 1, ... in PNG masks; None writes class numbers, which look black.
         preview: write the pictures.
         overwrite: replace results of an earlier run; without it an existing one is an error.
+
+    Example:
+        >>> SaveMasks("results", gray_levels=[0, 255]).path("eye", kind="picture").as_posix()
+        'results/eye_mask.png'
 
     Raises:
         ConfigError: gray levels outside 0 to 255, equal ones, or too few; an existing result; a folder that cannot be

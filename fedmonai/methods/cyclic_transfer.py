@@ -25,12 +25,18 @@ class CyclicWeightTransfer(Strategy):
     A round is the local training of one site: it starts from what the site before it sent. Every pass over the training
     sites has an order of its own, drawn from (seed, pass) alone, so with S sites ``num_rounds`` is S times the passes,
     and a pass costs what one round of averaging costs. With one site it equals
-    :class:`~fedmonai.methods.averaging.WeightedMean` to the bit. ``fraction`` and weightings have no meaning here; a
+    :class:`~fedmonai.methods.averaging.WeightedMean` to the bit. ``fraction`` and weightings have no effect here; a
     site that fails stops the run, which resumes with that site.
 
     Args:
         shared_keys: regular expressions of the tensors that travel.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Example:
+        >>> strategy = CyclicWeightTransfer()
+        >>> visited = [strategy.participants(number, ["A", "B", "C"], seed=0)[0] for number in (1, 2, 3)]
+        >>> sorted(visited)
+        ['A', 'B', 'C']
     """
 
     def participants(self, round_number: int, sites: Sequence[str], seed: int) -> list[str] | None:

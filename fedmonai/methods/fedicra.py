@@ -61,6 +61,16 @@ class AlternatingParameters(SiteHandler):
         head: regular expressions (from the start) of the head's parameters.
         rep_iters: iterations that train the representation, at least 1 and fewer than a round has.
 
+    Example:
+        >>> from fedmonai.methods import fedicra
+        >>> network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+        >>> trainer = Engine(lambda engine, batch: print("head" if network[1].weight.requires_grad else "rest"))
+        >>> fedicra.AlternatingParameters(network, head="1", rep_iters=1).attach(trainer)
+        >>> _ = trainer.run(range(3))
+        head
+        head
+        rest
+
     Raises:
         ConfigError: when a pattern matches nothing, or ``rep_iters`` leaves no iteration for the head.
     """
@@ -186,6 +196,11 @@ class ALABatches:
         batch_size: samples per batch.
         share: share of the samples in a pass, in (0, 1]; at least one batch.
 
+    Example:
+        >>> data = ALABatches([{"image": number} for number in range(5)], batch_size=2, share=0.8)
+        >>> [len(batch["image"]) for batch in data.batches(np.random.RandomState(0))]
+        [2, 2]
+
     Raises:
         ConfigError: when ``share`` is out of range.
     """
@@ -208,7 +223,7 @@ ORDERS = ("fedala", "released")
 
 
 class ElementwiseInterpolation:
-    r"""``m = b + (o - b) W`` for every parameter, W in [0, 1].
+    r"""Elementwise interpolation ``m = b + (o - b) W`` of every parameter, W in [0, 1].
 
     ``fedala``: the base b is the site's own parameter, the other o the one received; W starts at 1, which is the
     received one to the bit. ``released``: as FedICRA's program has it, the other way round; W starts at 1, which is the
@@ -219,6 +234,14 @@ class ElementwiseInterpolation:
     Args:
         eta: step size, >= 0; 0 leaves W at its start (``fedala``: no personal part; ``released``: own parameters).
         order: ``fedala`` or ``released``.
+
+    Example:
+        >>> mix = ElementwiseInterpolation(eta=1.0)
+        >>> own, received = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+        >>> mix.begin(own)
+        >>> mix.learn(["w"], [torch.tensor([0.5])], own, received)
+        >>> mix.blend({"w": "w"}, own, received)["w"].item()
+        0.5
 
     Raises:
         ConfigError: on a negative ``eta`` or another order.

@@ -63,7 +63,8 @@ class WeightContrast(SiteHandler):
 
     Metrics of a local training: ``contrast_ratio``, the mean over iterations of |beta grad R| / |lam grad L_rec|, norms
     over the encoder and after the limit; ``contrast_ratio_unlimited``, that before it; ``encoder_step``, the mean
-    distance of the encoder's weights from where the round began, which a frozen or a kicked encoder shows in.
+    distance of the encoder's weights from their start in the round: near 0 where the encoder is frozen, large where
+    the contrast has pushed it away.
 
     Args:
         beta: weight of R; 0 is plain training (FedAvg of the shared part), to the bit.
@@ -251,6 +252,10 @@ class FedMRIAggregator(WeightedMean):
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
         encoder_keys: regular expressions of the shared tensors that the attachment holds.
         negatives: ``all``, ``self`` or ``none``, as at the sites.
+
+    Example:
+        >>> FedMRIAggregator(negatives="all").attachments_down
+        ('previous_encoders',)
 
     Raises:
         ConfigError: on another ``negatives``; at the start, when ``encoder_keys`` match nothing that is shared.

@@ -57,7 +57,7 @@ def _check_consent(alignment: str, share_features: bool, target_site: str) -> No
     if alignment == "features" and not share_features:
         raise ConfigError(
             f"alignment 'features' sends latent vectors of site '{target_site}'s training images to the other sites; "
-            "if its institution agrees say so with share_features: true, else choose alignment: none."
+            "if its institution agrees, set share_features: true; else choose alignment: none."
         )
 
 
@@ -250,11 +250,13 @@ class FeatureAlignment(SiteHandler):
         """The pooled latent of the last forward pass."""
         latent, self._latent = self._latent, None
         if latent is None:
-            raise ConfigError(f"alignment: '{self.layer}' was passed by without its hook; set compile to false.")
+            raise ConfigError(f"alignment: the hook of '{self.layer}' was not called; set compile to false.")
         pooled = pooled_latent(latent.float())
         size = self.discriminator.fc1.in_features
         if pooled.shape[1] != size:
-            raise ConfigError(f"latent_size is {size}, but '{self.layer}' gives {pooled.shape[1]} values; give that.")
+            raise ConfigError(
+                f"latent_size is {size}, but '{self.layer}' gives {pooled.shape[1]} values; set it to that."
+            )
         return pooled
 
     def __call__(self, engine: Any) -> None:
@@ -397,7 +399,7 @@ class FLMRCMAggregator(WeightedMean):
     """Federated averaging that hands the target site's newest latent bank to the source sites.
 
     The target observes: in every round it is asked first, with the weights that the round starts from, and its bank
-    goes to the sources with the same weights (:class:`FeatureAlignment`). Where it is silent there is no bank in this
+    goes to the sources with the same weights (:class:`FeatureAlignment`). Without its reply there is no bank in this
     round. That costs the other sites the time of one pass of the encoder over ``bank_size`` inputs, and a target that
     trains as well a second download of the weights. With ``fresh_bank: false`` a target that trains sends the bank with
     its update, and the newest one goes to the sources; its age, the rounds since it was encoded, is 1 in normal running

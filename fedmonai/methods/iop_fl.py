@@ -42,6 +42,15 @@ class PersonalModel(SiteHandler):
     Args:
         alpha: share of the past, in [0, 1). The paper's 0.1; 0 makes P_k the last local model.
 
+    Example:
+        >>> from types import SimpleNamespace
+        >>> network, handler = torch.nn.Linear(1, 1), PersonalModel(alpha=0.5)
+        >>> for weight in (0.0, 1.0):
+        ...     _ = network.weight.data.fill_(weight)
+        ...     handler(SimpleNamespace(network=network))
+        >>> handler.personal_weights({})["weight"].item()
+        0.5
+
     Raises:
         ConfigError: when ``alpha`` is out of range.
     """

@@ -84,6 +84,15 @@ class Median(_SortedCoordinates):
     Args:
         shared_keys: regular expressions of the tensors that travel.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
+
+    Example:
+        >>> from fedmonai.federated.messages import weights_message
+        >>> strategy = Median()
+        >>> strategy.initialize({"weight": torch.zeros(1)})
+        >>> sent = {"A": 1.0, "B": 2.0, "C": 99.0}
+        >>> strategy.aggregate(1, {site: weights_message({"weight": torch.tensor([w])}) for site, w in sent.items()})
+        >>> strategy.global_weights["weight"].item()
+        2.0
     """
 
     def dropped(self, num_sites: int) -> int:
@@ -102,6 +111,11 @@ class TrimmedMean(_SortedCoordinates):
         shared_keys: regular expressions of the tensors that travel.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
 
+    Example:
+        >>> strategy = TrimmedMean(trim=0.25)
+        >>> strategy.dropped(8), strategy.dropped(3)
+        (2, 0)
+
     Raises:
         ConfigError: when ``trim`` is outside [0, 0.5).
     """
@@ -115,7 +129,7 @@ class TrimmedMean(_SortedCoordinates):
         super().__init__(shared_keys, local_keys)
         if not 0 <= trim < 0.5:
             raise ConfigError(
-                f"strategy: trim is {trim}; give the share of sites to leave out at either end, 0 to 0.5."
+                f"strategy: trim is {trim}; give the share of sites to leave out at either end, from 0 to below 0.5."
             )
         self.trim = trim
 

@@ -34,7 +34,7 @@ _PAST = 0.9  # of the moving average of the loss
 
 
 class SharpnessAwareStep:
-    """Replace the gradient of the reliable entropy by the one in the worst place nearby, and recover from a collapse.
+    """Sharpness-aware step: the gradient is taken in the worst place nearby, and a collapsed network is put back.
 
     For a MONAI trainer with the loss :class:`fedmonai.losses.adaptation.EntropyLoss` of the same ``threshold``, whose
     network has its adapting parameters marked (:func:`fedmonai.networks.normalization.adapt_normalization`).

@@ -52,6 +52,15 @@ class CaseSliceDataset(Dataset):
         transform: applied to every item, as MONAI does it.
         cache: ``memory`` (default) reads all cases once, at construction; ``none`` keeps the last case only.
 
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> with TemporaryDirectory() as folder:
+        ...     Image.linear_gradient("L").save(f"{folder}/a.png")
+        ...     dataset = CaseSliceDataset([{"image": f"{folder}/a.png", "volume": "a"}], labeled=False)
+        >>> tuple(dataset[0]["image"].shape)
+        (3, 256, 256)
+
     Raises:
         ConfigError: wrong settings, no cases, a case without label or foreground, an image or mask that cannot be
             read, mask and image that do not lie on one grid.

@@ -39,6 +39,16 @@ class SegmentationFolder(VolumeFolder):
         orientation: of rows, columns and slices, as in training; see :func:`fedmonai.data.cases.read.read_case_file`.
         skip_damaged: go on without files that cannot be read instead of stopping before the first volume.
 
+    Example:
+        >>> import nibabel, numpy
+        >>> from tempfile import TemporaryDirectory
+        >>> volume = nibabel.Nifti1Image(numpy.arange(240, dtype=numpy.float32).reshape(8, 6, 5), numpy.eye(4))
+        >>> with TemporaryDirectory() as folder:
+        ...     nibabel.save(volume, f"{folder}/Case00.nii.gz")
+        ...     item = SegmentationFolder(folder)[0]
+        >>> item["volume"], tuple(item["image"].shape)
+        ('Case00', (5, 3, 6, 8))
+
     Raises:
         ConfigError: nothing to segment, or a file that is unknown or damaged; the message names it.
     """

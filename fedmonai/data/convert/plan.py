@@ -120,6 +120,12 @@ class SplitPlan:
         split_fractions: fractions of the subjects in train, val and test.
         blocks: consecutive blocks of slices of *every* volume, as counts or fractions. Neighboring slices are alike, so
             this is not a subject-wise split; it is for a single volume.
+
+    Example:
+        >>> SplitPlan.parse("0.7,0.15,0.15").split_fractions
+        (0.7, 0.15, 0.15)
+        >>> SplitPlan.parse("slices:38,6,10").blocks
+        (38.0, 6.0, 10.0)
     """
 
     fixed: str | None = None

@@ -217,6 +217,10 @@ class PlaneSize:
         original: (rows, columns) of the input.
         pad: smallest rows and columns; smaller images are zero-padded around the center, 0 = never.
         max_size: largest side; larger images lose resolution, not field of view, 0 = keep every size.
+
+    Example:
+        >>> PlaneSize.plan((512, 400), pad=256, max_size=256)
+        PlaneSize(original=(512, 400), reduced=(256, 200), final=(256, 256))
     """
 
     original: tuple[int, int]

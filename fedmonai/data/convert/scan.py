@@ -40,6 +40,10 @@ class Naming:
             ``study``, ``folder``, ``file``, or a regular expression found in the relative path.
         salt: secret of the site that goes into the pseudonyms; without one, short ids can be found by trying.
         hash_names: name files by pseudonym too, for file names that identify a person (DICOM always is).
+
+    Example:
+        >>> Naming(salt="of site A").pseudonym("patient 7") == Naming(salt="of site B").pseudonym("patient 7")
+        False
     """
 
     subject: str = "auto"

@@ -106,7 +106,17 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Outcomes of all inputs; ``str(summary)`` is the report, ``exit_code`` is 1 if any failed or there is none."""
+    """Outcomes of all inputs; ``str(summary)`` is the report, ``exit_code`` is 1 if any failed or there is none.
+
+    Example:
+        >>> summary = Summary()
+        >>> summary.add("failed", "a.nii", "is empty")
+        >>> print(summary)
+        failed: a.nii -> is empty
+        summary: 1 failed
+        >>> summary.exit_code
+        1
+    """
 
     outcomes: list[Outcome] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)

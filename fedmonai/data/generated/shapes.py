@@ -24,6 +24,11 @@ class RandomField:
 
     f(p) = sqrt(2 / n) * sum_i cos(k_i . p + phi_i), with |k_i| in 2 pi / wavelength * (1 -+ spread) and directions
     uniform on the sphere (or circle). It can be evaluated anywhere, so neighboring slices of one field fit together.
+
+    Example:
+        >>> field = RandomField.draw(np.random.RandomState(0), wavelength=10, dimensions=2)
+        >>> field(*np.meshgrid(range(4), range(3))).shape
+        (3, 4)
     """
 
     vectors: Array
@@ -95,7 +100,7 @@ def coverage(depth: Array, edge: float) -> Array:
 
 
 class SmoothGrid:
-    """Evaluates smooth functions on a coarse grid and interpolates them to pixels by cubic convolution.
+    """Coarse grid on which smooth functions are evaluated, interpolated to pixels by cubic convolution.
 
     Depths and random fields vary over millimeters to centimeters; sampling them at ``step`` costs a tenth of the
     pixels. Edges and folds are made from them afterwards, at full resolution. Sparse matrices, and no BLAS here or in
@@ -138,11 +143,17 @@ def _cubic_convolution(positions: Array, step: float) -> tuple[Array, csr_array]
 
 
 class Layers:
-    """Collects painted shapes; a later one hides earlier ones by the share of the pixel that it covers.
+    """Layers of painted shapes; a later one hides earlier ones by the share of the pixel that it covers.
 
     Args:
         classes: names of the classes; the first is the background.
         edge: width of a shape's edge in the unit of the depths, about one pixel.
+
+    Example:
+        >>> layers = Layers(("background", "organ"), edge=1.0)
+        >>> _ = layers.paint("organ", depth=np.float32([[-1, 0, 1]]))
+        >>> layers.shares().tolist()
+        [[[1.0, 0.5, 0.0]], [[0.0, 0.5, 1.0]]]
     """
 
     def __init__(self, classes: Sequence[str], edge: float) -> None:

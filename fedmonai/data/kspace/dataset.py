@@ -48,6 +48,17 @@ class KspaceDataset(monai.data.Dataset):
         open_files: how many files stay open per process.
         transform: applied to each item, e.g. a ``monai.transforms.Compose``.
 
+    Example:
+        >>> import h5py
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with h5py.File(f"{folder}/a.h5", "w") as file:
+        ...         file["kspace"] = torch.ones(3, 8, 6, dtype=torch.complex64).numpy()
+        ...     data = [{"kspace": f"{folder}/a.h5", "volume": "a"}]
+        ...     dataset = KspaceDataset(data, resolution=4, cache="memory", target_from_kspace=True)
+        >>> len(dataset), tuple(dataset[0]["kspace"].shape), tuple(dataset[0]["target"].shape)
+        (3, (1, 4, 6), (1, 4, 4))
+
     Raises:
         ConfigError: no volumes; a file that is missing, damaged or of another form (each error names it); a slice
             range outside a volume; targets in some volumes only; a cache that does not fit or lacks its setting.

@@ -47,6 +47,15 @@ class ReconstructionFolder(VolumeFolder):
         key: variable of ``.mat`` files; None = the only numeric one.
         skip_damaged: go on without files that cannot be read instead of stopping before the first volume.
 
+    Example:
+        >>> import numpy
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     numpy.save(f"{folder}/head.npy", numpy.ones((2, 8, 6), numpy.float32))
+        ...     item = ReconstructionFolder(folder, undersampling="none")[0]
+        >>> item["volume"], len(item["kspace"]), tuple(item["kspace"][0].shape)
+        ('head', 2, (1, 8, 6))
+
     Raises:
         ConfigError: nothing to reconstruct, or a file that is unknown or damaged; the message names it.
     """

@@ -211,6 +211,11 @@ class SliceSpec:
         resolution: largest image height and width; rows of hybrid k-space and the target are center-cropped to it.
         hybrid_kspace: whether the rows are inverse-transformed and cropped already (see ``to_hybrid_kspace``).
         target_from_kspace: whether a file without a target gets the root-sum-of-squares magnitude of its full k-space.
+
+    Example:
+        >>> header = KspaceHeader("a.h5", 30, 4, 640, 372, True, target_key=None, target_size=None, has_mask=False)
+        >>> SliceSpec(320, hybrid_kspace=True, target_from_kspace=False).kspace_shape(header)
+        (4, 320, 372)
     """
 
     resolution: int

@@ -60,6 +60,17 @@ class WeakSliceDataset(Dataset):
         cache: ``none`` or ``memory``, which keeps slices before ``transform``.
         seed: of weak labels made from masks.
 
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> with TemporaryDirectory() as folder:
+        ...     Image.linear_gradient("L").save(f"{folder}/a.png")
+        ...     Image.new("L", (256, 256)).save(f"{folder}/a_mask.png")
+        ...     files = [{"image": f"{folder}/a.png", "mask": f"{folder}/a_mask.png", "volume": "a"}]
+        ...     item = WeakSliceDataset(files, num_classes=2, split="val", size=32)[0]
+        >>> tuple(item["image"].shape), tuple(item["mask"].shape)
+        ((1, 32, 32), (1, 32, 32))
+
     Raises:
         ConfigError: for wrong settings at once; for a file that is unreadable, has other channels or unknown classes,
             when it is read, with its name.

@@ -42,6 +42,15 @@ class PictureFolder(VolumeFolder):
         resize_mode: ``resize`` or ``pad``, as in training.
         skip_damaged: go on without files that cannot be read instead of stopping before the first one.
 
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> with TemporaryDirectory() as folder:
+        ...     Image.linear_gradient("L").save(f"{folder}/eye.png")
+        ...     item = PictureFolder(folder, image_channels=1, size=32)[0]
+        >>> item["volume"], tuple(item["image"].shape), item["rows"]
+        ('eye', (1, 1, 32, 32), 256)
+
     Raises:
         ConfigError: nothing to segment, or a file that is damaged or of another form; the message names it.
     """
