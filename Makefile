@@ -5,9 +5,8 @@
 # make integration : the tests that start real processes, NVFlare among them (minutes)
 # make integration-flower : those on Flower, in an environment of its own
 
-# waiting threads sleep instead of spinning: on a busy machine spinning costs more than all the work
-export OMP_WAIT_POLICY ?= PASSIVE
-export GOMP_SPINCOUNT ?= 0
+# one thread per process, processes in parallel: with more, threads of small tensors wait for each other most of the time
+export OMP_NUM_THREADS ?= 1
 
 PYTHON ?= python3
 BIN := .venv/bin
