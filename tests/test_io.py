@@ -80,14 +80,14 @@ def test_process_killed_around_the_rename(after: bool, tmp_path: Path) -> None:
     save_atomic({"round": 1}, path)
 
     def work() -> None:
-        replace = os.replace
+        replace = Path.replace
 
         def deadly(*args: Any) -> None:
             if after:
                 replace(*args)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        os.replace = deadly
+        Path.replace = deadly
         save_atomic({"round": 2}, path)
 
     assert os.WTERMSIG(in_child(work)) == signal.SIGKILL
@@ -101,14 +101,14 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_the_return(
     write: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, events = tmp_path / "file", []
-    replace, fsync = os.replace, os.fsync
+    replace, fsync = Path.replace, os.fsync
 
-    def renamed(source: Any, target: Any) -> None:
-        events.append(("rename", Path(source).stat().st_ino))
+    def renamed(source: Path, target: Any) -> None:
+        events.append(("rename", source.stat().st_ino))
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append(("fsync", os.fstat(handle).st_ino)), fsync(handle)))
-    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(Path, "replace", renamed)
     write(path)
     file, folder = path.stat().st_ino, tmp_path.stat().st_ino
     assert events == [("fsync", file), ("rename", file), ("fsync", folder)]

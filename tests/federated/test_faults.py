@@ -52,17 +52,17 @@ def in_child(work: Callable[[], Any]) -> int:
 
 def die_at(name: str, count: int, after: bool) -> None:
     """Let this process be killed around the ``count``-th time that a file of this name takes its place."""
-    replace, seen = os.replace, []
+    replace, seen = Path.replace, []
 
-    def deadly(source: Any, target: Any, **options: Any) -> None:
+    def deadly(source: Path, target: Any) -> None:
         seen.extend([target] if Path(target).name == name else [])
         if len(seen) == count and not after:
             os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target, **options)
+        replace(source, target)
         if len(seen) == count and after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.replace = deadly
+    Path.replace = deadly
 
 
 #: which file, and the how-many-eth time that it takes its place
