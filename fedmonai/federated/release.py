@@ -32,9 +32,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Joined:
-    """Outcome of a join: the site as it was built."""
+    """Outcome of a join: the site as it was built, and the weights of its network as the seed draws them."""
 
     site: SiteAlgo
+    start: Mapping[str, Tensor]
     with_weights: bool
 
 
@@ -57,8 +58,8 @@ class Release:
     Nothing else makes replies, and there is nothing in one that is not named here:
 
     =============  ==================================================================================================
-    join           names, shapes and types of the shared tensors, names of the private ones; with weights: those that
-                   every site draws from the federation's seed, of a site built for this reply and not trained
+    join           names, shapes and types of the shared tensors, names of the private ones, as ``network_def`` gives
+                   them by itself; with weights: those that it draws from the federation's seed
     train          the update after the site's filters: the shared tensors, attachments that the strategy declares and
                    the site admits, counts, the mean loss, metrics of training, what the noise has spent
     validate,      mean metrics over at least ``min_cases`` cases, and the number of cases; of fewer the number alone
@@ -101,13 +102,15 @@ class Release:
     def _joined(self, request: Request, outcome: Joined) -> Reply:
         site = outcome.site
         self.policy.check_site(site)
+        form, own = ({k: (t.shape, t.dtype) for k, t in one.items()} for one in (outcome.start, site.tensors))
+        if form != own:  # names and shapes could be made of the data as weights could
+            raise PolicyError("the network that the job trains is not the one of its network_def; correct its bundle.")
         described = {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in site.reference.items()}
         reply = Reply(None, {"structure": described, "private": list(site.private)})
         if outcome.with_weights:
             if int(request.facts["state_round"]) != 0:
                 raise PolicyError("weights to start from leave a site before its first training only.")
-            # the site has just been built; a file could have been written by a component of the job since
-            reply.message = weights_message({key: tensor.detach().clone() for key, tensor in site.reference.items()})
+            reply.message = weights_message({key: outcome.start[key].clone() for key in site.shared})
         return reply
 
     def _trained(self, request: Request, outcome: Trained) -> Reply:

@@ -96,7 +96,6 @@ def test_a_training_that_fails_after_such_a_component_sends_nothing(tmp_path):
     assert distance(first, initial(asked(service, "join", state_round=0, with_weights=True))) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="open: weights to start from can depend on data while the site is built")
 def test_a_site_that_trains_while_it_is_built_sends_no_weights(tmp_path):
     """``initialize`` is run when a site is built; what it trains leaves as weights to start from, without a filter."""
 

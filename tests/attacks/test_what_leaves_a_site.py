@@ -38,9 +38,15 @@ def nothing_learned(message: ExchangeObject, extra: dict) -> ExchangeObject:
 
 def few_cases(folder: Path, cases: int) -> Path:
     """The tiny bundle with fewer cases to validate on than to train on."""
-    config = json.loads((TINY / "configs" / "train.json").read_text())
-    config["some"] = {"_target_": "monai.data.Dataset", "data": f"$@samples[:{cases}]", "transform": "@transform"}
-    config["validate"]["dataloader"]["dataset"] = "@some"
+    some = {"_target_": "monai.data.Dataset", "data": f"$@samples[:{cases}]", "transform": "@transform"}
+    validate = json.loads((TINY / "configs" / "train.json").read_text())["validate"]
+    validate["dataloader"]["dataset"] = "@some"
+    return other_bundle(folder, some=some, validate=validate)
+
+
+def other_bundle(folder: Path, **content: Any) -> Path:
+    """The tiny bundle with other ids."""
+    config = json.loads((TINY / "configs" / "train.json").read_text()) | content
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "train.json").write_text(json.dumps(config))
     return folder
@@ -177,15 +183,46 @@ def test_refusals_tell_no_distance_to_what_a_site_has_learned(tmp_path: Path) ->
     site.close()
 
 
-def run(out: Path, bundle: Path, names: str = "AB", few: str = "", **options: Any) -> tuple[Wire, Federation]:
-    """A federation whose sites hold back metrics of fewer than 5 cases; those in ``few`` have 3."""
+def test_names_and_shapes_are_those_of_the_network_alone(tmp_path: Path) -> None:
+    """A job whose network is as wide as its data tell has another one than its ``network_def``."""
+    wide = {"_target_": "monai.networks.nets.FullyConnectedNet", "in_channels": 4, "out_channels": 2}
+    bundle = other_bundle(tmp_path / "bundle", network={**wide, "hidden_channels": ["$len(@train::dataset)"]})
+    site = service(tmp_path / "out", bundle=bundle)
+    for weights in (False, True):
+        reply = ask(site, "join", 0, with_weights=weights)
+        assert reply.error is not None and "not the one of its network_def" in reply.error
+        assert "structure" not in reply.facts and not tensors_in(reply)
+    site.close()
+
+
+def test_sites_that_train_while_they_are_built_start_from_the_weights_of_the_server(tmp_path: Path) -> None:
+    """Their own trained ones stay, a note says so, and weights that the server has been given are used."""
+    bundle = other_bundle(tmp_path / "bundle", initialize=["$@train::trainer.run()"])
+    clean = service(tmp_path / "clean")
+    drawn = start(clean)
+    clean.close()
+    given = {key: torch.full_like(tensor, 0.5) for key, tensor in drawn.items()}
+    torch.save(given, tmp_path / "given.pt")
+    for name, init_ckpt, expected in (("seed", None, drawn), ("file", tmp_path / "given.pt", given)):
+        _, engine = run(tmp_path / name, bundle, few="AB", engine={"init_ckpt": init_ckpt})
+        first = torch.load(engine.checkpoint.folder.model("initial"), weights_only=True)
+        assert all(torch.equal(first[key], tensor) for key, tensor in expected.items())
+        said = rounds(tmp_path / name / "server")[0]["notes"]
+        notes = [note for note in said if "other weights than network_def draws" in note]
+        assert [note.split("'")[1] for note in notes] == ["A", "B"], said
+
+
+def run(
+    out: Path, bundle: Path, names: str = "AB", few: str = "", engine: Any = None, **options: Any
+) -> tuple[Wire, Federation]:
+    """A federation whose sites hold back metrics of fewer than 5 cases; those in ``few`` have ``bundle``."""
     plans = {n: plan_of(out / n, bundle if n in few else TINY, names, **options) for n in names}
     wire = Wire({name: SiteService(plan, name) for name, plan in plans.items()})
     pool = RemotePool(plan_of(out / "server", names=names), wire)
-    engine = Federation(pool, WeightedMean(), 2, key_metric="mse", key_metric_mode="min")
-    engine.run()
+    federation = Federation(pool, WeightedMean(), 2, key_metric="mse", key_metric_mode="min", **(engine or {}))
+    federation.run()
     close(wire)
-    return wire, engine
+    return wire, federation
 
 
 def test_few_cases_leave_as_their_number(tmp_path: Path) -> None:
