@@ -238,7 +238,11 @@ def _below(section: Any, level: str, name: str, path: str, last: bool) -> Any:
         return section.get(level)
     missing = f"id '{name}': there is no '{path + SEP if path else ''}{level}'"
     keys = [str(key) for key in section if key != "_meta_"]
+    hint = suggestion(level, keys)
+    at_sites = path == "local" or (path.startswith(f"sites{SEP}") and path.count(SEP) == 1)
+    if at_sites and not hint.startswith("did you mean"):
+        raise ConfigError(f"{missing}; an id inside of a section of train.json is set in an overlay of the sites.")
     if not keys:
         raise ConfigError(f"{missing}; '{path}' is empty, give it as a whole.")
-    hint = suggestion(level, keys) or "`python -m fedmonai.bundle ids .` lists the ids."
+    hint = hint or "`python -m fedmonai.bundle ids .` lists the ids."
     raise ConfigError(f"{missing} in {where}; {hint}")
