@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import Tensor
 from tqdm import tqdm
 
 from fedmonai.bundle.federation import job_plan
 from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.layers import read_layers
 from fedmonai.data.provenance import changed_files, compare_splits
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.local_pool import LocalPool
@@ -76,8 +76,7 @@ def _build(bundle: Path, site: str, config_file: Sequence[str] | str, ids: dict[
     missing = [f for f in files if not (bundle / f).is_file()]
     if missing:
         raise ConfigError(f"config file '{missing[0]}' is not in the bundle folder '{bundle}'.")
-    parser = ConfigParser()
-    parser.read_config([str(bundle / f) for f in files])
+    parser = read_layers([bundle / f for f in files])
     parser["bundle_root"] = str(bundle)
     apply_overrides(parser, ids)
     parser.get_parsed_content("check")
