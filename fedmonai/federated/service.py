@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -102,7 +103,8 @@ class SiteService:
         return site
 
     def _rewind(self, wanted: int) -> int:
-        there = {int(p.stem.rpartition("_")[2]) for p in self.folder.path.glob("round_*.pt")}
+        found = (re.fullmatch(r"round_(\d+)\.pt", path.name) for path in self.folder.path.glob("round_*.pt"))
+        there = {int(match[1]) for match in found if match}
         for number in sorted((n for n in there | {wanted} if n <= wanted), reverse=True):
             self.sites.evict(self.name)
             self.sites.state_rounds[self.name] = number

@@ -124,6 +124,8 @@ def spoilt(change: Callable[[ExchangeObject], None]) -> Callable[..., ExchangeOb
         (lambda m: m.update(images={"x": torch.zeros(2)}), "the attachment 'images' is not among those"),
         (lambda m: m.statistics.update(patient=17), "'patient' is no count, loss or metric"),
         (lambda m: m.statistics.update(train_x="Mueller"), "'train_x' is no count, loss or metric"),
+        (lambda m: m.statistics.update({"train_/data/Mueller": 1.0}), "is no count, loss or metric"),
+        (lambda m: m.statistics.update({f"train_{i}": 0.5 for i in range(1000)}), "metrics of training are more"),
     ],
 )
 def test_an_update_in_another_form_stays(change: Any, reason: str, tmp_path: Path) -> None:
@@ -223,6 +225,22 @@ def run(
     federation.run()
     close(wire)
     return wire, federation
+
+
+@pytest.mark.parametrize(("batch", "leaves"), [(2, False), (5, True)])
+def test_metrics_of_training_are_of_batches_with_enough_samples(batch: int, leaves: bool, tmp_path: Path) -> None:
+    """A handler may take a metric of the first batch of an epoch."""
+    loader = {"_target_": "monai.data.DataLoader", "dataset": "@train::dataset", "batch_size": batch, "shuffle": True}
+    train = json.loads((TINY / "configs" / "train.json").read_text())["train"] | {"dataloader": loader}
+    bundle = other_bundle(tmp_path / "bundle", train=train)
+    site = service(
+        tmp_path, bundle=bundle, exchange_filters=[spoilt(lambda message: message.statistics.update(train_x=0.5))]
+    )
+    reply = trained(site, start(site))
+    assert reply.error is None and reply.message is not None
+    assert ("train_x" in reply.message.statistics) is leaves
+    assert ("metrics of training stay" in str(reply.facts.get("notes"))) is not leaves
+    site.close()
 
 
 def test_few_cases_leave_as_their_number(tmp_path: Path) -> None:
