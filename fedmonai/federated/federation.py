@@ -148,8 +148,8 @@ class Federation(Workflow):
         return self._work_left
 
     def close(self) -> None:
-        """Release the run's folder; :meth:`run` does it at its end."""
-        self.checkpoint.folder.close()
+        """Wait for the last commit and release the run's folder; :meth:`run` does it at its end."""
+        self.checkpoint.close()
 
     def run(self) -> None:  # type: ignore[override]
         """Run the rounds that are left and test the best model.
@@ -191,7 +191,7 @@ class Federation(Workflow):
     def _where_it_stops(self) -> str:
         """What is printed when a user stops the process."""
         folder = self.sites.plan.output_dir
-        if not self.checkpoint.exists():
+        if not (self.checkpoint.exists() or self.checkpoint.outstanding):
             return f"stopped {self._stage}; '{folder}' holds no committed round to resume: start again."
         return f"stopped {self._stage}; what is committed in '{folder}' is whole: resume with --resume True."
 
@@ -388,6 +388,7 @@ class Federation(Workflow):
             f"round {number}: {len(record.loss)} of {len(record.participants)} sites finished, min_sites is "
             f"{self.min_sites}. {reasons}. The state after round {number - 1} is in '{folder}'"
         )
+        self.checkpoint.join()
         earlier = self.checkpoint.read_previous(self.sites.check_states)
         if record.all_diverged() and number not in self._given_up:
             self._given_up.add(number)
@@ -421,11 +422,12 @@ class Federation(Workflow):
             self.state.best_metric, self.state.best_metric_epoch = best.value(), best.round()
 
     def _commit(self, finished: bool = False) -> None:
-        """Write the state of the round that was recorded last, if it is not on disk yet."""
+        """Have the state of the round that was recorded last written beside what follows, if it is not yet."""
         again = self._pending is None
         if again and not finished:
             return
         number = self.state.epoch if self._pending is None else self._pending
+        self.checkpoint.join()  # before the states of the sites are taken: one commit is outstanding, not two
         site_rounds = self.sites.save_states(number)
         state = {
             "round": number,
@@ -441,14 +443,13 @@ class Federation(Workflow):
             "threads": torch.get_num_threads(),
             "config": dict(self.run_config.values),
         }
-        commits = self.checkpoint.commit(state, again)
-        if not again:
-            self.sites.keep_states(commits)
+        self.checkpoint.commit(state, self.sites.write_states, self.sites.keep_states, again)
         self._pending = None
 
     def _finish(self) -> None:
         """Save the last weights, test the best ones, and mark the run as finished."""
         self._commit()
+        self.checkpoint.join()
         self._stage = "in the final test"
         folder = self.checkpoint.folder
         save_atomic(self.strategy.global_weights, folder.model("model_final"))
@@ -458,6 +459,7 @@ class Federation(Workflow):
         tested = len(failed) < len(self.test_sites)
         if tested:
             self._commit(finished=True)
+            self.checkpoint.join()
         folder.write_json("run.json", self._description())
         if not tested:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(failed.items()))
