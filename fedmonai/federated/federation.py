@@ -20,7 +20,7 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.checkpoint import Checkpoint, changes_since, restoring, start_from
 from fedmonai.federated.evaluation import Evaluations
 from fedmonai.federated.local_training import load_stateful, reset_engine, stateful_parts
-from fedmonai.federated.protocol import Strategy
+from fedmonai.federated.protocol import Accumulator, Strategy
 from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environment, save_atomic, summary
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
@@ -119,6 +119,7 @@ class Federation(Workflow):
         self._queue: list[str] = []
         self._messages: dict[str, ExchangeObject] = {}
         self._updates: dict[str, ExchangeObject] = {}
+        self._accumulator: Accumulator | None = None
         self._handler_states: dict[str, Any] | None = None
         #: the round that was recorded and is not committed yet
         self._pending: int | None = None
@@ -321,6 +322,7 @@ class Federation(Workflow):
         self.state.iteration = (number - 1) * len(self._queue)
         self._messages = self.strategy.configure_round(number, list(self._queue))
         self._updates = {}
+        self._accumulator = self.strategy.accumulator() if self.sites.plan.at_once else None
         self.sites.begin_round(number, self._messages)
 
     def _observe(self, number: int) -> None:
@@ -339,7 +341,10 @@ class Federation(Workflow):
         update = self._ask(name, self._messages.pop(name))
         if update is None:
             return {"site": name, "loss": math.nan}
-        self._updates[name] = update  # last: what failed is in no average
+        if self._accumulator is None:
+            self._updates[name] = update  # last: what failed is in no average
+        else:
+            self._accumulator.add(update)
         return {"site": name, "loss": float((update.statistics or {}).get("loss", math.nan))}
 
     def _ask(self, name: str, message: ExchangeObject, observer: bool = False) -> ExchangeObject | None:
@@ -375,7 +380,10 @@ class Federation(Workflow):
             self._leave_out(name, refusal)
         if len(self.record.loss) < self.min_sites:
             raise FederationError(self._too_few(number))
-        self.strategy.aggregate(number, self._updates)
+        if self._accumulator is None:
+            self.strategy.aggregate(number, self._updates)
+        else:
+            self._accumulator.finish()
         self._updates = {}
         self.record.attachments = self.strategy.describe_round()
         self._record_round(validate=number % self.val_interval == 0 or number == self.state.max_epochs)

@@ -59,6 +59,8 @@ class LocalPool:
         #: rounds of the state files of every site that has more than one, or had when the run was continued
         self._files: dict[str, set[int]] = {}
         self._updates = UpdateBuffers()
+        #: weights and buffers of all sites that keep none of their own
+        self._common: dict[str, Tensor] = {}
         self._round = 0
         self._before: dict[str, int] = {}
 
@@ -85,6 +87,7 @@ class LocalPool:
             site.other_trainer = self._trainer_of
         if name in self.state_rounds:
             self._load(site, name, self.state_rounds[name])
+        site.share_memory(self._common)
         self._resident[name] = site
         return site
 
@@ -100,6 +103,7 @@ class LocalPool:
         self._resident.clear()
         self._dirty.clear()
         self._unwritten.clear()
+        self._common = {}  # a site that is built anew begins with weights of its own
         self.state_rounds = dict(state_rounds)
         self._files = {}
         for path in Path(self.plan.output_dir, "sites").glob("*/round_*.pt"):
@@ -112,6 +116,8 @@ class LocalPool:
         self._resident.pop(name, None)
         self._dirty.discard(name)
         self.state_rounds.pop(name, None)
+        if not self._resident:
+            self._common = {}  # as it was built, not as it was trained
 
     def _trainer_of(self, name: str) -> Any:
         """The trainer of another site, for methods that exist in simulation only."""
@@ -143,6 +149,8 @@ class LocalPool:
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Train a site; its update's tensors are borrowed until the next round begins.
 
+        Where the plan has them used up ``at_once``, they are borrowed until the next site trains, and are its own.
+
         Raises:
             Exception: whatever stopped the training.
         """
@@ -152,7 +160,9 @@ class LocalPool:
             update = site.get_weights()
         else:
             self.mark_changed(name)
-            update = site.get_weights({"out": self._updates.take(site.reference)})
+            # a filter may write to what it is given
+            lent = self.plan.at_once and not (site.exchange_filters or site.post_weight_filters)
+            update = site.get_weights({"out": site.reference if lent else self._updates.take(site.reference)})
         note_release(self.plan.folder(name), update)
         return update
 
