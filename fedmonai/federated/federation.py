@@ -148,7 +148,8 @@ class Federation(Workflow):
         return self._work_left
 
     def close(self) -> None:
-        """Release the run's folder; :meth:`run` does it at its end."""
+        """End the sites' processes and release the run's folder; :meth:`run` does it at its end."""
+        self.sites.close()
         self.checkpoint.folder.close()
 
     def run(self) -> None:  # type: ignore[override]
@@ -223,9 +224,9 @@ class Federation(Workflow):
             state = checkpoint.read(self.sites.check_states, self.resume_round)
             if not self._has_work(state):
                 return False
+            self.sites.return_to(self._site_rounds(state))
             for note in changes_since(state, plan.names, self.seed, self.run_config):
                 checkpoint.note(note)
-            self.sites.return_to(self._site_rounds(state))
             self._open_sites()
             self._continue(state)
         if self.run_config.digest:

@@ -220,3 +220,6 @@ class LocalPool:
             for path in self.plan.folder(name).glob("round_*.pt"):
                 if path not in wanted:
                     path.unlink()
+
+    def close(self) -> None:
+        """Does nothing: all sites are in this process."""

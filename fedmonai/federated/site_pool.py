@@ -20,6 +20,7 @@ class SitePool(Protocol):
     """The sites of a federation, wherever they live.
 
     :class:`~fedmonai.federated.local_pool.LocalPool` keeps them in this process,
+    :class:`~fedmonai.federated.process_pool.ProcessPool` in worker processes of this machine,
     :class:`~fedmonai.federated.remote_pool.RemotePool` asks them over a transport.
     """
 
@@ -91,3 +92,6 @@ class SitePool(Protocol):
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Delete the states that none of ``commits`` (the round of each site's state) refers to."""
+
+    def close(self) -> None:
+        """End what the pool has started outside of this process."""
