@@ -149,8 +149,14 @@ class Federation(Workflow):
         return self._work_left
 
     def close(self) -> None:
-        """Wait for the last commit and release the run's folder; :meth:`run` does it at its end."""
-        self.checkpoint.close()
+        """Wait for the last commit, then let go of the run's folder and end the sites' processes.
+
+        :meth:`run` does it at its end.
+        """
+        try:
+            self.checkpoint.close()
+        finally:
+            self.sites.close()
 
     def run(self) -> None:  # type: ignore[override]
         """Run the rounds that are left and test the best model.
@@ -224,9 +230,9 @@ class Federation(Workflow):
             state = checkpoint.read(self.sites.check_states, self.resume_round)
             if not self._has_work(state):
                 return False
+            self.sites.return_to(self._site_rounds(state))
             for note in changes_since(state, plan.names, self.seed, self.run_config):
                 checkpoint.note(note)
-            self.sites.return_to(self._site_rounds(state))
             self._open_sites()
             self._continue(state)
         if self.run_config.digest:

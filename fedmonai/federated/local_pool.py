@@ -20,6 +20,7 @@ from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
+from fedmonai.federated.state_files import StateFiles
 from fedmonai.federated.validation import UpdateValidator
 
 __all__ = ["LocalPool"]
@@ -56,8 +57,7 @@ class LocalPool:
         self._dirty: set[str] = set()
         #: states that were taken and are not on disk yet; only whoever writes them takes them out
         self._unwritten: dict[Path, dict[str, Any]] = {}
-        #: rounds of the state files of every site that has more than one, or had when the run was continued
-        self._files: dict[str, set[int]] = {}
+        self._files = StateFiles(plan)
         self._updates = UpdateBuffers()
         #: weights and buffers of all sites that keep none of their own
         self._common: dict[str, Tensor] = {}
@@ -105,11 +105,7 @@ class LocalPool:
         self._unwritten.clear()
         self._common = {}  # a site that is built anew begins with weights of its own
         self.state_rounds = dict(state_rounds)
-        self._files = {}
-        for path in Path(self.plan.output_dir, "sites").glob("*/round_*.pt"):
-            number = path.stem.rpartition("_")[2]
-            if number.isdecimal():
-                self._files.setdefault(path.parent.name, set()).add(int(number))
+        self._files.find()
 
     def evict(self, name: str) -> None:
         """Drop a site from memory together with what is known of its state: it is built anew when it is opened."""
@@ -239,22 +235,17 @@ class LocalPool:
     def _state_file(self, name: str) -> Path:
         """The file of a site's state as it is now, which is the newest from here on."""
         self.state_rounds[name] = self._round
-        self._files.setdefault(name, set()).add(self._round)
+        self._files.note(name, self._round)
         self._dirty.discard(name)
         return self.plan.state_file(name, self._round)
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state file of a commit cannot be read."""
-        for name, number in state_rounds.items():
-            read_site_state(self.plan.state_file(name, number))
+        self._files.check(state_rounds)
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
-        """Delete state files that none of ``commits`` refers to; only sites with more than one file are looked at."""
-        for name in [name for name, rounds in list(self._files.items()) if len(rounds) > 1]:
-            wanted = {commit[name] for commit in commits if name in commit}
-            # newer ones belong to the round that goes on meanwhile
-            for number in [
-                one for one in sorted(self._files[name]) if one not in wanted and one < max(wanted, default=0)
-            ]:
-                self.plan.state_file(name, number).unlink(missing_ok=True)
-                self._files[name].discard(number)
+        """Delete state files that none of ``commits`` refers to."""
+        self._files.keep(commits)
+
+    def close(self) -> None:
+        """Does nothing: all sites are in this process."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -140,6 +140,17 @@ class SitePlan:
             attachments_up=tuple(up),
             at_once=not compared and strategy.accumulator() is not None,
         )
+
+    def described(self) -> dict[str, str]:
+        """What sites are built from, but components and the device, as texts by id: equal plans say the same."""
+        said: dict[str, str] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in ("sites", "local"):
+                said |= {f"{one.name}::{key}": repr(inner) for key, inner in value.items()}
+            elif one.name not in ("exchange_filters", "guard", "device", "policy", "gate"):
+                said[one.name] = repr(value)
+        return said
 
     def folder(self, name: str) -> Path:
         """Folder of a site: its private state and examples."""

@@ -230,6 +230,9 @@ class RemotePool:
         """Let the sites know, with the next request, which of their states the commits refer to."""
         self._kept = list(commits)
 
+    def close(self) -> None:
+        """Does nothing: whoever gave the transport closes it."""
+
 
 def _record(best: BestModelTracker, name: str) -> list[Any] | None:
     return list(best.records[name]) if name in best.records else None

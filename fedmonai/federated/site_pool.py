@@ -20,6 +20,7 @@ class SitePool(Protocol):
     """The sites of a federation, wherever they live.
 
     :class:`~fedmonai.federated.local_pool.LocalPool` keeps them in this process,
+    :class:`~fedmonai.federated.process_pool.ProcessPool` in worker processes of this machine,
     :class:`~fedmonai.federated.remote_pool.RemotePool` asks them over a transport.
     """
 
@@ -97,3 +98,6 @@ class SitePool(Protocol):
 
         Called from another thread, beside the next round, of which there may be newer states.
         """
+
+    def close(self) -> None:
+        """End what the pool has started outside of this process."""
