@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,13 +14,16 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.checkpoint import BestModelTracker, check_optimizer, read_site_state, restoring
+from fedmonai.federated.costs import Costs, SentBefore
 from fedmonai.federated.local_training import UpdateBuffers
+from fedmonai.federated.messages import WEIGHTS, SharedKeys, kind_of_training, message_bytes, weights_message
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.federated.wire_form import Rounded
 
 __all__ = ["LocalPool"]
 
@@ -46,6 +50,9 @@ class LocalPool:
         self.simulated = simulated
         self.state_rounds: dict[str, int] = {}
         self.notes: list[str] = []
+        self.costs = Costs()
+        self._sent_before = SentBefore()
+        self._rounded: Rounded = {}
         # all sites are sent the same tensors, which are looked through once
         self._guard = (plan.guard or UpdateValidator()).once()
         # the bound is one of updates; a site that held the server's weights against its own would answer, refusal by
@@ -94,6 +101,7 @@ class LocalPool:
         """Continue from these states: what is in memory is dropped."""
         self._resident.clear()
         self._dirty.clear()
+        self._sent_before = SentBefore()
         self.state_rounds = dict(state_rounds)
 
     def evict(self, name: str) -> None:
@@ -128,6 +136,7 @@ class LocalPool:
         self._round = round_number
         self._before = dict(self.state_rounds)
         self._updates.end_round()
+        self._rounded = {}
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Train a site; its update's tensors are borrowed until the next round begins.
@@ -135,15 +144,22 @@ class LocalPool:
         Raises:
             Exception: whatever stopped the training.
         """
-        site = self.open(name)
-        site.train(message)
-        if site.observing:  # neither weights to send nor a state to keep
-            update = site.get_weights()
-        else:
-            self.mark_changed(name)
-            update = site.get_weights({"out": self._updates.take(site.reference)})
+        kind, sent = kind_of_training(message), self.plan.wire.message_down(message, self._rounded)
+        self.costs.sent(name, kind, self._sent_before.sizes(name, message, sent, self._round - 1))
+        started = time.perf_counter()
+        try:
+            site = self.open(name)
+            site.train(sent)
+            if site.observing:  # neither weights to send nor a state to keep
+                update = site.get_weights()
+            else:
+                self.mark_changed(name)
+                update = site.get_weights({"out": self._updates.take(site.reference)})
+        finally:
+            self.costs.worked(name, kind, time.perf_counter() - started)
         note_release(self.plan.folder(name), update)
-        return update
+        self.costs.received(name, kind, message_bytes(update))
+        return self.plan.wire.full(update, message.weights or {})
 
     def mark_changed(self, name: str) -> None:
         """Note that a site's state is newer than its file."""
@@ -167,8 +183,13 @@ class LocalPool:
         self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
     ) -> Iterator[SiteEvaluation]:
         """Evaluate the sites in ``messages`` on their validation splits, one after another."""
+        done: Rounded = {}
         for name, message in messages.items():
-            yield evaluate_site(name, self._validation(name, message, number, best, key_metric))
+            sent = self.plan.wire.message_down(message, done)
+            self.costs.sent(name, "validate", self._sent_before.sizes(name, message, sent, number))
+            started = time.perf_counter()
+            yield evaluate_site(name, self._validation(name, sent, number, best, key_metric))
+            self.costs.worked(name, "validate", time.perf_counter() - started)
 
     def _validation(
         self, name: str, message: ExchangeObject, number: int, best: BestModelTracker, key_metric: str
@@ -183,10 +204,23 @@ class LocalPool:
         best: BestModelTracker,
     ) -> Iterator[SiteEvaluation]:
         """Test the sites in ``chosen`` (the best weights and their round for each), one after another."""
-        for name, weights in chosen.items():
+        wire, keys = self.plan.wire, SharedKeys(self.plan.shared_keys, self.plan.local_keys)
+        done: Rounded = {}
+        first = wire.down({key: tensor for key, tensor in initial.items() if key in keys}, done)
+        whole = {**initial, **first}
+        initial_bytes = message_bytes(weights_message(first))[WEIGHTS]
+        for name, (weights, best_round) in chosen.items():
+            sent = wire.down(weights, done)
+            sizes = {
+                WEIGHTS: (best_round, message_bytes(weights_message(sent))[WEIGHTS]),
+                "initial": (0, initial_bytes),
+            }
+            self.costs.sent(name, "test", self._sent_before.tested(name, sizes))
             number = best.round(name)
             own_model = None if number is None else (self.plan.own_model(name), number)
-            yield evaluate_site(name, self._final_test(name, initial, weights, own_model))
+            started = time.perf_counter()
+            yield evaluate_site(name, self._final_test(name, whole, (sent, best_round), own_model))
+            self.costs.worked(name, "test", time.perf_counter() - started)
 
     def _final_test(self, name: str, *arguments: Any) -> Iterator[ModelEvaluation]:
         yield from final_test(self.open(name), *arguments)
