@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.checkpoint import BestModelTracker, check_optimizer, read_site_state, restoring
+from fedmonai.federated.costs import Costs, SentBefore
 from fedmonai.federated.local_training import UpdateBuffers
+from fedmonai.federated.messages import WEIGHTS, SharedKeys, kind_of_training, message_bytes
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import save_atomic
@@ -22,6 +25,7 @@ from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
 from fedmonai.federated.state_files import StateFiles
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.federated.wire_form import Rounded
 
 __all__ = ["LocalPool"]
 
@@ -48,6 +52,9 @@ class LocalPool:
         self.simulated = simulated
         self.state_rounds: dict[str, int] = {}
         self.notes: list[str] = []
+        self.costs = Costs()
+        self._sent_before = SentBefore()
+        self._rounded: Rounded = {}
         # all sites are sent the same tensors, which are looked through once
         self._guard = (plan.guard or UpdateValidator()).once()
         # the bound is one of updates; a site that held the server's weights against its own would answer, refusal by
@@ -104,6 +111,7 @@ class LocalPool:
         self._dirty.clear()
         self._unwritten.clear()
         self._common = {}  # a site that is built anew begins with weights of its own
+        self._sent_before = SentBefore()
         self.state_rounds = dict(state_rounds)
         self._files.find()
 
@@ -141,6 +149,7 @@ class LocalPool:
         self._round = round_number
         self._before = dict(self.state_rounds)
         self._updates.end_round()
+        self._rounded = {}
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Train a site; its update's tensors are borrowed until the next round begins.
@@ -150,17 +159,24 @@ class LocalPool:
         Raises:
             Exception: whatever stopped the training.
         """
-        site = self.open(name)
-        site.train(message)
-        if site.observing:  # neither weights to send nor a state to keep
-            update = site.get_weights()
-        else:
-            self.mark_changed(name)
-            # a filter may write to what it is given
-            lent = self.plan.at_once and not (site.exchange_filters or site.post_weight_filters)
-            update = site.get_weights({"out": site.reference if lent else self._updates.take(site.reference)})
+        kind, sent = kind_of_training(message), self.plan.wire.message_down(message, self._rounded)
+        self.costs.sent(name, kind, self._sent_before.sizes(name, message, sent, self._round - 1))
+        started = time.perf_counter()
+        try:
+            site = self.open(name)
+            site.train(sent)
+            if site.observing:  # neither weights to send nor a state to keep
+                update = site.get_weights()
+            else:
+                self.mark_changed(name)
+                # a filter may write to what it is given
+                lent = self.plan.at_once and not (site.exchange_filters or site.post_weight_filters)
+                update = site.get_weights({"out": site.reference if lent else self._updates.take(site.reference)})
+        finally:
+            self.costs.worked(name, kind, time.perf_counter() - started)
         note_release(self.plan.folder(name), update)
-        return update
+        self.costs.received(name, kind, message_bytes(update))
+        return self.plan.wire.full(update, message.weights or {})
 
     def mark_changed(self, name: str) -> None:
         """Note that a site's state is newer than its file."""
@@ -185,8 +201,14 @@ class LocalPool:
         self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
     ) -> Iterator[SiteEvaluation]:
         """Evaluate the sites in ``messages`` on their validation splits, one after another."""
+        done: Rounded = {}
         for name, message in messages.items():
-            yield evaluate_site(name, self._validation(name, message, number, best, key_metric))
+            sent = self.plan.wire.message_down(message, done)
+            self.costs.sent(name, "validate", self._sent_before.sizes(name, message, sent, number))
+            started = time.perf_counter()
+            found = evaluate_site(name, self._validation(name, sent, number, best, key_metric))
+            self.costs.worked(name, "validate", time.perf_counter() - started)
+            yield found
 
     def _validation(
         self, name: str, message: ExchangeObject, number: int, best: BestModelTracker, key_metric: str
@@ -201,10 +223,21 @@ class LocalPool:
         best: BestModelTracker,
     ) -> Iterator[SiteEvaluation]:
         """Test the sites in ``chosen`` (the best weights and their round for each), one after another."""
-        for name, weights in chosen.items():
+        wire, keys = self.plan.wire, SharedKeys(self.plan.shared_keys, self.plan.local_keys)
+        done: Rounded = {}
+        first = wire.down({key: tensor for key, tensor in initial.items() if key in keys}, done)
+        whole = {**initial, **first}
+        for name, (weights, best_round) in chosen.items():
+            sent = wire.down(weights, done)
+            self.costs.sent(
+                name, "test", self._sent_before.tested(name, {"initial": (first, 0), WEIGHTS: (sent, best_round)})
+            )
             number = best.round(name)
             own_model = None if number is None else (self.plan.own_model(name), number)
-            yield evaluate_site(name, self._final_test(name, initial, weights, own_model))
+            started = time.perf_counter()
+            found = evaluate_site(name, self._final_test(name, whole, (sent, best_round), own_model))
+            self.costs.worked(name, "test", time.perf_counter() - started)
+            yield found
 
     def _final_test(self, name: str, *arguments: Any) -> Iterator[ModelEvaluation]:
         yield from final_test(self.open(name), *arguments)

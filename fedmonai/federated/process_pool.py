@@ -14,7 +14,16 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.messages import attachments_of, pack, unpack, weights_message
+from fedmonai.federated.costs import Costs, SentBefore
+from fedmonai.federated.messages import (
+    WEIGHTS,
+    SharedKeys,
+    attachments_of,
+    kind_of_training,
+    pack,
+    unpack,
+    weights_message,
+)
 from fedmonai.federated.numeric_flags import numeric_flags
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.run_log import SiteError
@@ -22,6 +31,7 @@ from fedmonai.federated.shared_tensors import SharedTensors
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
 from fedmonai.federated.state_files import StateFiles
 from fedmonai.federated.validation import dtype_named
+from fedmonai.federated.wire_form import Rounded
 from fedmonai.federated.worker_process import WorkerProcess
 
 __all__ = ["ProcessPool"]
@@ -71,6 +81,8 @@ class ProcessPool:
         self.plan, self.config, self.program = plan, config, program
         self.state_rounds: dict[str, int] = {}
         self.notes: list[str] = []
+        self.costs = Costs()
+        self._sent_before = SentBefore()
         names, used = plan.names, min(workers, len(plan.names))
         given = [str(device) for device in devices] if devices else [None]
         self.workers = [WorkerProcess(i + 1, names[i::used], given[i % len(given)]) for i in range(used)]
@@ -168,6 +180,8 @@ class ProcessPool:
         worker = self._of[name]
         reply = worker.reply(self._asked.pop(name))
         if reply is not None:
+            if "costs" in reply:  # not of a worker that could not begin
+                self.costs.add(reply["costs"])
             return reply
         if worker.running:
             self._bury(worker)
@@ -178,6 +192,7 @@ class ProcessPool:
         """Continue from these states."""
         self.state_rounds = dict(state_rounds)
         self._files.find()
+        self._sent_before = SentBefore()
         self._unsaved.clear()
         for worker in self.workers:
             if worker.running:
@@ -215,6 +230,14 @@ class ProcessPool:
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
         """Begin a round: all participants train from now on, those of one worker one after another."""
         self._ask("train", {name: {} for name in messages}, messages, begin=round_number)
+        self._count({name: kind_of_training(message) for name, message in messages.items()}, messages, round_number - 1)
+
+    def _count(self, kinds: Mapping[str, str], messages: Mapping[str, ExchangeObject], number: int) -> None:
+        """Count the bytes of messages with the global weights after a round; the tensors pass through memory."""
+        done: Rounded = {}
+        for name, message in messages.items():
+            sent = self.plan.wire.message_down(message, done)
+            self.costs.sent(name, kinds[name], self._sent_before.sizes(name, message, sent, number))
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """The update of a site that was asked when the round began; its weights are borrowed until the next one does.
@@ -241,6 +264,7 @@ class ProcessPool:
         """Evaluate the sites in ``messages`` on their validation splits."""
         further = {"number": number, "mode": best.mode, "key_metric": key_metric}
         self._ask("validate", {name: {**further, "best": best.records.get(name)} for name in messages}, messages)
+        self._count(dict.fromkeys(messages, "validate"), messages, number)
         yield from map(self._evaluation, messages)
 
     def test(
@@ -251,7 +275,12 @@ class ProcessPool:
     ) -> Iterator[SiteEvaluation]:
         """Test the sites in ``chosen`` (the best weights and their round for each)."""
         calls, messages = {}, {}
+        keys = SharedKeys(self.plan.shared_keys, self.plan.local_keys)
+        done: Rounded = {}
+        first = self.plan.wire.down({key: tensor for key, tensor in initial.items() if key in keys}, done)
         for name, (weights, number) in chosen.items():
+            sets = {"initial": (first, 0), WEIGHTS: (self.plan.wire.down(weights, done), number)}
+            self.costs.sent(name, "test", self._sent_before.tested(name, sets))
             calls[name] = {"number": number, "mode": best.mode, "best": best.records.get(name)}
             messages[name] = weights_message(weights)
             messages[name]["initial"] = initial

@@ -56,6 +56,10 @@ class SiteWorker:
 
     def handle(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to a call; an exception becomes its reason."""
+        reply = self._handle(call)
+        return {"costs": self._sites.costs.take(), **reply}
+
+    def _handle(self, call: Mapping[str, Any]) -> dict[str, Any]:
         arguments = dict(call["arguments"])
         try:
             if "message" in call:
