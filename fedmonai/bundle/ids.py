@@ -154,7 +154,7 @@ def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collect
     start = f"unknown config id '{name}' (value {value_at(config, name)!r:.80})"
     if hint := suggestion(last, siblings, parent):
         raise ConfigError(f"{start}; {hint} Nothing in this bundle reads '{name}'.")
-    raise ConfigError(f"{start}: nothing in this bundle reads it; `python -m fedmonai.bundle ids .` lists its ids.")
+    raise ConfigError(f"{start}: nothing in this bundle reads it; `fedmonai ids .` lists its ids.")
 
 
 #: keys of a section that an error lists; a whole config has too many to be read
@@ -237,5 +237,5 @@ def _below(section: Any, level: str, name: str, path: str, last: bool) -> Any:
     keys = [str(key) for key in section if key != "_meta_"]
     if not keys:
         raise ConfigError(f"{missing}; '{path}' is empty, give it as a whole.")
-    hint = suggestion(level, keys) or "`python -m fedmonai.bundle ids .` lists the ids."
+    hint = suggestion(level, keys) or "`fedmonai ids .` lists the ids."
     raise ConfigError(f"{missing} in {where}; {hint}")
