@@ -204,19 +204,8 @@ def _card(facts: Mapping[str, Any]) -> str:
     """What a reader of the bundle's page has to know of its weights before anything else."""
     told = facts.get("federated", {})
     lines = [f"- {name.replace('_', ' ')}: {json.dumps(value)}" for name, value in told.items()]
-    lines += [
-        f"- test at {site}: "
-        + "; ".join(
-            f"{name} {number['mean']:.4g} (95 % interval {number['low']:.4g} to {number['high']:.4g}, n = {number['n']})"
-            if "low" in number
-            else f"{name} {number['mean']:.4g} (n = {number['n']})"
-            for name, number in metrics.items()
-        )
-        for site, metrics in facts.get("eval_metrics", {}).items()
-    ]
-    command = (
-        "python -m monai.bundle run --config_file configs/inference.json --dataset_dir /data/new --output_dir results"
-    )
+    for site, metrics in facts.get("eval_metrics", {}).items():
+        lines.append(f"- test at {site}: " + "; ".join(f"{name} {_shown(found)}" for name, found in metrics.items()))
     head = f"# Trained weights\n\nData: {facts.get('data_source', 'not said')}.\n\n"
     return f"{head}{chr(10).join(lines)}\n\n```\n{COMMAND}\n```\n\nThe page of the bundle follows.\n\n"
 

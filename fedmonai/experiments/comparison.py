@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from fedmonai import __file__ as package_file
 from fedmonai.bundle.ids import apply_overrides, suggestion
+from fedmonai.bundle.layers import refuse_dropped
 from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
 from fedmonai.federated.federation import Federation
@@ -184,6 +185,7 @@ def _workflow(run: PlannedRun, bundles: str | Path) -> ConfigWorkflow:
     root = Path(bundles) / run.method.bundle
     files = ["configs/federated.yaml", *run.method.overlays]
     _check_files(run.method, Path(bundles), files)
+    refuse_dropped([(file, ConfigParser.load_config_file(root / file) or {}) for file in files])
     workflow = ConfigWorkflow([str(root / file) for file in files], workflow_type="train", logging_file=False)
     own = {"bundle_root": str(root), "output_dir": str(run.folder), "seed": run.seed, "resume": True}
     # copied: ids such as sites::A::sequence change what the parser holds, and all methods share the plan's values

@@ -85,9 +85,7 @@ def _facts(
         "model": of,
         "training_sites": [site for site in run.get("train_sites", []) if model == "global" or site in sites],
         "rounds": len(tables.rounds),
-        "best_round": run.get("best_round_per_site", {}).get(sites[0])
-        if model == "personal"
-        else run.get("best_round"),
+        "best_round": best,
         "strategy": run.get("strategy"),
         "seed": run.get("seed"),
         "training_samples": _samples(tables, sites),
