@@ -79,7 +79,7 @@ def source_state() -> dict[str, Any]:
 
     if git("ls-files", "--error-unmatch", "fedmonai/__init__.py") is None:  # installed, or in somebody else's checkout
         return {"commit": None, "changed": False}
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "fedmonai", "bundles", "scripts")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "fedmonai", "bundles", "plans")
     return {"commit": git("rev-parse", "--short=12", "HEAD"), "changed": bool(changed)}
 
 

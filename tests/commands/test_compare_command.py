@@ -1,29 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison script from plan to tables, as small as can be, and run twice."""
+"""The comparison from plan to tables, as small as can be, and run twice."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
+import fedmonai.commands.compare as command
 from fedmonai.errors import ConfigError, FederationError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare", ROOT / "scripts" / "compare.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def small_ids(tmp_path: Path) -> dict[str, Any]:
@@ -41,13 +31,13 @@ def write(tmp_path: Path, methods: dict[str, Any], **ids: Any) -> str:
     return str(path)
 
 
-def test_two_methods_and_again(script: ModuleType, tmp_path: Path) -> None:
+def test_two_methods_and_again(tmp_path: Path) -> None:
     methods = {
         "FL-MR": {"bundle": "fl_mr"},
         "alone": {"bundle": "fl_mr", "overlays": ["configs/federation/local_only.yaml"]},
     }
     plan, out = write(tmp_path, methods), tmp_path / "out"
-    path, failed = script.compare(plan, str(out), bundles=str(ROOT / "bundles"))
+    path, failed = command.run_plan(plan, str(out), bundles=str(ROOT / "bundles"))
     assert not failed
     text = Path(path).read_text()
     assert all(f"| {name} |" in text for name in ("zero-filled", "FL-MR", "alone"))
@@ -65,11 +55,11 @@ def test_two_methods_and_again(script: ModuleType, tmp_path: Path) -> None:
     assert (out / "latents.png").is_file() and (out / "scores.png").is_file()
     stamps = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*/federation.pt")}
     assert len(stamps) == 2
-    script.compare(plan, str(out), bundles=str(ROOT / "bundles"), latents="none")
+    command.run_plan(plan, str(out), bundles=str(ROOT / "bundles"), latents="none")
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
 
 
-def test_nothing_runs_before_the_whole_plan_is_good(script: ModuleType, tmp_path: Path) -> None:
+def test_nothing_runs_before_the_whole_plan_is_good(tmp_path: Path) -> None:
     """The mistake may be in the last method, even in an id that only its sites read; the corrected plan then runs."""
     out, good = tmp_path / "out", {"bundle": "fl_mr"}
     for methods, ids, latents, text in (
@@ -79,18 +69,17 @@ def test_nothing_runs_before_the_whole_plan_is_good(script: ModuleType, tmp_path
     ):
         plan = write(tmp_path, methods, **ids)
         with pytest.raises(ConfigError, match=text):
-            script.compare(plan, str(out), bundles=str(ROOT / "bundles"), latents=latents)
+            command.run_plan(plan, str(out), bundles=str(ROOT / "bundles"), latents=latents)
         assert not list(out.rglob("planned.json")) and not list(out.rglob("federation.pt"))
-    path, failed = script.compare(write(tmp_path, {"X": good}), str(out), bundles=str(ROOT / "bundles"), latents="none")
+    path, failed = command.run_plan(
+        write(tmp_path, {"X": good}), str(out), bundles=str(ROOT / "bundles"), latents="none"
+    )
     assert Path(path).is_file() and not failed
 
 
-def test_reasons_are_told_when_the_reference_fails(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_reasons_are_told_when_the_reference_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     plan = write(tmp_path, {"X": {"bundle": "fl_mr", "ids": {"local::lr": 1e30}}, "Y": {"bundle": "fl_mr"}})
-    result = script.compare(plan, str(tmp_path / "out"), bundles=str(ROOT / "bundles"), latents="none")
-    assert script.report(result) == 1
+    assert command.compare(plan, str(tmp_path / "out"), latents="none") == 1
     reason, summary = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert reason.startswith("error: X, seed 0: round 1: 0 of 2 sites finished")
     assert summary == "error: no comparison: no run of the reference method 'X' has finished."
@@ -98,13 +87,13 @@ def test_reasons_are_told_when_the_reference_fails(
 
 
 def test_reasons_are_told_when_something_else_breaks(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def run(planned: Any, bundles: str) -> None:
         raise FederationError("no\nluck") if planned.method.name == "X" else KeyError("a fault of ours")
 
-    monkeypatch.setattr(script, "_run", run)
-    monkeypatch.setattr(script, "check_runs", lambda runs, bundles: None)
+    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "check_runs", lambda runs, bundles: None)
     with pytest.raises(KeyError):
-        script.compare(write(tmp_path, {"X": {"bundle": "fl_mr"}, "Y": {"bundle": "fl_mr"}}), str(tmp_path / "out"))
+        command.compare(write(tmp_path, {"X": {"bundle": "fl_mr"}, "Y": {"bundle": "fl_mr"}}), str(tmp_path / "out"))
     assert "error: X, seed 0: no luck\n" in capsys.readouterr().err

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of scripts/split_sites.py."""
+"""``fedmonai split``."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from run_script import run_script
+from run_command import run_command
 
 from fedmonai.data.kspace.list import kspace_volumes
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "split_sites.py"
 
 
 @pytest.fixture
@@ -26,13 +22,13 @@ def dataset(tmp_path):
 
 def test_sites_with_names_and_shares(dataset, tmp_path, monkeypatch, capsys):
     options = ("--dataset_dir", dataset, "--output", tmp_path / "sites", "--sites", "a,b", "--shares", "3,1")
-    assert not run_script(SCRIPT, monkeypatch, *options, "--split", "1,0,0")
+    assert not run_command(monkeypatch, "split", *options, "--split", "1,0,0")
     assert capsys.readouterr().out.split() == [str(tmp_path / "sites" / "a.json"), str(tmp_path / "sites" / "b.json")]
     counts = [len(kspace_volumes(dataset, "train", data_list=tmp_path / "sites" / f"{name}.json")) for name in "ab"]
     assert counts == [6, 2]
 
 
 def test_error_is_one_line(dataset, tmp_path, monkeypatch):
-    message = run_script(SCRIPT, monkeypatch, "--dataset_dir", dataset, "--output", tmp_path / "sites", "--sites", 4)
-    assert message.startswith("site: site1 would have 2 subjects, needed are 3") and "\n" not in message
+    message = run_command(monkeypatch, "split", "--dataset_dir", dataset, "--output", tmp_path / "sites", "--sites", 4)
+    assert message.startswith("error: site: site1 would have 2 subjects, needed are 3") and "\n" not in message
     assert not (tmp_path / "sites").exists()

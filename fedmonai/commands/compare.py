@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run methods times seeds over one federation and write one table and two figures; run again to continue.
-
-    python scripts/compare.py --plan scripts/plans/mr_own_sites.yaml --output_dir runs/mr_own_sites
-    python scripts/compare.py --plan my_plan.yaml --output_dir runs/mine --methods FL-MR,FedProx --seeds 0,1
-
-All options: python scripts/compare.py -- --help
-"""
+"""Run methods times seeds over one federation and write one table and two figures; run again to continue."""
 
 from __future__ import annotations
 
@@ -14,7 +8,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from fedmonai.command_line import run_command
+from fedmonai.bundle.collection import plan_file, shipped_bundles
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.experiments.comparison import (
     PlannedRun,
@@ -34,21 +28,41 @@ def compare(
     output_dir: str,
     methods: str | Sequence[str] | None = None,
     seeds: int | Sequence[int] | None = None,
-    bundles: str = "bundles",
+    bundles: str | None = None,
     latents: str = "pca",
-) -> tuple[str | None, list[str]]:
-    """Run a plan, and compare what is there. Every run is checked before the first one starts.
+) -> int:
+    """Run methods times seeds over one federation, and write one table and two figures.
+
+    Every run is checked before the first one starts. The same command continues after an interruption.
 
     Args:
-        plan: YAML file with seeds, ids for all runs, and methods; scripts/plans has examples.
+        plan: YAML file with seeds, ids for all runs, and methods; or the name of one that comes with the package, such
+            as mr_own_sites.
         output_dir: folder of the comparison; runs that are there already are kept or continued.
         methods: names, separated by commas; all of the plan by default. The reference method is always run.
         seeds: instead of the plan's.
-        bundles: folder of the bundles.
+        bundles: folder of the bundles; those that come with the package if left out.
         latents: pca, tsne or none: how bottleneck features come to two dimensions (needs the extra 'compare').
     """
+    path, failed = run_plan(plan, output_dir, bundles or str(shipped_bundles()), methods, seeds, latents)
+    if path is None:
+        print(f"error: no comparison: {failed[-1]}.", file=sys.stderr)
+    else:
+        print(f"comparison: {path}")
+    return 1 if failed else 0
+
+
+def run_plan(
+    plan: str,
+    output_dir: str,
+    bundles: str,
+    methods: str | Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    latents: str = "pca",
+) -> tuple[str | None, list[str]]:
+    """Run a plan, and compare what is there; the page of the comparison, and the runs that failed."""
     check_projection(latents)
-    chosen = read_plan(str(plan), *(None if given is None else as_list(given) for given in (methods, seeds)))
+    chosen = read_plan(str(plan_file(plan)), *(None if given is None else as_list(given) for given in (methods, seeds)))
     runs = list(planned_runs(chosen, str(output_dir)))
     check_runs(runs, bundles)
     finished: list[PlannedRun] = []
@@ -78,17 +92,3 @@ def _run(run: PlannedRun, bundles: str) -> None:
             write_cross_site(federation, path)
     finally:
         federation.close()
-
-
-def report(result: tuple[str | None, list[str]]) -> int:
-    """Say where the comparison is, or that there is none; the exit code."""
-    path, failed = result
-    if path is None:
-        print(f"error: no comparison: {failed[-1]}.", file=sys.stderr)
-    else:
-        print(f"comparison: {path}")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    run_command(compare, report)

@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint|ids|try bundles/fl_mr``.
-
-As ``fedmonai-bundle lint .`` it imports nothing from the folder in which it is started; ``python -m`` looks there,
-before any code of fedmonai is run.
-"""
+"""Commands on a bundle: ``check --site B``, ``lint|ids|try|digest bundles/fl_mr``, ``verify fl_mr.zip``."""
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
-import sys
 from typing import Any
-
-import fire
 
 from fedmonai.bundle.digest import bundle_digest, bundle_files, verify_signature
 from fedmonai.bundle.lint import lint_bundle
@@ -24,7 +16,7 @@ from fedmonai.names import as_list
 
 def check(
     site: str, bundle: str = ".", config_file: str | list[str] | tuple[str, ...] = "configs/federated.yaml", **ids: Any
-) -> None:
+) -> int:
     """Check one site before it joins; exit code 1 if it cannot take part.
 
     Args:
@@ -39,10 +31,10 @@ def check(
     files = as_list(config_file)
     findings = check_site(bundle, str(site), files, **ids)
     print(format_findings(str(site), findings))
-    sys.exit(0 if all(f.good for f in findings) else 1)
+    return 0 if all(f.good for f in findings) else 1
 
 
-def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = (), catalogue: bool = False) -> None:
+def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = (), catalogue: bool = False) -> int:
     """Check a bundle statically, without evaluating any of it: one line per finding, exit code 1 if there is one.
 
     Args:
@@ -52,12 +44,8 @@ def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = (), catal
         catalogue: print every component, form of expression and id that the bundle uses, which is what a site reviews.
     """
     logging.disable(logging.WARNING)
-    try:
-        report = lint_bundle(str(bundle), allow)
-        lines = used_lines(str(bundle)) if catalogue else []
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    for line in lines:
+    report = lint_bundle(str(bundle), allow)
+    for line in used_lines(str(bundle)) if catalogue else []:
         print(line)
     for note in report.notes:
         print(f"note: {note}")
@@ -67,7 +55,7 @@ def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = (), catal
         f"{bundle}: {len(report.findings)} findings in {report.configs} configs with {report.components} components "
         f"and {report.expressions} expressions"
     )
-    sys.exit(1 if report.findings else 0)
+    return 1 if report.findings else 0
 
 
 def try_bundle(
@@ -75,7 +63,7 @@ def try_bundle(
     config_file: str | list[str] | tuple[str, ...] = "configs/federated.yaml",
     allow: str | list[str] | tuple[str, ...] = (),
     **ids: Any,
-) -> None:
+) -> int:
     """Check a bundle and the config that results from files and overrides, then run it; a finding stops it before that.
 
     Stock ``python -m monai.bundle run`` evaluates a config before any code of fedmonai sees it; this does not. The run
@@ -88,22 +76,15 @@ def try_bundle(
         ids: overrides, as for ``python -m monai.bundle run``; folders in them are this machine's own.
     """
     logging.disable(logging.WARNING)
-    try:
-        report = lint_bundle(str(bundle), allow)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    report = lint_bundle(str(bundle), allow)
     if report.findings:
-        sys.exit(f"error: {report.findings[0]} ({len(report.findings)} findings; see python -m fedmonai.bundle lint)")
+        raise ConfigError(f"{report.findings[0]} ({len(report.findings)} findings; see fedmonai lint)")
     from fedmonai.bundle.lint_merged import run_gated  # torch, which the lint does without
 
-    try:
-        code = run_gated(str(bundle), as_list(config_file), ids, as_list(allow))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    sys.exit(code)
+    return run_gated(str(bundle), as_list(config_file), ids, as_list(allow))
 
 
-def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = False) -> None:
+def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = False) -> str:
     """List the ids of a bundle: default, allowed values, where they are read, meaning.
 
     Args:
@@ -114,32 +95,26 @@ def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = F
     """
     from fedmonai.bundle.id_list import id_page, id_rows, id_text  # torch, which the lint does without
 
-    try:
-        rows = [row for part in (False, True) for row in id_rows(bundle, part)]
-        text = id_page(bundle) if page else ""
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    if page:
+        return id_page(bundle).rstrip()
+    rows = [row for part in (False, True) for row in id_rows(bundle, part)]
     chosen = [row for row in rows if find.lower() in f"{row['id']} {row['meaning']}".lower()]
     if not chosen:
-        sys.exit(f"error: no id of '{bundle}' has '{find}' in its name or meaning.")
-    print(text.rstrip() if page else json.dumps(chosen, indent=2) if as_json else id_text(chosen))
+        raise ConfigError(f"no id of '{bundle}' has '{find}' in its name or meaning.")
+    return json.dumps(chosen, indent=2) if as_json else id_text(chosen)
 
 
-def digest(bundle: str = ".", files: bool = False) -> None:
+def digest(bundle: str = ".", files: bool = False) -> list[str]:
     """Print the SHA-256 over all files of a bundle, which a site pins as ``bundle_digest`` in its ``fedmonai.yaml``.
 
     Args:
         bundle: folder of the bundle.
         files: print digest and path of every file instead, as ``sha256sum`` does.
     """
-    try:
-        lines = ["  ".join(entry) for entry in bundle_files(str(bundle))] if files else [bundle_digest(str(bundle))]
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    print("\n".join(lines))
+    return ["  ".join(entry) for entry in bundle_files(str(bundle))] if files else [bundle_digest(str(bundle))]
 
 
-def verify(archive: str, signers: str, identity: str, signature: str | None = None) -> None:
+def verify(archive: str, signers: str, identity: str, signature: str | None = None) -> str:
     """Check offline who signed a bundle's archive (OpenSSH's ``ssh-keygen -Y verify``), before it is unpacked.
 
     Args:
@@ -148,18 +123,4 @@ def verify(archive: str, signers: str, identity: str, signature: str | None = No
         identity: who must have signed it, as named there.
         signature: the file of the signature; default the archive's name with ``.sig`` behind it.
     """
-    try:
-        print(verify_signature(str(archive), str(signers), str(identity), signature))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-
-
-def main() -> None:
-    """Run the command line."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing into `head` ends with it
-    fire.Fire({"check": check, "digest": digest, "ids": ids, "lint": lint, "try": try_bundle, "verify": verify})
-
-
-if __name__ == "__main__":
-    main()
+    return verify_signature(str(archive), str(signers), str(identity), signature)
