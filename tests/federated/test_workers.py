@@ -74,7 +74,8 @@ def there(bundle: Path, notes: Path, tmp_path_factory: pytest.TempPathFactory) -
     flags, threads = numeric_flags(), torch.get_num_threads()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        tiny(bundle, out, faults, resume=True, workers=2, **{"local::notes": str(notes)}).run()
+        ids = {"workers": 2, "devices": ["cpu", "cpu"], "local::notes": str(notes)}
+        tiny(bundle, out, faults, resume=True, **ids).run()
     finally:
         set_numeric_flags(flags)
     assert torch.get_num_threads() == threads
@@ -120,6 +121,7 @@ def test_sites_stay_in_their_worker_with_the_settings_of_this_process(there: Pat
     for one in found.values():
         assert one["threads"] == int(os.environ.get("OMP_NUM_THREADS", "1"))
         assert one["flags"] == {**numeric_flags(), "deterministic": 1}
+        assert one["device"] == repr(torch.device("cpu"))
 
 
 def test_nothing_is_left_behind(there: Path, notes: Path) -> None:
