@@ -11,7 +11,6 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import Checkpoint
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site_evaluation import SiteEvaluation, write_site_evaluation
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.io import load_checked
@@ -37,7 +36,7 @@ class Evaluations:
 
     def __init__(self, sites: SitePool, strategy: Strategy, checkpoint: Checkpoint, key_metric: str) -> None:
         self.sites, self.strategy, self.key_metric = sites, strategy, key_metric
-        self.folder, self.best = checkpoint.folder, checkpoint.best
+        self.checkpoint, self.folder, self.best = checkpoint, checkpoint.folder, checkpoint.best
 
     def validate(self, number: int, names: Iterable[str]) -> tuple[dict[str, dict[str, float]], list[str]]:
         """Evaluate on the validation splits after a round.
@@ -70,8 +69,7 @@ class Evaluations:
                 "and continue with --resume True."
             )
         if values and self.best.update_mean(values, number):
-            weights = {k: t.clone() for k, t in self.strategy.global_weights.items()}
-            save_atomic(weights, self.folder.model(self._global_name()))
+            self.checkpoint.keep_best(self._global_name(), self.strategy.global_weights)
         return counted, notes
 
     def test(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -53,7 +54,13 @@ class LocalPool:
         self._guard.max_norm = None
         self._resident: OrderedDict[str, SiteAlgo] = OrderedDict()
         self._dirty: set[str] = set()
+        #: states that were taken and are not on disk yet; only whoever writes them takes them out
+        self._unwritten: dict[Path, dict[str, Any]] = {}
+        #: rounds of the state files of every site that has more than one, or had when the run was continued
+        self._files: dict[str, set[int]] = {}
         self._updates = UpdateBuffers()
+        #: weights and buffers of all sites that keep none of their own
+        self._common: dict[str, Tensor] = {}
         self._round = 0
         self._before: dict[str, int] = {}
 
@@ -80,12 +87,13 @@ class LocalPool:
             site.other_trainer = self._trainer_of
         if name in self.state_rounds:
             self._load(site, name, self.state_rounds[name])
+        site.share_memory(self._common)
         self._resident[name] = site
         return site
 
     def _load(self, site: SiteAlgo, name: str, number: int) -> None:
         path = self.plan.state_file(name, number)
-        state = read_site_state(path)
+        state = self._unwritten.get(path) or read_site_state(path)
         with restoring(path, "resume with the configuration of the first run or choose another output_dir."):
             check_optimizer(state["optimizer"], site.trainer.optimizer)
             site.load_state_dict(state)
@@ -94,13 +102,22 @@ class LocalPool:
         """Continue from these states: what is in memory is dropped."""
         self._resident.clear()
         self._dirty.clear()
+        self._unwritten.clear()
+        self._common = {}  # a site that is built anew begins with weights of its own
         self.state_rounds = dict(state_rounds)
+        self._files = {}
+        for path in Path(self.plan.output_dir, "sites").glob("*/round_*.pt"):
+            number = path.stem.rpartition("_")[2]
+            if number.isdecimal():
+                self._files.setdefault(path.parent.name, set()).add(int(number))
 
     def evict(self, name: str) -> None:
         """Drop a site from memory together with what is known of its state: it is built anew when it is opened."""
         self._resident.pop(name, None)
         self._dirty.discard(name)
         self.state_rounds.pop(name, None)
+        if not self._resident:
+            self._common = {}  # as it was built, not as it was trained
 
     def _trainer_of(self, name: str) -> Any:
         """The trainer of another site, for methods that exist in simulation only."""
@@ -132,6 +149,8 @@ class LocalPool:
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Train a site; its update's tensors are borrowed until the next round begins.
 
+        Where the plan has them used up ``at_once``, they are borrowed until the next site trains, and are its own.
+
         Raises:
             Exception: whatever stopped the training.
         """
@@ -141,7 +160,9 @@ class LocalPool:
             update = site.get_weights()
         else:
             self.mark_changed(name)
-            update = site.get_weights({"out": self._updates.take(site.reference)})
+            # a filter may write to what it is given
+            lent = self.plan.at_once and not (site.exchange_filters or site.post_weight_filters)
+            update = site.get_weights({"out": site.reference if lent else self._updates.take(site.reference)})
         note_release(self.plan.folder(name), update)
         return update
 
@@ -160,6 +181,7 @@ class LocalPool:
             self._resident.pop(name, None)
         if written:
             self.state_rounds.pop(name)
+            self.plan.state_file(name, self._round).unlink(missing_ok=True)
             if name in self._before:
                 self.state_rounds[name] = self._before[name]
 
@@ -192,21 +214,34 @@ class LocalPool:
         yield from final_test(self.open(name), *arguments)
 
     def save_states(self, round_number: int) -> dict[str, int]:
-        """Write the state of every site that has changed; return the round of each site's newest file."""
+        """Take the state of every site that has changed; return the round of each site's newest one."""
         self._round = round_number
         for name in sorted(self._dirty & set(self._resident)):
-            self._write(name)
+            self._unwritten[self._state_file(name)] = self._resident[name].state_dict()
         return dict(self.state_rounds)
+
+    def write_states(self) -> None:
+        """Write the states that were taken.
+
+        Raises:
+            FederationError: when one cannot be written.
+        """
+        for path in list(self._unwritten):
+            save_atomic(self._unwritten[path], path)
+            del self._unwritten[path]  # now: the site may be opened again, from one or from the other
 
     def _offload(self, name: str) -> None:
         if name in self._dirty:
-            self._write(name)
+            path = self._state_file(name)
+            save_atomic(self._resident[name].state_dict(), path)
         del self._resident[name]
 
-    def _write(self, name: str) -> None:
-        save_atomic(self._resident[name].state_dict(), self.plan.state_file(name, self._round))
+    def _state_file(self, name: str) -> Path:
+        """The file of a site's state as it is now, which is the newest from here on."""
         self.state_rounds[name] = self._round
+        self._files.setdefault(name, set()).add(self._round)
         self._dirty.discard(name)
+        return self.plan.state_file(name, self._round)
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state file of a commit cannot be read."""
@@ -214,12 +249,15 @@ class LocalPool:
             read_site_state(self.plan.state_file(name, number))
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
-        """Delete state files that none of ``commits`` refers to."""
-        for name in self.plan.sites:
-            wanted = {self.plan.state_file(name, commit[name]) for commit in commits if name in commit}
-            for path in self.plan.folder(name).glob("round_*.pt"):
-                if path not in wanted:
-                    path.unlink()
+        """Delete state files that none of ``commits`` refers to; only sites with more than one file are looked at."""
+        for name in [name for name, rounds in list(self._files.items()) if len(rounds) > 1]:
+            wanted = {commit[name] for commit in commits if name in commit}
+            # newer ones belong to the round that goes on meanwhile
+            for number in [
+                one for one in sorted(self._files[name]) if one not in wanted and one < max(wanted, default=0)
+            ]:
+                self.plan.state_file(name, number).unlink(missing_ok=True)
+                self._files[name].discard(number)
 
     def close(self) -> None:
         """Does nothing: all sites are in this process."""

@@ -59,6 +59,7 @@ class SitePlan:
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
         attachments: names of attachments that the strategy may send to a site.
         attachments_up: names of those that it takes from one.
+        at_once: whether an update is used up before the next site trains, so that a site may lend its own tensors.
         policy: bounds that a deployed site sets.
         gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
             site sets it, and no config can.
@@ -96,6 +97,7 @@ class SitePlan:
     local_keys: str | Sequence[str] = ()
     attachments: Sequence[str] = ()
     attachments_up: Sequence[str] = ()
+    at_once: bool = False
     policy: SitePolicy = field(default_factory=SitePolicy)
     gate: Callable[[str, str, Sequence[str], Mapping[str, Any]], None] | None = field(default=None, compare=False)
 
@@ -127,7 +129,8 @@ class SitePlan:
             raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(self.names)}.")
 
     def serving(self, strategy: Strategy) -> SitePlan:
-        """The plan with what a strategy declares: what is shared, and which attachments it sends down."""
+        """The plan with what a strategy declares: what is shared, which attachments it sends down, when it adds up."""
+        compared = (self.guard or UpdateValidator()).max_norm_ratio is not None
         keys, up, down = strategy.shared_keys, strategy.attachments_up, strategy.attachments_down
         return replace(
             self,
@@ -135,6 +138,7 @@ class SitePlan:
             local_keys=keys.local,
             attachments=tuple(down),
             attachments_up=tuple(up),
+            at_once=not compared and strategy.accumulator() is not None,
         )
 
     def described(self) -> dict[str, str]:

@@ -13,8 +13,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.errors import ConfigError, FederationError
-from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.checkpoint import BestModelTracker, read_site_state
 from fedmonai.federated.messages import attachments_of, pack, unpack, weights_message
 from fedmonai.federated.numeric_flags import numeric_flags
 from fedmonai.federated.plan import SitePlan
@@ -76,8 +75,6 @@ class ProcessPool:
         self.workers = [WorkerProcess(i + 1, names[i::used], given[i % len(given)]) for i in range(used)]
         self._of = {name: worker for worker in self.workers for name in worker.sites}
         self._resident = None if resident_sites is None else resident_sites // used
-        #: the states are files of this machine, whichever process writes them
-        self._files = LocalPool(plan)
         self._memory: SharedTensors | None = None
         self._threads = 0
         self._asked: dict[str, int] = {}
@@ -126,19 +123,6 @@ class ProcessPool:
         self.notes.append(note)
         logger.warning(note)
 
-    def close(self) -> None:
-        """End all workers."""
-        if self._memory is None:
-            return
-        for worker in self.workers:
-            worker.release()
-        for worker in self.workers:
-            worker.end()
-        self._memory.close()
-        self._memory = None
-        self._asked, self._built = {}, {}
-        torch.set_num_threads(self._threads)
-
     def _ask(
         self,
         method: str,
@@ -154,9 +138,8 @@ class ProcessPool:
             for worker in self.workers:
                 worker.call("begin_round", {"number": begin}, reply=False)
         packed = {name: pack(message) for name, message in (messages or {}).items()}
-        memory.clear()
         self._batch += 1
-        places = dict(zip(packed, memory.place(tensors for tensors, _ in packed.values()), strict=True))
+        places = dict(zip(packed, memory.replace(tensors for tensors, _ in packed.values()), strict=True))
         for name, arguments in calls.items():
             sent: dict[str, Any] = {}
             if name in packed:
@@ -264,7 +247,7 @@ class ProcessPool:
         return SiteEvaluation(name, [ModelEvaluation(**one) for one in reply["found"]], reply["ended"])
 
     def save_states(self, round_number: int) -> dict[str, int]:
-        """Let all workers write the states of their sites; return the round of each site's newest file."""
+        """Let all workers write the states of their sites at once; return the round of each site's newest file."""
         asked = {w.index: w.call("save_states", {"number": round_number}) for w in self.workers if w.running}
         for worker in self.workers:
             if worker.index not in asked:
@@ -277,13 +260,31 @@ class ProcessPool:
                 self._unsaved.difference_update(worker.sites)
         return dict(self.state_rounds)
 
+    def write_states(self) -> None:
+        """Does nothing: the workers have written them."""
+
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state file of a commit cannot be read."""
-        self._files.check_states(state_rounds)
+        for name, number in state_rounds.items():
+            read_site_state(self.plan.state_file(name, number))
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
-        """Delete state files that none of ``commits`` refers to."""
-        self._files.keep_states(commits)
+        """Let the workers delete older states that none of ``commits`` refers to."""
+        for worker in self.workers:
+            worker.call("keep_states", {"commits": [dict(commit) for commit in commits]}, reply=False)
+
+    def close(self) -> None:
+        """End all workers."""
+        if self._memory is None:
+            return
+        for worker in self.workers:
+            worker.release()
+        for worker in self.workers:
+            worker.end()
+        self._memory.close()
+        self._memory = None
+        self._asked, self._built = {}, {}
+        torch.set_num_threads(self._threads)
 
 
 def _good(reply: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -220,6 +220,9 @@ class RemotePool:
         """The round of each site's newest state, which it has written before its reply left."""
         return dict(self.state_rounds)
 
+    def write_states(self) -> None:
+        """Does nothing: the sites have written them."""
+
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Does nothing: a site checks its own files when it is asked to continue from one."""
 

@@ -142,6 +142,7 @@ class SiteService:
         self._held = None  # until it is on disk, the state in memory is nothing to continue from
         self.sites.mark_changed(self.name)
         self.sites.save_states(request.round)
+        self.sites.write_states()
         self._held = request.round
         return Trained(site)
 

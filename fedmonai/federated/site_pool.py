@@ -85,13 +85,19 @@ class SitePool(Protocol):
         """
 
     def save_states(self, round_number: int) -> dict[str, int]:
-        """See that every site's state after a round is on disk; return the round of each site's newest one."""
+        """Take every site's state after a round, or see that it is on disk; return the round of each newest one."""
+
+    def write_states(self) -> None:
+        """See that the states that were taken are on disk; called from another thread, beside the next round."""
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state of a commit is within reach and cannot be used."""
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
-        """Delete the states that none of ``commits`` (the round of each site's state) refers to."""
+        """Delete older states that none of ``commits`` (the round of each site's state) refers to.
+
+        Called from another thread, beside the next round, of which there may be newer states.
+        """
 
     def close(self) -> None:
         """End what the pool has started outside of this process."""

@@ -50,9 +50,11 @@ class SiteWorker:
 
     def __init__(self, sites: LocalPool, incoming: SharedTensors, outgoing: SharedTensors) -> None:
         self._sites, self._incoming, self._outgoing = sites, incoming, outgoing
-        #: views of the incoming tensors of one batch of calls, so that sites who are sent the same get the same object
+        #: views of the incoming tensors of the last batch of calls by their stamps: what is sent to several sites, or
+        #: sent again as it was, is one object
         self._batch = -1
-        self._views: dict[str, Tensor] = {}
+        self._views: dict[int, Tensor] = {}
+        self._earlier: dict[int, Tensor] = {}
 
     def handle(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to a call; an exception becomes its reason."""
@@ -67,13 +69,14 @@ class SiteWorker:
 
     def _message(self, call: Mapping[str, Any]) -> ExchangeObject:
         if call["batch"] != self._batch:
-            self._batch, self._views = call["batch"], {}
+            self._batch, self._views, self._earlier = call["batch"], {}, self._views
         tensors = {}
         for name, place in call["places"].items():
-            key = json.dumps(place)
-            if key not in self._views:
-                self._views |= {key: self._incoming.view({name: place})[name]}
-            tensors[name] = self._views[key]
+            stamp = place[-1]
+            if stamp not in self._views:
+                known = self._earlier.get(stamp)
+                self._views[stamp] = self._incoming.view({name: place})[name] if known is None else known
+            tensors[name] = self._views[stamp]
         message = unpack(tensors, call["message"])
         return ExchangeObject() if message is None else message
 
@@ -131,8 +134,15 @@ class SiteWorker:
         return _evaluation(found)
 
     def save_states(self, number: int) -> dict[str, Any]:
-        """Write the states of the sites that have changed."""
-        return {"state_rounds": self._sites.save_states(number)}
+        """Write the states of the sites that have changed, while the other workers write theirs."""
+        state_rounds = self._sites.save_states(number)
+        self._sites.write_states()
+        return {"state_rounds": state_rounds}
+
+    def keep_states(self, commits: list[dict[str, int]]) -> dict[str, Any]:
+        """Delete states that none of ``commits`` refers to."""
+        self._sites.keep_states(commits)
+        return {}
 
 
 def _error(error: Exception) -> dict[str, Any]:
