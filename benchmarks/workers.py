@@ -10,7 +10,8 @@ time from the start of the first round to the last commit, with warm workers; th
 
 Wall seconds mean something only where the machine has a free core per worker. On a busy one look at the CPU seconds of
 the longest path: those of this process and of the worker that had most, which is what the wall would be on free cores,
-since workers wait for nobody but at the end of a round. CPU seconds of all processes together say what it costs.
+since workers wait for nobody but at the end of a round. CPU seconds of all processes together say what it costs. MiB is
+the memory of all processes at the last commit, shared pages counted once (PSS).
 
 The weights of all runs are compared first: equal to the bit, or no times are printed.
 """
@@ -117,17 +118,13 @@ def measure(engine: Federation, side: Side) -> dict[str, Tensor]:
 def print_table(sides: dict[int, Side]) -> None:
     """Medians with quartiles."""
     print(
-        "| workers | first round to last commit, s | CPU s of the longest path | CPU s of all | preparation, s | whole, s |"
+        "| workers | first round to last commit, s | CPU s, longest path | CPU s, all | preparation, s | all, s | MiB |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for workers, side in sides.items():
-        values = (side.rounds, side.path_cpu, side.all_cpu, side.prepare, side.whole)
+        values = (side.rounds, side.path_cpu, side.all_cpu, side.prepare, side.whole, side.memory)
         shown = (f"{s['median']:.3g} ({s['lower']:.3g} to {s['upper']:.3g})" for s in map(spread, values))
         print(f"| {workers} | {' | '.join(shown)} |")
-    for workers, side in sides.items():
-        print(
-            f"\nmemory at the last commit, workers {workers}: {statistics.median(side.memory):.0f} MiB (PSS, all processes)"
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:
