@@ -64,6 +64,7 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     refuse_order(_command_line_ids())
     refuse_dropped(_layers())
     config = live_config()
+    _refuse_left_out()
     contents = read_configs(bundle_root)
     table = IdTable.of_bundle(bundle_root, contents).extended(config.get(TABLE_SECTION))
     refuse_unknown(config, known_ids(contents.values(), table), table.names(open=True))
@@ -115,6 +116,15 @@ def _command_line_ids() -> list[str]:
     """The overrides of ``monai.bundle run`` in the order given: whoever comes later has only what they add up to."""
     command = inspect.unwrap(run).__code__
     return [str(key) for frame in _callers() if frame.f_code is command for key in frame.f_locals["override"]]
+
+
+def _refuse_left_out() -> None:
+    """Refuse an override that is None: MONAI's command line leaves it out, and the value of the file stays."""
+    code = inspect.unwrap(run).__code__
+    for frame in _callers():
+        if frame.f_code is code:
+            for name in (name for name, value in frame.f_locals["override"].items() if value is None):
+                raise ConfigError(f"override '{name}' is None, which MONAI's command line leaves out; give '$None'.")
 
 
 def _layers() -> Iterator[tuple[str, Mapping[str, Any]]]:
