@@ -20,7 +20,7 @@ UNITS |= {"hd95": ("HD95 [mm]", 2), "assd": ("ASSD [mm]", 2)}
 
 
 def finish(run_dir: OutputPath) -> None:
-    """Write the report of a run, then print its table and, as the last line, where the report is."""
+    """Write the report of a run; print its table and, as the last line, the report's path."""
     path = write_report(run_dir)
     print(f"\n{format_table(run_dir)}\nreport: {path}", flush=True)
 
