@@ -37,7 +37,7 @@ def compare(
     bundles: str = "bundles",
     latents: str = "pca",
 ) -> tuple[str | None, list[str]]:
-    """Run a plan, and compare what is there. Every run is checked before the first one starts.
+    """Run a plan and compare its finished runs. Every run is checked before the first one starts.
 
     Args:
         plan: YAML file with seeds, ids for all runs, and methods; scripts/plans has examples.
@@ -61,7 +61,7 @@ def compare(
                 finished.append(run)
             except (ConfigError, FederationError) as error:  # the other methods can still be compared
                 failed.append(f"{run.method.name}, seed {run.seed}: {' '.join(str(error).split())}")
-    finally:  # whatever ends this, nobody has to search for the reasons
+    finally:  # also after an error: the failed runs are named
         for line in failed:
             print(f"error: {line}", file=sys.stderr)
     rows = compared_runs(chosen, finished)
@@ -81,7 +81,7 @@ def _run(run: PlannedRun, bundles: str) -> None:
 
 
 def report(result: tuple[str | None, list[str]]) -> int:
-    """Say where the comparison is, or that there is none; the exit code."""
+    """Print where the comparison is, or that there is none; return the exit code."""
     path, failed = result
     if path is None:
         print(f"error: no comparison: {failed[-1]}.", file=sys.stderr)

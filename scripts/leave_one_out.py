@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IOP-FL outside, for every site in turn: train a federation without it, adapt to its unlabelled images, make a table.
+"""IOP-FL outside, for every site in turn: train a federation without it, adapt to its unlabeled images, make a table.
 
     python scripts/leave_one_out.py --output_dir runs/leave_one_out
     python scripts/leave_one_out.py --output_dir runs/loo --config_file "['configs/federated.yaml','configs/demo.yaml']"

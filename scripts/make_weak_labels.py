@@ -60,7 +60,7 @@ def make(
 
 
 def report(h5: str, num_classes: int) -> str:
-    """Report how much the labels stored in a folder of HDF5 files say and how often they agree with the masks."""
+    """Report the share of labeled pixels in a folder of HDF5 files, and their agreement with the masks."""
     return table(report_weak_labels(_files(None, None, h5), num_classes, progress=sys.stderr.isatty()))
 
 
