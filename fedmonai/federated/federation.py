@@ -25,7 +25,7 @@ from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 from fedmonai.interruption import announced
 from fedmonai.io import InputPath, load_checked
-from fedmonai.names import as_list
+from fedmonai.names import as_list, shown
 from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
@@ -511,8 +511,13 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
 
     In a config this is a component of its own, because a handler inside the engine's section could not refer to the
     engine.
+
+    Raises:
+        ConfigError: when something else than handlers is given.
     """
-    for handler in handlers or []:
+    for handler in as_list(handlers):
+        if not hasattr(handler, "attach"):
+            raise ConfigError(f"handlers holds {shown(handler)}, which is no handler; give a list of components.")
         handler.attach(engine)
         engine.handlers.append(handler)
     return engine

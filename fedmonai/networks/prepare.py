@@ -11,9 +11,25 @@ from torch import nn
 from fedmonai.errors import ConfigError
 from fedmonai.io import InputPath, OutputPath, read_weights, save
 
-__all__ = ["load_weights", "place_network", "save_weights"]
+__all__ = ["load_weights", "place_network", "save_weights", "usable_device"]
 
 PathLike = str | os.PathLike[str]
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ConfigError: when the name is none, or this machine does not have the device.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {str(device)!r:.60}, which is none; give cpu, cuda or cuda:1.") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ConfigError(f"device is '{found}', but this machine has {count} CUDA devices; give cpu or another one.")
+    return found
 
 
 def place_network(
@@ -39,7 +55,8 @@ def place_network(
     Raises:
         ConfigError: when ``amp`` is set on a CPU, where MONAI's trainer would silently ignore it.
     """
-    if amp and torch.device(device).type != "cuda":
+    device = usable_device(device)
+    if amp and device.type != "cuda":
         raise ConfigError(f"amp is true but the device is '{device}'; mixed precision needs a GPU: set amp to false.")
     network = network.to(device)
     if channels_last:
