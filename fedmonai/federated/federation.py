@@ -24,7 +24,7 @@ from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environm
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 from fedmonai.interruption import announced
-from fedmonai.io import InputPath, load_checked
+from fedmonai.io import InputPath, load_checked, to_device
 from fedmonai.names import as_list, shown
 from fedmonai.seeding import derive_seed
 
@@ -290,7 +290,8 @@ class Federation(Workflow):
     def _continue(self, state: dict[str, Any]) -> None:
         reference = dict(self.strategy.global_weights)
         with restoring(self.checkpoint.path, "resume with the network, shared_keys and strategy of the first run."):
-            self.strategy.load_state_dict(state["strategy"])
+            # files are read into main memory; the aggregate goes back to where it lived
+            self.strategy.load_state_dict(to_device(state["strategy"], next(iter(reference.values())).device))
             self.guard.check_structure(self.strategy.global_weights, reference)
         self.usual_norm.load_state_dict(state["usual_norm"])
         self.checkpoint.restore(state)
