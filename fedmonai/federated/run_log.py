@@ -325,6 +325,8 @@ class RoundRecord:
         self.bytes_up: dict[str, dict[str, int]] = {}
         self.bytes_down: dict[str, dict[str, int]] = {}
         self.observers: list[str] = []
+        #: the sites that were asked to validate
+        self.validated: list[str] = []
         self.attachments: dict[str, Any] = {}
         #: by site what its noise has spent; epsilon is the text "unbounded" where an update had left without noise
         self.privacy: dict[str, dict[str, float | str]] = {}
@@ -396,6 +398,7 @@ class RoundRecord:
             "participants": self.participants,
             "completed": sorted(self.loss),
             "observers": self.observers,
+            "validated": self.validated,
             "failed": self.failed,
             "seconds": time.perf_counter() - self.started,
             "seconds_per_site": self.seconds_per_site,
