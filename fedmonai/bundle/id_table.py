@@ -53,6 +53,7 @@ class IdEntry:
         choices: all values that it takes, alone or as the entries of a list.
         unit: of a number.
         data: whether an overlay of a data set (``configs/data``) may set it.
+        machine: whether it says where and on what something runs, which trained weights do not depend on.
         open: whether its keys are names that a user gives (classes, sites).
         at_sites: what a federation decides in its place, so that its sites refuse the id.
         until: ids that hold how many epochs or rounds there are, which a number of the id may not exceed; the first
@@ -74,6 +75,7 @@ class IdEntry:
     choices: tuple[Any, ...] = ()
     unit: str = ""
     data: bool = False
+    machine: bool = False
     open: bool = False
     at_sites: str = ""
     until: tuple[str, ...] = ()

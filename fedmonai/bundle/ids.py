@@ -155,7 +155,7 @@ def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collect
     start = f"unknown config id '{name}' (value {value_at(config, name)!r:.80})"
     if hint := suggestion(last, siblings, parent):
         raise ConfigError(f"{start}; {hint} Nothing in this bundle reads '{name}'.")
-    raise ConfigError(f"{start}: nothing in this bundle reads it; `python -m fedmonai.bundle ids .` lists its ids.")
+    raise ConfigError(f"{start}: nothing in this bundle reads it; `fedmonai ids .` lists its ids.")
 
 
 #: keys of a section that an error lists; a whole config has too many to be read
@@ -244,5 +244,5 @@ def _below(section: Any, level: str, name: str, path: str, last: bool) -> Any:
         raise ConfigError(f"{missing}; an id inside of a section of train.json is set in an overlay of the sites.")
     if not keys:
         raise ConfigError(f"{missing}; '{path}' is empty, give it as a whole.")
-    hint = hint or "`python -m fedmonai.bundle ids .` lists the ids."
+    hint = hint or "`fedmonai ids .` lists the ids."
     raise ConfigError(f"{missing} in {where}; {hint}")

@@ -24,12 +24,13 @@ from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.bundle.id_values import refuse_out_of_range, refuse_wrong_kinds
 from fedmonai.bundle.ids import known_ids, read_configs, refuse_order, refuse_unknown
 from fedmonai.bundle.layers import refuse_dropped
+from fedmonai.bundle.trained import warn_of_other_settings
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.interruption import end_in_one_line
 from fedmonai.io import FileName, InputPath, OutputPath, write_text
 from fedmonai.names import as_list
 
-__all__ = ["check_config", "live_config", "live_resolver", "plain_values", "save_run_config"]
+__all__ = ["check_config", "find_resolver", "live_config", "live_resolver", "plain_values", "save_run_config"]
 
 
 def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
@@ -45,6 +46,9 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     Returns:
         the live config.
 
+    Where the config says '.' for ``bundle_root``, it becomes the bundle that the config lies in. Weights that are used
+    with other values than they were trained with are warned of.
+
     Raises:
         ConfigError: on an unknown id, naming the nearest known one; on a text where the bundle has a switch or a
             number; on a value out of range (a batch of 0); on an id that has no effect, be it that a federation decides
@@ -55,7 +59,8 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
         end_in_one_line()
-    bundle_root = _loaded_bundle() or bundle_root
+    resolver = live_resolver()
+    bundle_root = _loaded_bundle() or _at_home(resolver, bundle_root)
     if not Path(bundle_root, "configs").is_dir():
         raise ConfigError(
             f"bundle_root '{bundle_root}' has no folder 'configs'; change into the bundle's folder or "
@@ -73,6 +78,7 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     refuse_unread_ids(config, table)
     refuse_without_effect(config, contents, table)
     refuse_beyond_the_end(config, contents, table)
+    warn_of_other_settings(config, resolver)
     return config
 
 
@@ -91,12 +97,39 @@ def live_resolver() -> ReferenceResolver:
     Raises:
         RuntimeError: when no parser is at work.
     """
+    resolver = find_resolver()
+    if resolver is None:
+        raise RuntimeError("this is a config component; it was called without a MONAI config parser")
+    return resolver
+
+
+def find_resolver() -> ReferenceResolver | None:
+    """The resolver of the parser that is resolving the caller, or None when no parser is at work."""
     for frame in _callers():
         resolver: Any = frame.f_locals.get("self")
         whole = resolver.items.get("") if isinstance(resolver, ReferenceResolver) else None
         if whole is not None and isinstance(whole.get_config(), Mapping):
             return cast(ReferenceResolver, resolver)
-    raise RuntimeError("this is a config component; it was called without a MONAI config parser")
+    return None
+
+
+def _at_home(resolver: ReferenceResolver, bundle_root: InputPath) -> InputPath:
+    """The folder of the bundle that the workflow's config lies in, where the config says no more than '.'.
+
+    So a bundle runs from any folder. The value is put where the parser keeps what it has resolved: this check comes
+    before anything that reads it.
+    """
+    if dict(resolver.items[""].get_config()).get("bundle_root") != ".":
+        return bundle_root
+    for frame in _callers():
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            folder = Path(workflow.config_root_path)
+            if folder.name != "configs" or not (folder / "metadata.json").is_file() or folder.parent.samefile("."):
+                break
+            resolver.resolved_content["bundle_root"] = str(folder.parent)
+            return folder.parent
+    return bundle_root
 
 
 def _loaded_bundle() -> Path | None:
@@ -147,7 +180,7 @@ def _callers() -> Iterator[FrameType]:
 
 def _is_command_line() -> bool:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec is not None and spec.name in ("monai.bundle.__main__", "fedmonai.bundle.__main__")
+    return spec is not None and spec.name == "monai.bundle.__main__"
 
 
 def _one_line_for_mistakes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -126,6 +125,8 @@ class Federation(Workflow):
         self._updates: dict[str, ExchangeObject] = {}
         self._accumulator: Accumulator | None = None
         self._handler_states: dict[str, Any] | None = None
+        #: bytes and seconds of the final test
+        self._final_costs: dict[str, Any] = {}
         #: the round that was recorded and is not committed yet
         self._pending: int | None = None
         self._stage = "before the first round"
@@ -154,8 +155,14 @@ class Federation(Workflow):
         return self._work_left
 
     def close(self) -> None:
-        """Wait for the last commit and release the run's folder; :meth:`run` does it at its end."""
-        self.checkpoint.close()
+        """Wait for the last commit, then let go of the run's folder and end the sites' processes.
+
+        :meth:`run` does it at its end.
+        """
+        try:
+            self.checkpoint.close()
+        finally:
+            self.sites.close()
 
     def run(self) -> None:  # type: ignore[override]
         """Run the rounds that are left and test the best model.
@@ -232,9 +239,9 @@ class Federation(Workflow):
             state = checkpoint.read(self.sites.check_states, self.resume_round)
             if not self._has_work(state):
                 return False
+            self.sites.return_to(self._site_rounds(state))
             for note in changes_since(state, plan.names, self.seed, self.run_config):
                 checkpoint.note(note)
-            self.sites.return_to(self._site_rounds(state))
             self._open_sites(state["round"] + 1)
             self._continue(state)
         if self.run_config.digest:
@@ -365,22 +372,18 @@ class Federation(Workflow):
     def _ask(self, name: str, message: ExchangeObject, observer: bool = False) -> ExchangeObject | None:
         """The checked update of a site, recorded; ``None`` for a site that is left out."""
         number, record = self.state.epoch, self.record
-        started = time.perf_counter()
-        record.sent(name, message)
         try:
             update = self.sites.train(name, message)
             declared = self.strategy.attachments_up
             norm = self.guard.check_update(update, self.strategy.global_weights, number, declared, observer)
             self.strategy.check_update(name, update)
             if observer:
-                record.observed(name, update)
+                record.observed(name)
             else:
                 record.completed(name, update, norm)
         except Exception as error:  # whatever a site's own code raises, the round goes on without it
             self._leave_out(name, error)
             return None
-        finally:
-            record.spent(name, time.perf_counter() - started)
         return update
 
     def _leave_out(self, name: str, error: Exception) -> None:
@@ -437,7 +440,7 @@ class Federation(Workflow):
         self.state.metrics = {**self.state.metrics, **metrics}
         folder.add_metrics(record.metric_rows())
         further = {"evaluated": validate, "best_round": best.round(), "best_metric": best.value()}
-        folder.add_round(record.as_dict(config=self.run_config.digest, **further))
+        folder.add_round(record.as_dict(config=self.run_config.digest, **self.sites.costs.take(), **further))
         self._pending = record.number
 
     def _show_best(self) -> None:
@@ -480,6 +483,7 @@ class Federation(Workflow):
         initial = load_checked(folder.model("initial"))
         notes, failed = self.evaluations.test(self.test_sites, initial, self.state.epoch)
         self.checkpoint.notes += notes
+        self._final_costs = self.sites.costs.take()
         tested = len(failed) < len(self.test_sites)
         if tested:
             self._commit(finished=True)
@@ -511,6 +515,8 @@ class Federation(Workflow):
             "shared_keys": list(keys.patterns),
             "local_keys": list(keys.local),
             "device": str(self.state.device),
+            "wire_dtype": self.sites.plan.wire_dtype,
+            **({"final_test": self._final_costs} if self._final_costs else {}),
             **describe_environment(),
             "notes": self.checkpoint.notes,
         }

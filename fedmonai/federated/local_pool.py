@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +15,17 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.checkpoint import BestModelTracker, check_optimizer, read_site_state, restoring
+from fedmonai.federated.costs import Costs, SentBefore
 from fedmonai.federated.local_training import UpdateBuffers
+from fedmonai.federated.messages import WEIGHTS, SharedKeys, kind_of_training, message_bytes
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
+from fedmonai.federated.state_files import StateFiles
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.federated.wire_form import Rounded
 
 __all__ = ["LocalPool"]
 
@@ -47,6 +52,9 @@ class LocalPool:
         self.simulated = simulated
         self.state_rounds: dict[str, int] = {}
         self.notes: list[str] = []
+        self.costs = Costs()
+        self._sent_before = SentBefore()
+        self._rounded: Rounded = {}
         # all sites are sent the same tensors, which are looked through once
         self._guard = (plan.guard or UpdateValidator()).once()
         # the bound is one of updates; a site that held the server's weights against its own would answer, refusal by
@@ -56,8 +64,7 @@ class LocalPool:
         self._dirty: set[str] = set()
         #: states that were taken and are not on disk yet; only whoever writes them takes them out
         self._unwritten: dict[Path, dict[str, Any]] = {}
-        #: rounds of the state files of every site that has more than one, or had when the run was continued
-        self._files: dict[str, set[int]] = {}
+        self._files = StateFiles(plan)
         self._updates = UpdateBuffers()
         #: weights and buffers of all sites that keep none of their own
         self._common: dict[str, Tensor] = {}
@@ -104,12 +111,9 @@ class LocalPool:
         self._dirty.clear()
         self._unwritten.clear()
         self._common = {}  # a site that is built anew begins with weights of its own
+        self._sent_before = SentBefore()
         self.state_rounds = dict(state_rounds)
-        self._files = {}
-        for path in Path(self.plan.output_dir, "sites").glob("*/round_*.pt"):
-            number = path.stem.rpartition("_")[2]
-            if number.isdecimal():
-                self._files.setdefault(path.parent.name, set()).add(int(number))
+        self._files.find()
 
     def evict(self, name: str) -> None:
         """Drop a site from memory together with what is known of its state: it is built anew when it is opened."""
@@ -146,6 +150,7 @@ class LocalPool:
         self._round = round_number
         self._before = dict(self.state_rounds)
         self._updates.end_round()
+        self._rounded = {}
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Train a site; its update's tensors are borrowed until the next round begins.
@@ -155,17 +160,24 @@ class LocalPool:
         Raises:
             Exception: whatever stopped the training.
         """
-        site = self.open(name)
-        site.train(message)
-        if site.observing:  # neither weights to send nor a state to keep
-            update = site.get_weights()
-        else:
-            self.mark_changed(name)
-            # a filter may write to what it is given
-            lent = self.plan.at_once and not (site.exchange_filters or site.post_weight_filters)
-            update = site.get_weights({"out": site.reference if lent else self._updates.take(site.reference)})
+        kind, sent = kind_of_training(message), self.plan.wire.message_down(message, self._rounded)
+        self.costs.sent(name, kind, self._sent_before.sizes(name, message, sent, self._round - 1))
+        started = time.perf_counter()
+        try:
+            site = self.open(name)
+            site.train(sent)
+            if site.observing:  # neither weights to send nor a state to keep
+                update = site.get_weights()
+            else:
+                self.mark_changed(name)
+                # a filter may write to what it is given
+                lent = self.plan.at_once and not (site.exchange_filters or site.post_weight_filters)
+                update = site.get_weights({"out": site.reference if lent else self._updates.take(site.reference)})
+        finally:
+            self.costs.worked(name, kind, time.perf_counter() - started)
         note_release(self.plan.folder(name), update)
-        return update
+        self.costs.received(name, kind, message_bytes(update))
+        return self.plan.wire.full(update, message.weights or {})
 
     def mark_changed(self, name: str) -> None:
         """Note that a site's state is newer than its file."""
@@ -190,8 +202,14 @@ class LocalPool:
         self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
     ) -> Iterator[SiteEvaluation]:
         """Evaluate the sites in ``messages`` on their validation splits, one after another."""
+        done: Rounded = {}
         for name, message in messages.items():
-            yield evaluate_site(name, self._validation(name, message, number, best, key_metric))
+            sent = self.plan.wire.message_down(message, done)
+            self.costs.sent(name, "validate", self._sent_before.sizes(name, message, sent, number))
+            started = time.perf_counter()
+            found = evaluate_site(name, self._validation(name, sent, number, best, key_metric))
+            self.costs.worked(name, "validate", time.perf_counter() - started)
+            yield found
 
     def _validation(
         self, name: str, message: ExchangeObject, number: int, best: BestModelTracker, key_metric: str
@@ -206,10 +224,21 @@ class LocalPool:
         best: BestModelTracker,
     ) -> Iterator[SiteEvaluation]:
         """Test the sites in ``chosen`` (the best weights and their round for each), one after another."""
-        for name, weights in chosen.items():
+        wire, keys = self.plan.wire, SharedKeys(self.plan.shared_keys, self.plan.local_keys)
+        done: Rounded = {}
+        first = wire.down({key: tensor for key, tensor in initial.items() if key in keys}, done)
+        whole = {**initial, **first}
+        for name, (weights, best_round) in chosen.items():
+            sent = wire.down(weights, done)
+            self.costs.sent(
+                name, "test", self._sent_before.tested(name, {"initial": (first, 0), WEIGHTS: (sent, best_round)})
+            )
             number = best.round(name)
             own_model = None if number is None else (self.plan.own_model(name), number)
-            yield evaluate_site(name, self._final_test(name, initial, weights, own_model))
+            started = time.perf_counter()
+            found = evaluate_site(name, self._final_test(name, whole, (sent, best_round), own_model))
+            self.costs.worked(name, "test", time.perf_counter() - started)
+            yield found
 
     def _final_test(self, name: str, *arguments: Any) -> Iterator[ModelEvaluation]:
         yield from final_test(self.open(name), *arguments)
@@ -240,22 +269,17 @@ class LocalPool:
     def _state_file(self, name: str) -> Path:
         """The file of a site's state as it is now, which is the newest from here on."""
         self.state_rounds[name] = self._round
-        self._files.setdefault(name, set()).add(self._round)
+        self._files.note(name, self._round)
         self._dirty.discard(name)
         return self.plan.state_file(name, self._round)
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state file of a commit cannot be read."""
-        for name, number in state_rounds.items():
-            read_site_state(self.plan.state_file(name, number))
+        self._files.check(state_rounds)
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
-        """Delete state files that none of ``commits`` refers to; only sites with more than one file are looked at."""
-        for name in [name for name, rounds in list(self._files.items()) if len(rounds) > 1]:
-            wanted = {commit[name] for commit in commits if name in commit}
-            # newer ones belong to the round that goes on meanwhile
-            for number in [
-                one for one in sorted(self._files[name]) if one not in wanted and one < max(wanted, default=0)
-            ]:
-                self.plan.state_file(name, number).unlink(missing_ok=True)
-                self._files[name].discard(number)
+        """Delete state files that none of ``commits`` refers to."""
+        self._files.keep(commits)
+
+    def close(self) -> None:
+        """Does nothing: all sites are in this process."""

@@ -35,6 +35,7 @@ from fedmonai.federated.messages import (
 from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.federated.protocol import RoundContext, SiteHandler, refuse_foreign_hooks
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.federated.wire_form import WireForm
 from fedmonai.seeding import derive_seed, seed_local_training
 
 __all__ = ["SiteAlgo"]
@@ -67,6 +68,7 @@ class SiteAlgo(MonaiAlgo):
         exchange_filters: callables ``(message, extra) -> message`` applied to every update before it leaves.
         attachments: names of the attachments that the strategy may send to this site.
         guard: validator of received messages; the default refuses non-finite values and wrong shapes.
+        wire_dtype: type in which float32 weights travel; see :class:`~fedmonai.federated.wire_form.WireForm`.
         kwargs: further arguments of ``MonaiAlgo`` (``config_train_filename``, ``train_kwargs``, ...).
 
     Raises:
@@ -92,6 +94,7 @@ class SiteAlgo(MonaiAlgo):
         exchange_filters: Sequence[Callable[[ExchangeObject, dict], ExchangeObject]] = (),
         attachments: Sequence[str] = (),
         guard: UpdateValidator | None = None,
+        wire_dtype: str = "float32",
         **kwargs: Any,
     ) -> None:
         for name, value in (
@@ -110,6 +113,7 @@ class SiteAlgo(MonaiAlgo):
         self.exchange_filters = list(exchange_filters)
         self.attachments = tuple(attachments)
         self.guard = guard or UpdateValidator()
+        self.wire = WireForm(wire_dtype)
         self.monitor = LocalTrainingMonitor(local_timeout)
         self.round = 0
         self.observing = False
@@ -210,7 +214,7 @@ class SiteAlgo(MonaiAlgo):
         )
         try:
             copy_weights(data.weights or {}, self.tensors, self.shared)
-            self.received = data.weights if self.exchange_filters else None
+            self.received = data.weights if self.exchange_filters or self.wire.rounds else None
             seed = derive_seed(self.seed, self.site, self.round)
             seed_local_training(seed, self.trainer.data_loader, self._randomizables())
             take_part = self._observe if self.observing else self._train_locally
@@ -230,9 +234,16 @@ class SiteAlgo(MonaiAlgo):
         filters: list[Any] = self.pre_filters or []
         for apply in filters:
             data = apply(data, extra)
+        if self.wire.rounds and isinstance(data.weights, Mapping):
+            data = copy.copy(data)  # in process the message is the server's
+            data.weights = self.decoded(data.weights)
         self.guard.check_weights(data.weights, self.reference)
         self.guard.check_attachments(data, self.attachments)
         return data
+
+    def decoded(self, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Weights in the form of the wire as this site computes with them."""
+        return self.wire.received(weights, self.reference)
 
     def _randomizables(self) -> list[Any]:
         owned = [self.trainer.prepare_batch, *self.handlers]
@@ -292,7 +303,8 @@ class SiteAlgo(MonaiAlgo):
             message.statistics |= self._training_metrics()
         for handler in self.site_handlers:
             message.update(handler.contribute(self.trainer))
-        return self._filtered(message, [*(self.post_weight_filters or []), *self.exchange_filters], extra)
+        message = self._filtered(message, [*(self.post_weight_filters or []), *self.exchange_filters], extra)
+        return self.wire.up(message, self.received)
 
     def _filtered(self, message: ExchangeObject, filters: Sequence[Any], extra: dict) -> ExchangeObject:
         for apply in filters:

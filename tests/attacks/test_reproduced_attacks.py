@@ -2,7 +2,7 @@
 """Attacks that ran at a site or sent images away from bundles without a finding: end to end, where they act.
 
 Each is tried three times: the check of the bundle, a deployed site that gets the job although nobody checked it before
-(its sender's lint is left out), and ``python -m fedmonai.bundle try``.
+(its sender's lint is left out), and ``fedmonai try``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from attack_kit import findings, fresh, write
 
-from fedmonai.bundle.lint_merged import SiteGate, isolated, merged_config, refuse_merged
+from fedmonai.bundle.lint_merged import SiteGate, merged_config, refuse_merged
+from fedmonai.command_line import isolated
 from fedmonai.errors import ConfigError
 from fedmonai.integrations.job import Deployment, describe, stage
 from fedmonai.integrations.runtime import federation_config
@@ -175,7 +176,7 @@ def test_merged_config_is_not_evaluated(tmp_path: Path) -> None:
 def test_try_refuses_before_it_runs(tmp_path: Path) -> None:
     bundle = fresh(tmp_path)
     write(bundle, "federation/evil.yaml", computed_ids())
-    words = [sys.executable, "-m", "fedmonai.bundle", "try", str(bundle)]
+    words = [sys.executable, "-m", "fedmonai", "try", str(bundle)]
     ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "error: " in ended.stderr
     (bundle / "configs" / "federation" / "evil.yaml").unlink()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmonai.bundle.__main__ import digest, verify
 from fedmonai.bundle.digest import TRAVELLING, bundle_digest, bundle_files, verify_signature
+from fedmonai.commands.bundle import digest, verify
 from fedmonai.errors import ConfigError
 from fedmonai.integrations.site_settings import SiteSettings
 
@@ -27,16 +27,14 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-def test_digest_is_that_of_the_lines_that_sha256sum_prints(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    digest(str(bundle), files=True)
-    lines = capsys.readouterr().out
+def test_digest_is_that_of_the_lines_that_sha256sum_prints(bundle: Path) -> None:
+    lines = "".join(f"{line}\n" for line in digest(str(bundle), files=True))
     files = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
     assert [line.split("  ")[1] for line in lines.splitlines()] == files
     for line in lines.splitlines():
         value, name = line.split("  ")
         assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == value
-    digest(str(bundle))
-    assert capsys.readouterr().out.strip() == hashlib.sha256(lines.encode()).hexdigest()
+    assert digest(str(bundle)) == [hashlib.sha256(lines.encode()).hexdigest()]
 
 
 @pytest.mark.parametrize("name", [name for _, name in bundle_files(FL_MR)] + ["models/model.pt"])
@@ -103,9 +101,9 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_good_signature(signed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verify(str(signed / "fl_mr.zip"), str(signed / "signers"), "lead@our.org")
-    assert 'Good "fedmonai-bundle" signature for lead@our.org' in capsys.readouterr().out
+def test_good_signature(signed: Path) -> None:
+    said = verify(str(signed / "fl_mr.zip"), str(signed / "signers"), "lead@our.org")
+    assert 'Good "fedmonai-bundle" signature for lead@our.org' in said
 
 
 def spoil_archive(folder: Path) -> None:
@@ -139,12 +137,12 @@ def test_signature_that_is_not_good(spoil: Callable[[Path], None], signed: Path,
 
 def test_mistakes_in_the_command(signed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, signers = str(signed / "fl_mr.zip"), str(signed / "signers")
-    with pytest.raises(SystemExit, match=r"error: '.*' is not signed by 'boss@our.org'"):
+    with pytest.raises(ConfigError, match=r"'.*' is not signed by 'boss@our.org'"):
         verify(archive, signers, "boss@our.org")
-    with pytest.raises(SystemExit, match="error: signature: there is no file"):
+    with pytest.raises(ConfigError, match="signature: there is no file"):
         verify(archive, signers, "lead@our.org", str(signed / "none.sig"))
-    with pytest.raises(SystemExit, match="error: identity: '-f' is none of"):
+    with pytest.raises(ConfigError, match="identity: '-f' is none of"):
         verify(archive, signers, "-f")
     monkeypatch.setenv("PATH", str(signed))
-    with pytest.raises(SystemExit, match="error: ssh-keygen is not installed"):
+    with pytest.raises(ConfigError, match="ssh-keygen is not installed"):
         verify(archive, signers, "lead@our.org")

@@ -218,5 +218,5 @@ def _check_grid(mask: CaseVolume, image: CaseVolume, path: str) -> None:
     if shift := affine_shift(image, mask):
         raise ConfigError(
             f"{path}: its affine is not that of the image (they differ by {shift:.3g} mm), so they may be flipped "
-            "against each other; run scripts/prepare_prostate.py --check and repair the header."
+            "against each other; run fedmonai prepare prostate --check and repair the header."
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedmonai.data.generated.folder import generated_folder
 from fedmonai.data.generated.mr_scan import Scan, magnitude_image
-from fedmonai.data.generated.mr_sites import SITES, SiteProfile, site_profile
+from fedmonai.data.generated.mr_sites import SiteProfile, site_profile
 from fedmonai.errors import ConfigError
 from fedmonai.io import FileName, InputPath, OutputPath, atomic_path
 from fedmonai.names import as_list
@@ -32,7 +32,7 @@ _LIMITS = {"slices": (1, 512), "size": (32, 1024), "coils": (1, 32), "seed": (0,
 
 def generate_mri_federation(
     root: str | Path,
-    sites: str | Sequence[str] = tuple(SITES),
+    sites: str | Sequence[str] = ("B", "F", "H", "I"),
     sequences: str | Sequence[str] = ("T1",),
     subjects: Sequence[int] = (6, 2, 2),
     slices: int = 8,
@@ -48,7 +48,19 @@ def generate_mri_federation(
     contrast follows the spin-echo equation S = density (1 - exp(-TR/T1)) exp(-TE/T2); sites differ in TR and TE, field
     strength, point spread, receive field, phase, noise and patients (:func:`site_profile` has the table, and further
     changes that survive normalization). Nothing is done for what is there already; see :func:`generated_mri_site` for
-    the files, the arguments and errors.
+    the files and errors.
+
+    Args:
+        root: folder; the volumes are <root>/<site>/<sequence>/<train|val|test>/*.h5.
+        sites: B, F, H, I, variants such as B2, or any letters with a number (site01), separated by commas.
+        sequences: T1, T2 or both.
+        subjects: numbers of subjects for train, val and test.
+        slices: of each subject.
+        size: rows and columns of an image.
+        seed: of everything.
+        coils: 1 for single-coil volumes.
+        shift: none, normal or strong: how much the sites differ.
+        changes: inverted, field_of_view, coil, texture, or several of them: differences that survive normalization.
     """
     names = _names("sites", sites)
     for site in names:

@@ -115,7 +115,7 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
         kspace = own_dataset(file, "kspace")
         if kspace is None:
             found = names_in(file) or "nothing"
-            raise InputError(f"{path}: no dataset 'kspace' (found: {found}); scripts/prepare_mri.py writes such files.")
+            raise InputError(f"{path}: no dataset 'kspace' (found: {found}); fedmonai prepare mri writes such files.")
         slices, coils, rows, columns = _kspace_shape(path, kspace)
         key = _target_key(file, kspace.ndim)
         size = None if key is None else _target_size(path, own_dataset(file, key), key, slices)
