@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of attacks through the doors that there are: ``try``, the process of a site, a job of NVFlare's simulator.
+"""The table of attacks through two doors: ``try``, and the process of a site.
 
 The sender checks nothing: where a command would refuse to make a job of such a bundle, the job is made without it.
 """
@@ -10,12 +10,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attack_kit import BUNDLE, fresh, write
+from attack_kit import fresh, write
 from attack_table import ATTACKS
 
 from fedmonai.federated.messages import Request
@@ -23,7 +22,6 @@ from fedmonai.integrations.job import describe, stage
 from fedmonai.integrations.worker import SiteProcess
 
 pytestmark = pytest.mark.integration
-SMALL = {"num_rounds": 1, "local::generated_size": 32, "local::base_channels": 2, "local::resolution": 32}
 #: what a site has beside the folder of a job
 SETTINGS = "ids: {lr: 0.001}\n"
 
@@ -53,38 +51,7 @@ def by_process(bundle: Path, folder: Path) -> str:
     return error + "".join(path.read_text() for path in (folder / "kit").rglob("errors.log"))
 
 
-def by_nvflare(bundle: Path, folder: Path) -> str:
-    """Put in the place of a job that NVFlare's own tools have made, in its simulator."""
-    words = [sys.executable, "-m", "fedmonai.integrations.nvflare", "--bundle", str(BUNDLE), "--env", "export"]
-    words += ["--name", "try", "--output_dir", str(folder), *(f"--{key}={value}" for key, value in SMALL.items())]
-    subprocess.run(words, check=True, capture_output=True, cwd=folder, env=environment(folder))
-    apps = [path.parent for path in (folder / "try").rglob("fedmonai.json")]
-    assert apps, sorted((folder / "try").rglob("*"))
-    for app in apps:
-        stage(describe(bundle, "evil", run="try", ids=SMALL), bundle, app)
-    simulator = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(folder / "try")]
-    words = [*simulator, "-w", str(folder / "work"), "-c", "B,F,H,I", "-t", "4"]
-    ended = subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, check=False, timeout=400, env=environment(folder)
-    )
-    assert not list(folder.rglob("rounds.jsonl")), "a round was made"
-    return ended.stdout + ended.stderr
-
-
-@pytest.mark.parametrize(
-    "way",
-    [
-        by_try,
-        by_process,
-        pytest.param(
-            by_nvflare,
-            marks=pytest.mark.skipif(
-                find_spec("nvflare") is None, reason="NVFlare is not installed: pip install 'fedmonai[nvflare]'"
-            ),
-        ),
-    ],
-    ids=lambda way: way.__name__,
-)
+@pytest.mark.parametrize("way", [by_try, by_process], ids=lambda way: way.__name__)
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_attack_does_nothing(
     attack: Callable[[], dict[str, Any]], way: Callable[[Path, Path], str], tmp_path: Path
