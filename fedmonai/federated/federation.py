@@ -395,7 +395,7 @@ class Federation(Workflow):
 
     def _end_round(self) -> None:
         number = self.state.epoch
-        for name, refusal in self.usual_norm.outliers(self.record.update_norm).items():
+        for name, refusal in self.usual_norm.outliers(self.record.update_norm, self.strategy.global_weights).items():
             self._leave_out(name, refusal)
         if len(self.record.loss) < self.min_sites:
             raise FederationError(self._too_few(number))
