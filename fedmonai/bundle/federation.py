@@ -203,7 +203,7 @@ def _arguments(
 
 
 #: what the sites' plan takes from the strategy, and what a deployed site sets, in the place of ids
-_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "gate"}
+_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "at_once", "gate"}
 _PARAMETERS = {name for part in (SitePlan, LocalPool, ProcessPool, Federation) for name in parameters_of(part)}
 _ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy", "run_config", "config", "program"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site
