@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from loopback import Wire
 from monai.bundle import ConfigParser
 from run_results import rounds, same, same_run, site_state
 from tiny_sites import ROOT
 from worker_parts import tiny, tiny_bundle, tiny_config
 
 from fedmonai.bundle import site_process
+from fedmonai.bundle.federation import federation_from
 from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
@@ -240,6 +242,15 @@ def refusal(config: dict[str, Any]) -> str:
 )
 def test_what_workers_cannot_do_is_refused_in_a_line(bundle: Path, tmp_path: Path, ids: dict, said: str) -> None:
     assert said in refusal(tiny_config(bundle, tmp_path, **ids))
+
+
+def test_sites_elsewhere_are_processes_already(bundle: Path, tmp_path: Path) -> None:
+    parser = ConfigParser(tiny_config(bundle, tmp_path, workers=2))
+    parser.parse(True)
+    with pytest.raises(
+        ConfigError, match="workers is 2, but every site of a deployed federation is a process; set it to"
+    ):
+        federation_from(parser.ref_resolver, transport=Wire({}))
 
 
 def test_images_of_another_site_need_one_process(tmp_path: Path) -> None:
