@@ -103,6 +103,7 @@ class Clock:
     def __call__(self, engine: Federation) -> None:
         if self.save:
             engine._commit()
+            engine.checkpoint.join()
         self.round.__exit__(None, None, None)
         for loop, times in self.loops.values():
             with times.timed():

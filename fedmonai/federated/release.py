@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
 from fedmonai.federated.validation import COUNTS, PRIVACY, InvalidUpdate
 
-__all__ = ["Joined", "Release", "Trained", "reason_told"]
+__all__ = ["Joined", "Needed", "Release", "Trained", "reason_told"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,14 @@ class Trained:
     site: SiteAlgo
 
 
-Outcome = Joined | Trained | SiteEvaluation | Exception
+@dataclass(frozen=True)
+class Needed:
+    """Outcome of a request that names tensors which the site no longer holds, by their items."""
+
+    items: list[str]
+
+
+Outcome = Joined | Trained | SiteEvaluation | Needed | Exception
 
 #: what a statistic of an update may be called, besides the metrics of training
 STATISTICS = {*COUNTS, *PRIVACY, "round", "observe", "loss"}
@@ -69,8 +77,9 @@ class Release:
                    batch has ``min_cases`` samples
     validate,      mean metrics over at least ``min_cases`` cases, and the number of cases; of fewer the number alone
     test
-    all            the round of the site's state, notes without file names, and of an error its code and the number
-                   under which the site's own log has the text
+    all            the round of the site's state, seconds of work, notes without file names, and of an error its code
+                   and the number under which the site's own log has the text; or, in place of everything else, which
+                   items it needs again, of those that this server has sent it in this run
     =============  ==================================================================================================
 
     Args:
@@ -86,8 +95,23 @@ class Release:
         """File of the weights before any training, which depend on the federation's seed and on no data."""
         return self.plan.folder(self.name) / "initial.pt"
 
-    def reply(self, request: Request, outcome: Outcome, state_round: int | None, notes: Sequence[str] = ()) -> Reply:
-        """The reply to a request; what must not leave becomes an error in it."""
+    def reply(
+        self,
+        request: Request,
+        outcome: Outcome,
+        state_round: int | None,
+        notes: Sequence[str] = (),
+        started: float | None = None,
+    ) -> Reply:
+        """The reply to a request; what must not leave becomes an error in it.
+
+        Args:
+            request: what was asked.
+            outcome: what it brought about.
+            state_round: the round of the site's state; ``None`` for none.
+            notes: what the server is to know besides.
+            started: reading of :func:`time.perf_counter` when the site began to work on it.
+        """
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -98,6 +122,8 @@ class Release:
             reply.facts["state_round"] = int(state_round)
         if said := [*reply.facts.get("notes", ()), *notes]:
             reply.facts["notes"] = said
+        if started is not None:
+            reply.facts["seconds"] = round(time.perf_counter() - started, 3)
         return reply
 
     def reason(self, error: Exception) -> str:
@@ -132,8 +158,8 @@ class Release:
     def _check_tensors(self, update: ExchangeObject, site: SiteAlgo) -> None:
         for key, tensor in (update.weights or {}).items():
             expected = site.reference.get(key)
-            same = expected is not None and isinstance(tensor, Tensor)
-            if not same or (tensor.shape, tensor.dtype) != (expected.shape, expected.dtype):  # type: ignore[union-attr]
+            same = expected is not None and isinstance(tensor, Tensor) and tensor.shape == expected.shape
+            if not same or tensor.dtype != self.plan.wire.sent_dtype(expected.dtype):  # type: ignore[union-attr]
                 raise PolicyError(f"a filter has made '{key}', which is not shared in this form; nothing is sent.")
         for name in attachments_of(update):
             if not self.policy.admits_attachment(name, self.plan.attachments_up):
@@ -161,6 +187,9 @@ class Release:
             del statistics[name]
         return [f"metrics of training stay at the site: its batches hold {site.smallest_batch} samples (min_cases)"]
 
+    def _needed(self, request: Request, outcome: Needed) -> Reply:
+        return Reply(None, {"needs": [item for item in outcome.items if item in request.held]})
+
     def _evaluated(self, request: Request, outcome: SiteEvaluation) -> Reply:
         found = [self._numbers(one) for one in outcome.found]
         return Reply(None, {"found": found, "ended": outcome.error})
@@ -177,6 +206,7 @@ class Release:
         Joined: _joined,
         Trained: _trained,
         SiteEvaluation: _evaluated,
+        Needed: _needed,
     }
 
 

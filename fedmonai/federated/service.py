@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ from fedmonai.federated.checkpoint import BestModelTracker
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.messages import KINDS, FormatError, Reply, Request, attachments_of
 from fedmonai.federated.plan import SitePlan
-from fedmonai.federated.release import Joined, Release, Trained
+from fedmonai.federated.received import ReceivedSets
+from fedmonai.federated.release import Joined, Needed, Release, Trained
 from fedmonai.federated.run_log import RunFolder, save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import (
@@ -44,6 +46,9 @@ class SiteService:
     that state, so that a deployed run is the in-process one to the bit. A damaged or missing file costs the rounds
     since the one before it, and the reply says so.
 
+    Weights that the server has sent before come as their digest; a site that no longer holds them does nothing but ask
+    for them.
+
     Args:
         plan: what the sites of the federation are built from; only ``name`` is.
         name: the site that lives here.
@@ -59,6 +64,7 @@ class SiteService:
         self.sites = LocalPool(plan)
         self.release = Release(plan, name)
         self.folder = RunFolder(plan.folder(name))
+        self.received = ReceivedSets(plan.folder(name) / "received")
         self._held: int | None = None
         self._start: dict[str, Tensor] | None = None
         self._notes: list[str] = []
@@ -70,19 +76,26 @@ class SiteService:
     def answer(self, request: Request) -> Reply:
         """The reply to a request; an exception becomes a reply without message that tells the reason."""
         self._notes = []
+        started = time.perf_counter()
         outcome: Any
         try:
             if request.kind not in KINDS or request.site != self.name:
                 raise ConfigError(f"a request '{request.kind}' for site '{request.site}' came to site '{self.name}'.")
             if self._start is None:  # before anything of the site's config has run in this process
                 self._start = start_weights(self.plan, self.name)
-            site = self._site(int(request.facts["state_round"]))
-            if request.facts.get("kept") is not None:
-                self._remove_states({int(number) for number in request.facts["kept"]})
-            outcome = getattr(self, f"_{request.kind}")(site, request)
+            missing = self.received.complete(request)
+            outcome = Needed(missing) if missing else self._outcome(request)
         except Exception as error:  # whatever a site's own code raises, the server gets to know and goes on
             outcome = error
-        return self.release.reply(request, outcome, self._held, self._notes)
+        return self.release.reply(request, outcome, self._held, self._notes, started)
+
+    def _outcome(self, request: Request) -> Any:
+        if request.digests:
+            self.received.keep(request)
+        site = self._site(int(request.facts["state_round"]))
+        if request.facts.get("kept") is not None:
+            self._remove_states({int(number) for number in request.facts["kept"]})
+        return getattr(self, f"_{request.kind}")(site, request)
 
     def _site(self, wanted: int) -> SiteAlgo:
         """The site in its state after round ``wanted`` (0: as it was built)."""
@@ -146,6 +159,7 @@ class SiteService:
         self._held = None  # until it is on disk, the state in memory is nothing to continue from
         self.sites.mark_changed(self.name)
         self.sites.save_states(request.round)
+        self.sites.write_states()
         self._held = request.round
         return Trained(site)
 
@@ -156,13 +170,13 @@ class SiteService:
 
     def _test(self, site: SiteAlgo, request: Request) -> SiteEvaluation:
         message = _message(request)
-        initial = attachments_of(message).get("initial", {})
-        site.guard.check_weights(message.weights, site.reference)
+        chosen, initial = (site.decoded(one) for one in (message.weights, attachments_of(message).get("initial")))
+        site.guard.check_weights(chosen, site.reference)
         site.guard.check_weights(initial, site.reference)
         first: dict[str, Tensor] = {**load_checked(self.release.initial), **initial}
         number = self._best(request).round(self.name)
         own_model = None if number is None else (self.plan.own_model(self.name), number)
-        result = self._evaluated(final_test(site, first, (message.weights or {}, request.round), own_model))
+        result = self._evaluated(final_test(site, first, (chosen, request.round), own_model))
         if self.after_test is not None:
             try:
                 self.after_test()

@@ -324,7 +324,9 @@ def validated_reply(reply: Any, request: Request) -> tuple[Reply, list[str]]:
     facts = _common(reply.facts, request)
     error = None if reply.error is None else _text("error", reply.error)
     message = None
-    if error is None:
+    if error is None and "needs" in reply.facts:
+        facts["needs"] = _needed(reply.facts["needs"], request)
+    elif error is None:
         if request.kind == "join":
             facts |= _joined(reply.facts)
         elif request.kind in ("validate", "test"):
@@ -355,7 +357,20 @@ def _common(facts: Mapping[str, Any], request: Request) -> dict[str, Any]:
     if not isinstance(notes, (list, tuple)):
         raise _useless(f"notes is {shown(notes)}, not a list")
     found["notes"] = [_text("a note", note) for note in notes[:_MOST_NOTES]]
+    if "seconds" in facts:
+        seconds = _number("seconds", facts["seconds"])
+        if not 0 <= seconds <= MOST:  # false for NaN
+            raise _useless(f"seconds is {seconds:g}")
+        found["seconds"] = seconds
     return found
+
+
+def _needed(items: Any, request: Request) -> list[str]:
+    """What a site needs again: of what the request did not send, and nothing else."""
+    named = isinstance(items, (list, tuple)) and items and all(isinstance(item, str) for item in items)
+    if not named or not set(items) <= set(request.held):
+        raise _useless(f"it needs {shown(items)}, which the request did not leave out")
+    return list(items)
 
 
 def _joined(facts: Mapping[str, Any]) -> dict[str, Any]:

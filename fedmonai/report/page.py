@@ -164,21 +164,38 @@ def _participation(tables: RunTables) -> str:
 
 
 def _traffic(tables: RunTables) -> str:
+    """Bytes by site and by what was asked: of the rounds, of the join before them, of the final test after them."""
     if not tables.rounds:
         return ""
-    totals: dict[tuple[str, str, str], int] = {}
-    for record in tables.rounds:
+    totals: dict[tuple[str, str, str, str], int] = {}
+    for record in (*tables.rounds, tables.run.get("final_test", {})):
         for way in ("up", "down"):
-            for site, items in record[f"bytes_{way}"].items():
-                for item, size in items.items():
-                    totals[site, item, way] = totals.get((site, item, way), 0) + size
-    rows = [["site", "item", "up", "down"]]
-    for site, item in sorted({(site, item) for site, item, _ in totals}):
-        rows.append([site, item, *(_bytes(totals.get((site, item, way), 0)) for way in ("up", "down"))])
+            for site, kinds in record.get(f"bytes_{way}", {}).items():
+                for kind, items in kinds.items():
+                    for item, size in items.items():
+                        totals[site, kind, item, way] = totals.get((site, kind, item, way), 0) + size
+    rows = [["site", "request", "item", "up", "down"]]
+    for where in sorted({(site, kind, item) for site, kind, item, _ in totals}):
+        rows.append([*where, *(_bytes(totals.get((*where, way), 0)) for way in ("up", "down"))])
+    sums = (sum(size for where, size in totals.items() if where[-1] == way) for way in ("up", "down"))
+    rows.append(["all", "", "", *(_bytes(size) for size in sums)])
+    parts = ["## What crossed the wire, all rounds", markdown_table(rows), _wire_form(tables), _attachments(tables)]
+    return "\n\n".join(p for p in [*parts, _pace(tables)] if p)
+
+
+def _wire_form(tables: RunTables) -> str:
+    dtype = tables.run.get("wire_dtype", "float32")
+    return "" if dtype == "float32" else f"Weights travelled as {dtype}, updates as their change in {dtype}."
+
+
+def _pace(tables: RunTables) -> str:
     seconds = [r["seconds"] for r in tables.rounds]
     pace = f"{statistics.median(seconds):.2f} s per round (median), {sum(seconds):.1f} s in all."
-    parts = ["## What crossed the wire, all rounds", markdown_table(rows), _attachments(tables), pace]
-    return "\n\n".join(p for p in parts if p)
+    shares = []
+    for name, what in (("seconds_per_site", "work"), ("waiting_per_site", "waiting for transport")):
+        found = [sum(kinds.values()) for record in tables.rounds for kinds in record.get(name, {}).values()]
+        shares += [f"{statistics.median(found):.2f} s of {what}"] if found else []
+    return f"{pace} Per site and round (median): {', '.join(shares)}." if shares else pace
 
 
 def _attachments(tables: RunTables) -> str:
