@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from fedmonai.interruption import end_in_one_line
+
 
 def in_child(work: Callable[[], Any]) -> int:
     """Run ``work`` in a process of its own; its wait status."""
@@ -28,6 +30,30 @@ def in_child(work: Callable[[], Any]) -> int:
         finally:
             os._exit(code)
     return os.waitpid(child, 0)[1]
+
+
+def in_command(work: Callable[[], Any], errors: Path) -> int:
+    """Run ``work`` as a command line would, in a process of its own; its exit code, negative for a signal.
+
+    Args:
+        work: what is run.
+        errors: file for what it writes to standard error.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code: Any = 1
+        try:
+            os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+            torch.set_num_threads(1)
+            end_in_one_line()
+            work()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def keygen(*arguments: str | Path) -> None:

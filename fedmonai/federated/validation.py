@@ -62,7 +62,8 @@ class UsualNorm:
     of the round's norms where :data:`FEWEST` updates or more say it, which fewer than half of them cannot move out of
     the range of the others; below that the largest norm that was accepted in the last :data:`ROUNDS` rounds with an
     update; in the first round of so few sites the norm of the weights that they started from. Norms of 0 (nothing was
-    trained, no weights) say nothing.
+    trained, no weights) say nothing. So few sites are not refused an update that is no larger than the weights which it
+    changes: a network whose last layer begins at zero moves that layer alone at first, and a hundred times more later.
 
     The bound keeps single updates from ruining the model. It does not find who goes wrong within it: with few sites one
     of them may raise what is usual by the ratio in every round.
@@ -97,12 +98,10 @@ class UsualNorm:
             norms: of the updates, by site.
             weights: what the sites started from.
         """
-        usual, what = self._usual(norms, weights or {})
-        limit = math.inf if self.ratio is None or not usual else self.ratio * usual
+        limit, what = self._limit(norms, weights or {})
         refused = {
             site: InvalidUpdate(
-                f"the update has norm {norm:.3g}, more than guard::max_norm_ratio = {self.ratio:g} times {what}, "
-                f"{usual:.3g}; raise it if the site is right"
+                f"the update has norm {norm:.3g}, more than {what}; raise guard::max_norm_ratio if the site is right"
             )
             for site, norm in norms.items()
             if norm > limit
@@ -112,13 +111,21 @@ class UsualNorm:
             self.largest = [*self.largest, max(accepted)][-self.ROUNDS :]
         return refused
 
-    def _usual(self, norms: Mapping[str, float], weights: Mapping[str, Tensor]) -> tuple[float, str]:
+    def _limit(self, norms: Mapping[str, float], weights: Mapping[str, Tensor]) -> tuple[float, str]:
+        if self.ratio is None:
+            return math.inf, ""
+        times = f"guard::max_norm_ratio = {self.ratio:g} times"
         moved = [norm for norm in norms.values() if norm > 0]
         if len(moved) >= self.FEWEST:
-            return median(moved), "the median of the round"
+            usual = median(moved)
+            return self.ratio * usual, f"{times} the median of the round, {usual:.3g}"
+        own = _norm(weights.values())
         if not self.largest:
-            return _norm(weights.values()), "the norm of the weights to start from"
-        return max(self.largest, default=0.0), f"the largest of the last {len(self.largest)} rounds"
+            return self.ratio * own or math.inf, f"{times} the norm of the weights to start from, {own:.3g}"
+        usual = max(self.largest)
+        if self.ratio * usual < own:
+            return own, f"the norm of the weights that it changes, {own:.3g}, and {times} what is usual, {usual:.3g}"
+        return self.ratio * usual, f"{times} the largest of the last {len(self.largest)} rounds, {usual:.3g}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only."""

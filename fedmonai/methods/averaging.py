@@ -94,9 +94,7 @@ class WeightedMean(Strategy):
 
 
 class RunningMean:
-    """Mean of updates that come one by one, with the memory of one; of :class:`WeightedMean`.
-
-    It is an :class:`~fedmonai.federated.protocol.Accumulator`.
+    """Mean of updates that come one by one, in the memory of one: :class:`~fedmonai.federated.protocol.Accumulator`.
 
     Args:
         strategy: gives the counts, and holds the global weights.

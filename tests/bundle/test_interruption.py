@@ -13,38 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
+from child_processes import in_command
 from ignite.engine import Events
 from monai.handlers import StatsHandler
 from run_results import same_run
 from tiny_sites import tiny_data, tiny_federation_ids, tiny_ids
 
 from fedmonai.federated.federation import Federation, attach
-from fedmonai.interruption import announced, end_in_one_line
+from fedmonai.interruption import announced
 
 FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
 #: of one run of a small bundle on a loaded machine
 PATIENCE = 300
-
-
-def in_child(work: Callable[[], Any], errors: Path) -> int:
-    """Run ``work`` in a process of its own, as a command line would; its exit code."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code: Any = 1
-        try:
-            os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
-            torch.set_num_threads(1)
-            end_in_one_line()
-            work()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +64,7 @@ def test_signal_ends_a_run_in_one_line_and_it_goes_on_to_the_bit(
 ) -> None:
     event, of_site, said = PLACES[place]
     out, errors = tmp_path / "run", tmp_path / "errors"
-    code = in_child(signalled(out, tiny_federation, number, event, of_site), errors)
+    code = in_command(signalled(out, tiny_federation, number, event, of_site), errors)
     assert code == 128 + number
     lines = errors.read_text().splitlines()
     (line,) = [line for line in lines if line.startswith(signal.Signals(number).name)]
@@ -104,7 +85,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         time.sleep(60)
 
     started = time.monotonic()
-    assert in_child(work, tmp_path / "errors") == 128 + signal.SIGINT
+    assert in_command(work, tmp_path / "errors") == 128 + signal.SIGINT
     assert time.monotonic() - started < 60
 
 
@@ -118,7 +99,7 @@ def test_forked_workers_say_nothing(tmp_path: Path) -> None:
             time.sleep(60)
         assert os.WTERMSIG(os.waitpid(inner, 0)[1]) == signal.SIGTERM
 
-    assert in_child(work, tmp_path / "errors") == 0
+    assert in_command(work, tmp_path / "errors") == 0
     assert (tmp_path / "errors").read_text() == ""
 
 
@@ -129,7 +110,7 @@ def test_what_is_at_work_innermost_is_said_and_forgotten(tmp_path: Path) -> None
                 pass
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert in_child(work, tmp_path / "errors") == 128 + signal.SIGTERM
+    assert in_command(work, tmp_path / "errors") == 128 + signal.SIGTERM
     assert (tmp_path / "errors").read_text() == "\nSIGTERM: stopped outside.\n"
 
 

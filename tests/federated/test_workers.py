@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from child_processes import in_command
 from ignite.engine import Events
 from loopback import Wire
 from monai.bundle import ConfigParser
@@ -32,7 +33,6 @@ from fedmonai.federated.numeric_flags import numeric_flags, set_numeric_flags
 from fedmonai.federated.process_pool import ProcessPool, _good
 from fedmonai.federated.shared_tensors import SharedTensors
 from fedmonai.federated.site_worker import SiteWorker
-from fedmonai.interruption import end_in_one_line
 
 #: seconds that a process may take to end on a loaded machine
 PATIENCE = 120
@@ -154,24 +154,6 @@ def runs(process: int) -> bool:
         return not Path("/proc").is_dir()
 
 
-def in_child(work: Callable[[], Any], errors: Path) -> int:
-    """Run ``work`` in a process of its own, as a command line would; its exit code, negative for a signal."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code: Any = 1
-        try:
-            os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
-            end_in_one_line()
-            work()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def stopped(bundle: Path, out: Path, number: int) -> Callable[[], None]:
     """A run that gets a signal while it waits for a worker that hangs in round 2."""
 
@@ -189,7 +171,7 @@ def stopped(bundle: Path, out: Path, number: int) -> Callable[[], None]:
 
 def test_ctrl_c_ends_a_busy_worker_and_the_run_goes_on_without_workers(bundle: Path, tmp_path: Path) -> None:
     out, errors = tmp_path / "run", tmp_path / "errors"
-    assert in_child(stopped(bundle, out, signal.SIGINT), errors) == 128 + signal.SIGINT
+    assert in_command(stopped(bundle, out, signal.SIGINT), errors) == 128 + signal.SIGINT
     lines = errors.read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("SIGINT")]
     assert "stopped in round 2" in line and "resume with --resume True" in line
@@ -205,7 +187,7 @@ def test_ctrl_c_ends_a_busy_worker_and_the_run_goes_on_without_workers(bundle: P
 
 @pytest.mark.integration
 def test_workers_end_with_a_process_that_is_killed(bundle: Path, tmp_path: Path) -> None:
-    assert in_child(stopped(bundle, tmp_path, signal.SIGKILL), tmp_path / "errors") == -signal.SIGKILL
+    assert in_command(stopped(bundle, tmp_path, signal.SIGKILL), tmp_path / "errors") == -signal.SIGKILL
     process, deadline = int((tmp_path / "process").read_text()), time.monotonic() + PATIENCE
     while runs(process) and time.monotonic() < deadline:
         time.sleep(0.1)
