@@ -35,7 +35,7 @@ from fedmonai.data.cache import _memory_map
 from fedmonai.data.cases.dataset import CaseSliceDataset
 from fedmonai.data.cases.read import read_case_file, volume_shape
 from fedmonai.data.convert.dicom import read_series
-from fedmonai.data.convert.readers import raw_subject, read_array, read_fastmri, read_nifti
+from fedmonai.data.convert.readers import raw_facts, read_array, read_fastmri, read_nifti
 from fedmonai.data.kspace.dataset import KspaceDataset
 from fedmonai.data.pictures import read_picture
 from fedmonai.data.weak.dataset import WeakSliceDataset
@@ -163,7 +163,7 @@ def hdf5_files(folder: Path) -> None:
 
 def read_hdf5_file(path: Path) -> Iterator[Any]:
     if path.name.startswith("kspace"):
-        yield raw_subject(path)
+        yield raw_facts(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # no target: a damaged name of one
             dataset = KspaceDataset([{"kspace": str(path), "volume": "a"}], resolution=8)

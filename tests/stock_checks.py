@@ -184,7 +184,7 @@ def check_overlap(bundle: Path, sites: Path, out: Path) -> None:
     kind.write(folder, None)
     found = found_at_site(bundle, folder, out)
     assert all(finding.good for finding in found.values()), format_findings("A", list(found.values()))
-    assert found["splits"].found.startswith("no image data or subject in two splits (")
+    assert found["splits"].found.startswith("no image data in two splits; ")
     name = kind.duplicate(folder)
     found = found_at_site(bundle, folder, out)
     assert [what for what, finding in found.items() if not finding.good] == ["splits"]

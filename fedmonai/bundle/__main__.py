@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint|ids|try bundles/fl_mr``."""
+"""Command line: ``python -m fedmonai.bundle check --site B``, ``... lint|ids|try bundles/fl_mr``.
+
+As ``fedmonai-bundle lint .`` it imports nothing from the folder in which it is started; ``python -m`` looks there,
+before any code of fedmonai is run.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +154,12 @@ def verify(archive: str, signers: str, identity: str, signature: str | None = No
         sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing into `head` ends with it
     fire.Fire({"check": check, "digest": digest, "ids": ids, "lint": lint, "try": try_bundle, "verify": verify})
+
+
+if __name__ == "__main__":
+    main()

@@ -50,7 +50,7 @@ def _row(entry: IdEntry, defaults: Mapping[str, Any]) -> dict[str, Any]:
         "default": text,
         "allowed": allowed,
         "read": entry.read,
-        "meaning": entry.meaning,
+        "meaning": entry.meaning + (f" (needs {entry.needed()})" if entry.needs else ""),
         "files": list(defaults),
     }
 

@@ -15,6 +15,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import optional_import
 
 from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
+from fedmonai.bundle.layers import refuse_dropped
 from fedmonai.errors import ConfigError
 from fedmonai.gate.reading import COMPONENT_KEYS, config_files, walk
 from fedmonai.gate.references import unknown_ids as gate_unknown_ids
@@ -172,9 +173,11 @@ def apply_overrides(parser: ConfigParser, ids: Mapping[str, Any]) -> None:
         ids: values by id, such as ``{"local::lr": 0.001}``; ``#`` separates levels too.
 
     Raises:
-        ConfigError: when a level does not exist, naming the nearest key that does.
+        ConfigError: when a level does not exist, naming the nearest key that does; when overlays or filters of the
+            config would be dropped.
     """
     refuse_order(ids)
+    refuse_dropped([("the config", parser.get()), ("an override", ids)])
     for name, value in ids.items():
         _check_place(parser.config, str(name))
         parser[str(name)] = value
@@ -235,7 +238,11 @@ def _below(section: Any, level: str, name: str, path: str, last: bool) -> Any:
         return section.get(level)
     missing = f"id '{name}': there is no '{path + SEP if path else ''}{level}'"
     keys = [str(key) for key in section if key != "_meta_"]
+    hint = suggestion(level, keys)
+    at_sites = path == "local" or (path.startswith(f"sites{SEP}") and path.count(SEP) == 1)
+    if at_sites and not hint.startswith("did you mean"):
+        raise ConfigError(f"{missing}; an id inside of a section of train.json is set in an overlay of the sites.")
     if not keys:
         raise ConfigError(f"{missing}; '{path}' is empty, give it as a whole.")
-    hint = suggestion(level, keys) or "`python -m fedmonai.bundle ids .` lists the ids."
+    hint = hint or "`python -m fedmonai.bundle ids .` lists the ids."
     raise ConfigError(f"{missing} in {where}; {hint}")

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
+from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.layers import read_layers
 from fedmonai.errors import ConfigError
 from fedmonai.gate.config import merged_problems
 from fedmonai.gate.names import names_for
@@ -24,9 +24,8 @@ __all__ = ["SiteGate", "isolated", "merged_config", "refuse_merged", "run_gated"
 
 def merged_config(files: Sequence[str | Path], ids: Mapping[str, Any]) -> dict[str, Any]:
     """Config files and overrides as MONAI's workflow merges them; nothing is evaluated."""
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
-    parser.update(pairs=dict(ids))
+    parser = read_layers(files)
+    apply_overrides(parser, ids)
     return dict(parser.get())
 
 

@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any, cast
 
 import yaml
-from monai.bundle import ConfigWorkflow, ReferenceResolver, load, run
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, create_workflow, load, run
 
 from fedmonai.bundle.id_effects import (
     refuse_beyond_the_end,
@@ -23,9 +23,11 @@ from fedmonai.bundle.id_effects import (
 from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.bundle.id_values import refuse_out_of_range, refuse_wrong_kinds
 from fedmonai.bundle.ids import known_ids, read_configs, refuse_order, refuse_unknown
+from fedmonai.bundle.layers import refuse_dropped
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.interruption import end_in_one_line
 from fedmonai.io import FileName, InputPath, OutputPath, write_text
+from fedmonai.names import as_list
 
 __all__ = ["check_config", "live_config", "live_resolver", "plain_values", "save_run_config"]
 
@@ -47,7 +49,8 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
         ConfigError: on an unknown id, naming the nearest known one; on a text where the bundle has a switch or a
             number; on a value out of range (a batch of 0); on an id that has no effect, be it that a federation decides
             in its place (a site's epochs), that it needs one, that nothing reads it, or that the run ends before it; on
-            an id that drops what was set before; when ``bundle_root`` is no bundle.
+            an id that drops what was set before, such as another file's overlays or filters; when
+            ``bundle_root`` is no bundle.
     """
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
@@ -59,6 +62,7 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
             "give --bundle_root."
         )
     refuse_order(_command_line_ids())
+    refuse_dropped(_layers())
     config = live_config()
     contents = read_configs(bundle_root)
     table = IdTable.of_bundle(bundle_root, contents).extended(config.get(TABLE_SECTION))
@@ -111,6 +115,20 @@ def _command_line_ids() -> list[str]:
     """The overrides of ``monai.bundle run`` in the order given: whoever comes later has only what they add up to."""
     command = inspect.unwrap(run).__code__
     return [str(key) for frame in _callers() if frame.f_code is command for key in frame.f_locals["override"]]
+
+
+def _layers() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The files and overrides that MONAI has made the config of, as far as the caller's frames name them.
+
+    A ``ConfigWorkflow`` made in Python keeps neither; ``monai.bundle run`` and ``create_workflow`` do.
+    """
+    code = inspect.unwrap(create_workflow).__code__
+    for frame in _callers():
+        if frame.f_code is code:
+            for file in as_list(frame.f_locals["config_file"]):
+                yield str(file), ConfigParser.load_config_file(file) or {}
+            yield "an override", frame.f_locals["_args"]
+            return
 
 
 def _callers() -> Iterator[FrameType]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import Tensor
 from tqdm import tqdm
 
 from fedmonai.bundle.federation import job_plan
 from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.layers import read_layers
 from fedmonai.data.provenance import changed_files, compare_splits
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.local_pool import LocalPool
@@ -25,11 +25,15 @@ __all__ = ["Finding", "check_site", "format_findings"]
 
 @dataclass
 class Finding:
-    """One line of the table: what was looked at, what was found, whether it will do."""
+    """One line of the table: what was looked at, what was found, whether it will do, whether to look again."""
 
     what: str
     found: str
     good: bool = True
+    warning: bool = False
+
+    def __str__(self) -> str:
+        return "FAIL" if not self.good else "WARN" if self.warning else "ok  "
 
 
 def check_site(
@@ -66,7 +70,7 @@ def check_site(
 def format_findings(site: str, findings: Sequence[Finding]) -> str:
     """The table as text."""
     width = max(len(f.what) for f in findings)
-    lines = [f"{'ok  ' if f.good else 'FAIL'}  {f.what:<{width}}  {f.found}" for f in findings]
+    lines = [f"{f}  {f.what:<{width}}  {f.found}" for f in findings]
     verdict = "can take part" if all(f.good for f in findings) else "cannot take part"
     return "\n".join([*lines, f"site '{site}' {verdict}"])
 
@@ -76,8 +80,7 @@ def _build(bundle: Path, site: str, config_file: Sequence[str] | str, ids: dict[
     missing = [f for f in files if not (bundle / f).is_file()]
     if missing:
         raise ConfigError(f"config file '{missing[0]}' is not in the bundle folder '{bundle}'.")
-    parser = ConfigParser()
-    parser.read_config([str(bundle / f) for f in files])
+    parser = read_layers([bundle / f for f in files])
     parser["bundle_root"] = str(bundle)
     apply_overrides(parser, ids)
     parser.get_parsed_content("check")
@@ -120,16 +123,16 @@ def _check_split(split: str, loader: Any, engine: Any) -> Finding:
 def _check_files(member: Any, loaders: list[tuple[str, Any]]) -> list[Finding]:
     """Rows on overlap of the splits and on the manifest; none for data that tell nothing of themselves."""
     datasets = {split: loader.dataset for split, loader in loaders if not isinstance(loader, Exception)}
-    looks = {
-        "splits": lambda: compare_splits(datasets),
-        "manifest": lambda: changed_files(member.train_workflow.parser),
-    }
     findings = []
-    for what, look in looks.items():
-        try:
-            findings.append(Finding(what, look()))
-        except Exception as error:
-            findings.append(Finding(what, _text(error), good=False))
+    try:
+        splits = compare_splits(datasets)
+        findings.append(Finding("splits", splits.found, warning=splits.warning))
+    except Exception as error:
+        findings.append(Finding("splits", _text(error), good=False))
+    try:
+        findings.append(Finding("manifest", changed_files(member.train_workflow.parser)))
+    except Exception as error:
+        findings.append(Finding("manifest", _text(error), good=False))
     return [f for f in findings if f.found]
 
 

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from fedmonai import __file__ as package_file
 from fedmonai.bundle.ids import apply_overrides, suggestion
+from fedmonai.bundle.layers import refuse_dropped
 from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.process_pool import ProcessPool
 from fedmonai.io import load_checked, write_table, write_text
 from fedmonai.report.comparison import ComparedRun
 
@@ -134,7 +136,7 @@ def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
 def write_cross_site(federation: Federation, path: str | Path) -> bool:
     """Test the personal model of every site on the test split of every tested site, and write a table of means.
 
-    For a finished run in this process. The evaluation leaves no trace at the sites. A site's test data are prepared as
+    For a finished run on this machine. The evaluation leaves no trace at the sites. A site's test data are prepared as
     that site prepares them (mask, size), whichever model is tested.
 
     Args:
@@ -148,8 +150,10 @@ def write_cross_site(federation: Federation, path: str | Path) -> bool:
         whether there are such models; a method with one global model for all has no matrix.
     """
     sites, plan = federation.sites, federation.sites.plan
+    if isinstance(sites, ProcessPool):  # its workers have ended; the files are all that is needed
+        sites = LocalPool(plan, resident_sites=1)
     if not isinstance(sites, LocalPool):
-        raise ConfigError("the models of sites elsewhere stay there; cross_site needs a federation in this process.")
+        raise ConfigError("the models of sites elsewhere stay there; cross_site needs a federation on this machine.")
     files = {name: plan.own_model(name) for name in plan.names if plan.own_model(name).is_file()}
     if not files:
         return False
@@ -184,6 +188,7 @@ def _workflow(run: PlannedRun, bundles: str | Path) -> ConfigWorkflow:
     root = Path(bundles) / run.method.bundle
     files = ["configs/federated.yaml", *run.method.overlays]
     _check_files(run.method, Path(bundles), files)
+    refuse_dropped([(file, ConfigParser.load_config_file(root / file) or {}) for file in files])
     workflow = ConfigWorkflow([str(root / file) for file in files], workflow_type="train", logging_file=False)
     own = {"bundle_root": str(root), "output_dir": str(run.folder), "seed": run.seed, "resume": True}
     # copied: ids such as sites::A::sequence change what the parser holds, and all methods share the plan's values

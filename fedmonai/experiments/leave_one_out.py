@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from fedmonai.bundle.id_effects import read_ids
 from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.layers import read_layers
 from fedmonai.errors import ConfigError
 from fedmonai.federated.plan import overlay_files
 from fedmonai.io import read_strictly, write_text
@@ -59,8 +60,7 @@ def leave_one_out(
     """
     root = Path(bundle_root).resolve()
     files = [str(root / name) for name in as_list(config_file)]
-    parser = ConfigParser()
-    parser.read_config(files)
+    parser = read_layers(files)
     apply_overrides(parser, {"bundle_root": str(root), **ids})
     specs: dict[str, dict[str, Any]] = {name: spec or {} for name, spec in parser.get_parsed_content("sites").items()}
     chosen = _outside_sites(outside_sites, specs)

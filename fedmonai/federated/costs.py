@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
 
 from fedmonai.federated.messages import WEIGHTS, message_bytes
+from fedmonai.federated.wire_form import WireForm
 
-__all__ = ["Costs", "SentBefore", "added"]
+__all__ = ["Costs", "SimulatedCosts", "added"]
 
 
 class Costs:
@@ -83,38 +85,56 @@ def added(sizes: Mapping[str, Any]) -> int:
     return sum(added(inner) if isinstance(inner, Mapping) else int(inner) for inner in sizes.values())
 
 
-class SentBefore:
-    """What sites in one process would be sent if they were elsewhere: weights that a site holds do not travel again.
+class SimulatedCosts(Costs):
+    """Costs of sites on this machine: bytes that would travel if they were elsewhere.
 
-    A site holds the weights before training, the best ones and those that it was sent last.
+    A site that holds weights is not sent them again; it holds those before training, the best ones and those that it
+    was sent last (:class:`~fedmonai.federated.remote_pool.RemotePool`).
+
+    Args:
+        wire: form in which weights would travel.
     """
 
-    def __init__(self) -> None:
-        self._last: dict[str, list[tuple[Any, int]]] = {}
+    def __init__(self, wire: WireForm) -> None:
+        super().__init__()
+        self.wire = wire
+        self.forget()
+
+    def forget(self) -> None:
+        """A run goes on from an earlier state: as elsewhere, nothing is known of what sites hold."""
+        self._last: dict[str, list[tuple[Tensor, int]]] = {}
         self._rounds: dict[str, set[int]] = {}
 
-    def sizes(self, site: str, message: ExchangeObject, sent: ExchangeObject, number: int) -> dict[str, int]:
-        """Bytes of a message.
+    def asked(self, site: str, kind: str, message: ExchangeObject, number: int) -> None:
+        """Count a message.
 
         Args:
             site: the site.
+            kind: what is asked.
             message: with the server's own tensors, by whose identity what was sent before is found.
-            sent: the same in the form of the wire.
-            number: the round after which the weights were these.
+            number: the round after which its weights were the global ones.
         """
-        sizes = message_bytes(sent)
+        sizes = self._sizes(message)
         state = [(t, 0 if t.is_inference() else t._version) for t in (message.weights or {}).values()]
-        last = self._last.get(site)
-        if state and last is not None and _alike(state, last):
+        if state and _alike(state, self._last.get(site, [])):
             sizes.pop(WEIGHTS, None)
         self._last[site] = state
         self._rounds.setdefault(site, set()).add(number)
-        return sizes
+        self.sent(site, kind, sizes)
 
-    def tested(self, site: str, sizes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        """Bytes of a final test, of ``{item: (round of the weights, bytes)}`` those that the site does not hold."""
+    def answered(self, site: str, kind: str, update: ExchangeObject) -> None:
+        """Count an update, in full values."""
+        self.received(site, kind, self._sizes(update))
+
+    def tested(self, site: str, chosen: tuple[Mapping[str, Tensor], int], initial: Mapping[str, Tensor]) -> None:
+        """Count a final test: the chosen weights and their round, the shared weights before training."""
         there = self._rounds.get(site, set())
-        return {item: size for item, (number, size) in sizes.items() if number not in there}
+        sets = {WEIGHTS: chosen, "initial": (initial, 0)}
+        sizes = {item: self.wire.bytes(weights) for item, (weights, number) in sets.items() if number not in there}
+        self.sent(site, "test", sizes)
+
+    def _sizes(self, message: ExchangeObject) -> dict[str, int]:
+        return {**message_bytes(message), WEIGHTS: self.wire.bytes(message.weights or {})}
 
 
 def _alike(one: list[tuple[Any, int]], other: list[tuple[Any, int]]) -> bool:

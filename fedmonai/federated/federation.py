@@ -19,7 +19,7 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.checkpoint import Checkpoint, changes_since, restoring, start_from
 from fedmonai.federated.evaluation import Evaluations
 from fedmonai.federated.local_training import load_stateful, reset_engine, stateful_parts
-from fedmonai.federated.protocol import Strategy
+from fedmonai.federated.protocol import Accumulator, Strategy
 from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environment, save_atomic, summary
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
@@ -118,6 +118,7 @@ class Federation(Workflow):
         self._queue: list[str] = []
         self._messages: dict[str, ExchangeObject] = {}
         self._updates: dict[str, ExchangeObject] = {}
+        self._accumulator: Accumulator | None = None
         self._handler_states: dict[str, Any] | None = None
         #: bytes and seconds of the final test
         self._final_costs: dict[str, Any] = {}
@@ -149,8 +150,14 @@ class Federation(Workflow):
         return self._work_left
 
     def close(self) -> None:
-        """Release the run's folder; :meth:`run` does it at its end."""
-        self.checkpoint.folder.close()
+        """Wait for the last commit, then let go of the run's folder and end the sites' processes.
+
+        :meth:`run` does it at its end.
+        """
+        try:
+            self.checkpoint.close()
+        finally:
+            self.sites.close()
 
     def run(self) -> None:  # type: ignore[override]
         """Run the rounds that are left and test the best model.
@@ -192,7 +199,7 @@ class Federation(Workflow):
     def _where_it_stops(self) -> str:
         """What is printed when a user stops the process."""
         folder = self.sites.plan.output_dir
-        if not self.checkpoint.exists():
+        if not (self.checkpoint.exists() or self.checkpoint.outstanding):
             return f"stopped {self._stage}; '{folder}' holds no committed round to resume: start again."
         return f"stopped {self._stage}; what is committed in '{folder}' is whole: resume with --resume True."
 
@@ -224,9 +231,9 @@ class Federation(Workflow):
             state = checkpoint.read(self.sites.check_states, self.resume_round)
             if not self._has_work(state):
                 return False
+            self.sites.return_to(self._site_rounds(state))
             for note in changes_since(state, plan.names, self.seed, self.run_config):
                 checkpoint.note(note)
-            self.sites.return_to(self._site_rounds(state))
             self._open_sites()
             self._continue(state)
         if self.run_config.digest:
@@ -322,6 +329,7 @@ class Federation(Workflow):
         self.state.iteration = (number - 1) * len(self._queue)
         self._messages = self.strategy.configure_round(number, list(self._queue))
         self._updates = {}
+        self._accumulator = self.strategy.accumulator() if self.sites.plan.at_once else None
         self.sites.begin_round(number, self._messages)
 
     def _observe(self, number: int) -> None:
@@ -340,7 +348,10 @@ class Federation(Workflow):
         update = self._ask(name, self._messages.pop(name))
         if update is None:
             return {"site": name, "loss": math.nan}
-        self._updates[name] = update  # last: what failed is in no average
+        if self._accumulator is None:
+            self._updates[name] = update  # last: what failed is in no average
+        else:
+            self._accumulator.add(update)
         return {"site": name, "loss": float((update.statistics or {}).get("loss", math.nan))}
 
     def _ask(self, name: str, message: ExchangeObject, observer: bool = False) -> ExchangeObject | None:
@@ -372,7 +383,10 @@ class Federation(Workflow):
             self._leave_out(name, refusal)
         if len(self.record.loss) < self.min_sites:
             raise FederationError(self._too_few(number))
-        self.strategy.aggregate(number, self._updates)
+        if self._accumulator is None:
+            self.strategy.aggregate(number, self._updates)
+        else:
+            self._accumulator.finish()
         self._updates = {}
         self.record.attachments = self.strategy.describe_round()
         self._record_round(validate=number % self.val_interval == 0 or number == self.state.max_epochs)
@@ -385,6 +399,7 @@ class Federation(Workflow):
             f"round {number}: {len(record.loss)} of {len(record.participants)} sites finished, min_sites is "
             f"{self.min_sites}. {reasons}. The state after round {number - 1} is in '{folder}'"
         )
+        self.checkpoint.join()
         earlier = self.checkpoint.read_previous(self.sites.check_states)
         if record.all_diverged() and number not in self._given_up:
             self._given_up.add(number)
@@ -418,11 +433,12 @@ class Federation(Workflow):
             self.state.best_metric, self.state.best_metric_epoch = best.value(), best.round()
 
     def _commit(self, finished: bool = False) -> None:
-        """Write the state of the round that was recorded last, if it is not on disk yet."""
+        """Have the state of the round that was recorded last written beside what follows, if it is not yet."""
         again = self._pending is None
         if again and not finished:
             return
         number = self.state.epoch if self._pending is None else self._pending
+        self.checkpoint.join()  # before the states of the sites are taken: one commit is outstanding, not two
         site_rounds = self.sites.save_states(number)
         state = {
             "round": number,
@@ -438,14 +454,13 @@ class Federation(Workflow):
             "threads": torch.get_num_threads(),
             "config": dict(self.run_config.values),
         }
-        commits = self.checkpoint.commit(state, again)
-        if not again:
-            self.sites.keep_states(commits)
+        self.checkpoint.commit(state, self.sites.write_states, self.sites.keep_states, again)
         self._pending = None
 
     def _finish(self) -> None:
         """Save the last weights, test the best ones, and mark the run as finished."""
         self._commit()
+        self.checkpoint.join()
         self._stage = "in the final test"
         folder = self.checkpoint.folder
         save_atomic(self.strategy.global_weights, folder.model("model_final"))
@@ -456,6 +471,7 @@ class Federation(Workflow):
         tested = len(failed) < len(self.test_sites)
         if tested:
             self._commit(finished=True)
+            self.checkpoint.join()
         folder.write_json("run.json", self._description())
         if not tested:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(failed.items()))

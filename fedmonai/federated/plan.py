@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,6 +61,7 @@ class SitePlan:
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
         attachments: names of attachments that the strategy may send to a site.
         attachments_up: names of those that it takes from one.
+        at_once: whether an update is used up before the next site trains, so that a site may lend its own tensors.
         policy: bounds that a deployed site sets.
         gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
             site sets it, and no config can.
@@ -99,6 +100,7 @@ class SitePlan:
     local_keys: str | Sequence[str] = ()
     attachments: Sequence[str] = ()
     attachments_up: Sequence[str] = ()
+    at_once: bool = False
     policy: SitePolicy = field(default_factory=SitePolicy)
     gate: Callable[[str, str, Sequence[str], Mapping[str, Any]], None] | None = field(default=None, compare=False)
 
@@ -136,7 +138,8 @@ class SitePlan:
             raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(self.names)}.")
 
     def serving(self, strategy: Strategy) -> SitePlan:
-        """The plan with what a strategy declares: what is shared, and which attachments it sends down."""
+        """The plan with what a strategy declares: what is shared, which attachments it sends down, when it adds up."""
+        compared = (self.guard or UpdateValidator()).max_norm_ratio is not None
         keys, up, down = strategy.shared_keys, strategy.attachments_up, strategy.attachments_down
         return replace(
             self,
@@ -144,7 +147,19 @@ class SitePlan:
             local_keys=keys.local,
             attachments=tuple(down),
             attachments_up=tuple(up),
+            at_once=not compared and strategy.accumulator() is not None,
         )
+
+    def described(self) -> dict[str, str]:
+        """What sites are built from, but components and the device, as texts by id: equal plans say the same."""
+        said: dict[str, str] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in ("sites", "local"):
+                said |= {f"{one.name}::{key}": repr(inner) for key, inner in value.items()}
+            elif one.name not in ("exchange_filters", "guard", "device", "policy", "gate"):
+                said[one.name] = repr(value)
+        return said
 
     def folder(self, name: str) -> Path:
         """Folder of a site: its private state and examples."""

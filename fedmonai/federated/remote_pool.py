@@ -313,12 +313,18 @@ class RemotePool:
         """The round of each site's newest state, which it has written before its reply left."""
         return dict(self.state_rounds)
 
+    def write_states(self) -> None:
+        """Does nothing: the sites have written them."""
+
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Does nothing: a site checks its own files when it is asked to continue from one."""
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Let the sites know, with the next request, which of their states the commits refer to."""
         self._kept = list(commits)
+
+    def close(self) -> None:
+        """Does nothing: whoever gave the transport closes it."""
 
 
 def _sizes(message: ExchangeObject | None) -> dict[str, int]:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from fedmonai.federated.site_evaluation import (
     validation,
     write_site_evaluation,
 )
+from fedmonai.federated.start_weights import start_weights
 from fedmonai.io import load_checked
 
 __all__ = ["SiteService"]
@@ -59,6 +62,7 @@ class SiteService:
         self.folder = RunFolder(plan.folder(name))
         self.received = ReceivedSets(plan.folder(name) / "received")
         self._held: int | None = None
+        self._start: dict[str, Tensor] | None = None
         self._notes: list[str] = []
 
     def close(self) -> None:
@@ -82,8 +86,8 @@ class SiteService:
     def _outcome(self, request: Request) -> Any:
         if request.digests:
             self.received.keep(request)
-        if request.facts.get("with_weights"):
-            self._held = None  # weights to start from are those of a site that has just been built
+        if self._start is None:  # before anything of the site's config has run in this process
+            self._start = start_weights(self.plan, self.name)
         site = self._site(int(request.facts["state_round"]))
         if request.facts.get("kept") is not None:
             self._remove_states({int(number) for number in request.facts["kept"]})
@@ -99,6 +103,11 @@ class SiteService:
             self.sites.evict(self.name)
             site = self.sites.open(self.name)
             save_atomic(site.complete_model({}, "global"), self.release.initial)
+            if not _equal(self._start or {}, site.reference):
+                self._notes.append(
+                    "its network was built with other weights than network_def draws from the seed; the federation "
+                    "starts from those of the seed, or from the server's init_ckpt"
+                )
         else:
             wanted = self._rewind(wanted)
             site = self.sites.open(self.name)
@@ -107,7 +116,8 @@ class SiteService:
         return site
 
     def _rewind(self, wanted: int) -> int:
-        there = {int(p.stem.rpartition("_")[2]) for p in self.folder.path.glob("round_*.pt")}
+        found = (re.fullmatch(r"round_(\d+)\.pt", path.name) for path in self.folder.path.glob("round_*.pt"))
+        there = {int(match[1]) for match in found if match}
         for number in sorted((n for n in there | {wanted} if n <= wanted), reverse=True):
             self.sites.evict(self.name)
             self.sites.state_rounds[self.name] = number
@@ -132,7 +142,8 @@ class SiteService:
                 path.unlink()
 
     def _join(self, site: SiteAlgo, request: Request) -> Joined:
-        return Joined(site, bool(request.facts.get("with_weights")))
+        assert self._start is not None  # noqa: S101 (for mypy; it is drawn with the first request)
+        return Joined(site, self._start, bool(request.facts.get("with_weights")))
 
     def _train(self, site: SiteAlgo, request: Request) -> Trained:
         self.plan.policy.check_site(site)
@@ -144,6 +155,7 @@ class SiteService:
         self._held = None  # until it is on disk, the state in memory is nothing to continue from
         self.sites.mark_changed(self.name)
         self.sites.save_states(request.round)
+        self.sites.write_states()
         self._held = request.round
         return Trained(site)
 
@@ -174,6 +186,11 @@ class SiteService:
         result = evaluate_site(self.name, steps, self.release.reason)
         write_site_evaluation(self.folder, result)
         return result
+
+
+def _equal(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    pairs = ((weights.get(key), tensor.cpu()) for key, tensor in others.items())
+    return all(one is not None and one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
 
 
 def _message(request: Request) -> ExchangeObject:

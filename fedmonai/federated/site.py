@@ -149,6 +149,24 @@ class SiteAlgo(MonaiAlgo):
         self.shared, self.private = self.keys.split(self.tensors)
         self.reference = {k: self.tensors[k] for k in self.shared}
 
+    def share_memory(self, common: dict[str, Tensor]) -> None:
+        """Hold weights and buffers in ``common`` from now on; an empty dict becomes those of this site.
+
+        For sites of one process that begin every local training and evaluation with weights that they are sent. A site
+        that keeps any of them, or weights of another form, holds its own.
+        """
+        if self.private or any(handler.needs_previous for handler in self.site_handlers):
+            return
+        if not common:
+            common.update(self.tensors)
+            return
+        if common.keys() != self.tensors.keys() or not all(_same_form(common[k], t) for k, t in self.tensors.items()):
+            return
+        for key, tensor in self.network.state_dict(keep_vars=True).items():
+            tensor.data = common[key]
+        self.tensors = self.network.state_dict(keep_vars=False)
+        self.reference = {k: self.tensors[k] for k in self.shared}
+
     @property
     def num_samples(self) -> int:
         """Training samples of this site."""
@@ -204,6 +222,7 @@ class SiteAlgo(MonaiAlgo):
         except BaseException:
             self._abandon(before)
             raise
+        self.trainer.optimizer.zero_grad(set_to_none=True)  # a site that waits holds no gradients
         self.phase = FlPhase.IDLE
 
     def _checked(self, data: ExchangeObject, extra: dict) -> ExchangeObject:
@@ -261,7 +280,8 @@ class SiteAlgo(MonaiAlgo):
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
         """The shared keys as fresh tensors, counts, mean loss and metrics of local training, and attachments.
 
-        With ``out`` in ``extra`` (tensors by shared key) the shared values are written there instead of to fresh ones.
+        With ``out`` in ``extra`` (tensors by shared key) the shared values are written there instead of to fresh ones;
+        with :attr:`reference` the site's own tensors are lent, until it trains again.
         A request for a stored model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the
         shared keys and filtered.
         """
@@ -277,7 +297,8 @@ class SiteAlgo(MonaiAlgo):
             counts = {"num_samples": self.num_samples, "num_steps": self.monitor.iterations, "round": self.round}
             counts["num_batches"] = len(self.trainer.data_loader)
             weights = {k: torch.empty_like(t) for k, t in self.reference.items()} if out is None else out
-            copy_weights(self.reference, weights, self.shared)
+            if out is not self.reference:
+                copy_weights(self.reference, weights, self.shared)
             message = weights_message(weights, **counts, loss=self.loss)
             message.statistics |= self._training_metrics()
         for handler in self.site_handlers:
@@ -449,6 +470,10 @@ class SiteAlgo(MonaiAlgo):
             )
         if self.trainer.scaler is not None and "scaler" in state:
             self.trainer.scaler.load_state_dict(state["scaler"])
+
+
+def _same_form(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device, one.stride()) == (other.shape, other.dtype, other.device, other.stride())
 
 
 @contextmanager

@@ -20,9 +20,10 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, attachments_of
 from fedmonai.federated.privacy import UNBOUNDED
 from fedmonai.federated.run_log import SiteError
+from fedmonai.federated.scan import scan
 from fedmonai.names import LARGEST_COUNT, printable, shown
 
-__all__ = ["InvalidUpdate", "UpdateValidator", "UsualNorm", "dtype_named", "update_norm", "validated_reply"]
+__all__ = ["InvalidUpdate", "UpdateValidator", "UsualNorm", "dtype_named", "validated_reply"]
 
 
 #: what every update counts; a strategy may weight by each of them
@@ -41,17 +42,6 @@ _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 class InvalidUpdate(ValueError):  # noqa: N818 (what it is, is a message)
     """Refusal of a message, for the reason in the text."""
-
-
-@torch.no_grad()
-def update_norm(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """Euclidean norm of the difference between weights and what was sent, over all but integer tensors."""
-    changes = [
-        torch.linalg.vector_norm((t - reference[key].to(t.device)).abs(), dtype=torch.float64)
-        for key, t in weights.items()
-        if t.numel() and (t.is_floating_point() or t.is_complex())
-    ]
-    return float(torch.linalg.vector_norm(torch.stack([one.cpu() for one in changes]))) if changes else 0.0
 
 
 class UsualNorm:
@@ -189,8 +179,7 @@ class UpdateValidator:
         if not isinstance(message, ExchangeObject):
             raise InvalidUpdate(f"the update is {type(message).__name__}, not a message")
         reference = {} if observer else reference
-        self._check_plausible(message.weights, reference)
-        norm = update_norm(message.weights or {}, reference)
+        norm = self._check_range(self._of_structure(message.weights, reference), reference=reference)
         self._check_norm(norm)
         self._check_statistics(message.statistics or {}, round_number, () if observer else COUNTS)
         self.check_attachments(message, attachments)
@@ -198,16 +187,18 @@ class UpdateValidator:
 
     def check_weights(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
         """Check keys, shapes, types and values of ``weights`` against ``reference``."""
-        self._check_plausible(weights, reference)
-        if self.max_norm is not None:
-            self._check_norm(update_norm(weights or {}, reference))
+        weights = self._of_structure(weights, reference)
+        if self.max_norm is None:
+            self._check_range({name: tensor for name, tensor in weights.items() if not self._is_known(tensor)})
+        else:
+            self._check_norm(self._check_range(weights, reference=reference))
 
-    def _check_plausible(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
+    def _of_structure(self, weights: object, reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         weights = {} if weights is None else weights
         if not isinstance(weights, Mapping):
             raise InvalidUpdate(f"the weights are {type(weights).__name__}, not tensors by name")
         self.check_structure(weights, reference)
-        self._check_range(weights)
+        return weights
 
     @staticmethod
     def check_structure(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
@@ -228,23 +219,19 @@ class UpdateValidator:
             for key, tensor in tensors.items():
                 if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                     raise InvalidUpdate(f"attachment '{name}': '{key}' is not a float tensor")
-            self._check_range(tensors, prefix=f"attachment '{name}': ")
+            unread = {key: tensor for key, tensor in tensors.items() if not self._is_known(tensor)}
+            self._check_range(unread, prefix=f"attachment '{name}': ")
 
     def _check_norm(self, norm: float) -> None:
         if self.max_norm is not None and norm > self.max_norm:
             raise InvalidUpdate(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
 
-    def _check_range(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-        tensors = {k: t for k, t in tensors.items() if t.numel() and not self._is_known(t)}
-        if not tensors:
-            return
-        # one pass per tensor and one read-back: a NaN makes both ends of the range NaN, and they cost a twentieth of
-        # the maximum norm on a CPU
-        real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors.values()]
-        ends = [end.double() for tensor in real for end in torch.aminmax(tensor.detach())]
-        values = torch.stack(ends).abs().tolist()
-        peaks = [max(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
-        for key, peak in zip(tensors, peaks, strict=True):
+    def _check_range(
+        self, tensors: Mapping[str, Tensor], prefix: str = "", reference: Mapping[str, Tensor] | None = None
+    ) -> float:
+        """Refuse values out of range; the norm of the difference to ``reference``, which takes no second pass."""
+        found = scan(tensors, reference)
+        for key, peak in found.peaks.items():
             if not math.isfinite(peak):
                 raise InvalidUpdate(f"{prefix}'{key}' holds NaN or infinite values")
             if self.max_abs is not None and peak > self.max_abs:
@@ -252,6 +239,7 @@ class UpdateValidator:
         if self._passed is not None:
             self._passed = {key: known for key, known in self._passed.items() if known[0]() is not None}
             self._passed |= {id(t): (weakref.ref(t), t._version) for t in tensors.values() if not t.is_inference()}
+        return found.norm
 
     def _is_known(self, tensor: Tensor) -> bool:
         known = self._passed.get(id(tensor)) if self._passed is not None and not tensor.is_inference() else None

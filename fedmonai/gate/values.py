@@ -33,6 +33,8 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+ -]{0,99}")
 _CODE = re.compile(
     r"\.(py[cdiowz]?|so|dll|dylib|pth|sh|bat|exe|egg|whl|zip|conf|cfg|toml|ini|ya?ml|json|pkl|pickle)$", re.IGNORECASE
 )
+#: files from which a site or a federation continues, and its tables and logs; no config names one
+_KEPT = re.compile(r"(round|initial|federation)[^/]*\.pt|.*\.(csv|jsonl|log)", re.IGNORECASE)
 _FORMS = {
     INPUT: "a reference to a folder and a written rest, as in $@dataset_dir + '/name'",
     OUTPUT: "a reference to the folder of the results and a written rest, as in $@output_dir + '/name'",
@@ -240,7 +242,7 @@ class Values:
         return kind != OUTPUT or self._is_writable(form)
 
     def _is_writable(self, form: Below) -> bool:
-        if _CODE.search(form.rest):
+        if _CODE.search(form.rest) or any(map(_KEPT.fullmatch, form.rest.split("/"))):
             return False
         if form.root == "bundle_root":
             return form.rest.lstrip("/").split("/")[0] in self.names.policy.result_folders
@@ -307,7 +309,8 @@ def _holds_text(form: Any) -> bool:
 def _is_name(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return isinstance(value, bool)
-    return bool(_NAME.fullmatch(str(value))) and ".." not in str(value) and not _CODE.search(str(value))
+    text = str(value)
+    return bool(_NAME.fullmatch(text)) and ".." not in text and not _CODE.search(text) and not _KEPT.fullmatch(text)
 
 
 def _is_rest(rest: str) -> bool:

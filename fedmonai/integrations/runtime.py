@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 
 from fedmonai.bundle.federation import federation_from, job_plan, own_plan
 from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.layers import read_layers
 from fedmonai.bundle.lint_merged import SiteGate, refuse_merged
 from fedmonai.errors import ConfigError, unwrapped
 from fedmonai.federated.plan import SitePlan
@@ -30,8 +31,7 @@ def federation_config(deployment: Deployment, bundle: Path, output_dir: Path) ->
         ConfigError: on a file that is no config of the bundle, an override without a place, or no sites.
     """
     refuse_other_files(bundle, named_files(deployment))
-    parser = ConfigParser()
-    parser.read_config([str(bundle / file) for file in deployment.files])
+    parser = read_layers([bundle / file for file in deployment.files])
     apply_overrides(parser, deployment.ids)
     sites: Any = parser.get("sites")
     if not isinstance(sites, Mapping) or not all(isinstance(spec, (Mapping, type(None))) for spec in sites.values()):

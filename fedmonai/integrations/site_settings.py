@@ -209,6 +209,7 @@ class SiteSettings:
             min_cases=self.min_cases or (1 if own_machine else MIN_CASES),
             max_epsilon=self.max_epsilon,
             ledgers=(state.parent, f"*/sites/{glob.escape(name)}"),
+            packages=tuple(as_list(self.allow)),
         )
 
     def state(self, root: str | Path, run: str, name: str) -> Path:

@@ -68,6 +68,7 @@ def test_page_of_the_ids_is_up_to_date(bundle: Path) -> None:
         ({**GOOD, "read": "never"}, "read is 'never'; choose one of alone, federation, both"),
         ({"kind": "float"}, "lacks its 'meaning'"),
         ("a number", "is 'a number'; give a mapping"),
+        ({**GOOD, "needs": "mixing"}, "needs is 'mixing'; give ids with what they have to be"),
     ],
 )
 def test_wrong_entries_are_named(spec: Any, text: str) -> None:
@@ -83,6 +84,38 @@ def test_an_overlay_declares_ids_of_its_own(make_bundle: Callable[..., Path]) ->
     assert set(table) == {"lr", "momentum"} and not table["momentum"].allows(-1)
     with pytest.raises(ConfigError, match="'ids' is 3; give entries by id"):
         table.extended(3)
+
+
+NEEDS = {"mixing": True, "layout": ["pairs", "volumes"]}
+
+
+@pytest.mark.parametrize(
+    ("needs", "values", "text"),
+    [
+        (NEEDS, {"mixing": 1, "layout": "pairs"}, ""),
+        (NEEDS, {"mixing": 0.0, "layout": "pairs"}, "it needs mixing, which is 0.0"),
+        (NEEDS, {"mixing": 2, "layout": "release"}, "it needs layout pairs or volumes, which is 'release'"),
+        (NEEDS, {"mixing": True, "layout": ["release", "volumes"]}, ""),  # data of both kinds
+        (NEEDS, {"layout": "pairs"}, ""),  # not known: it may be on
+        ({"steps": False}, {"steps": None}, ""),
+        ({"steps": False}, {"steps": 3}, "it needs no steps, which is 3"),
+        ([{"a": True}, {"b": True}], {"a": [], "b": 1}, ""),
+        ([{"a": True}, {"b": True}], {"a": [], "b": None}, "it needs a, which is [] or b, which is None"),
+        ((), {}, ""),
+    ],
+)
+def test_what_an_id_needs(needs: Any, values: dict[str, Any], text: str) -> None:
+    entry = IdTable({"x": {**GOOD, "needs": needs}})["x"]
+    assert entry.lacks(lambda name: values.get(name, ...)) == text
+
+
+def test_what_an_id_needs_is_an_id_and_stands_in_the_listing(make_bundle: Callable[..., Path]) -> None:
+    table = "lr: {meaning: rate, needs: %s}\nfall: {meaning: fall}\nb: {meaning: b}"
+    root = make_bundle({"ids.yaml": table % "[{fall: true}, {b: [x, y]}]", "train.json": {"lr": 1}})
+    assert id_rows(root)[0]["meaning"] == "rate (needs fall or b x or y)"
+    (root / "configs" / "ids.yaml").write_text(table % "{fal: true}")
+    with pytest.raises(ConfigError, match="'lr' needs 'fal', which is no id of the bundle; correct it"):
+        id_rows(root)
 
 
 def test_listing(make_bundle: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:

@@ -77,6 +77,18 @@ MISTAKES: list[tuple[str, Callable[[Path], None], dict[str, Any], tuple[str, ...
         {"strategy": {"_target_": "fedmonai.x.Y"}},
         ("'fedmonai.x.Y'", "correct its _target_"),
     ),
+    (
+        "nested id of a site",
+        leave,
+        {"sites::B": {"train::datset::slice_range": [0, 1]}},
+        ("site 'B': config id 'train::datset::slice_range' stands in a section that is not there", "'dataset'"),
+    ),
+    (
+        "place in a list",
+        leave,
+        {"sites::B": {"train::handlers::99::network": None}},
+        ("site 'B': config id 'train::handlers::99::network' stands in a section that is not there",),
+    ),
     ("missing overlay", leave, {"sites::B::overlay": "configs/x.yaml"}, ("site 'B'", "'configs/x.yaml' is not in")),
 ]
 

@@ -141,10 +141,28 @@ def test_blocks_of_slices_of_one_subject_are_no_overlap(make_site: Look, finding
     root = make_site()
     name_subjects(root, slice_block=[0, 4])
     found = findings_of(root)["splits"]
-    assert (found.good, found.found) == (
-        True,
-        "no image data or subject in two splits (3 volumes, 3 of them name their subject)",
-    )
+    assert found.good and str(found) == "WARN"
+    assert found.found.startswith("blocks of slices of one subject in two splits: s1 in train and test;")
+    assert "s2" not in found.found
+
+
+@pytest.mark.parametrize(
+    ("subjects", "text"),
+    [
+        (("s1", "s2", "s3"), "no image data in two splits; no subject in two splits (3 of 3 volumes name theirs)"),
+        (("s1", "s2", ""), "no image data in two splits; no subject in two splits (2 of 3 volumes name theirs)"),
+        (("", "", ""), "no image data in two splits; no volume names its subject"),
+    ],
+)
+def test_of_subjects_only_what_is_known_is_said(
+    make_site: Look, findings_of: Look, subjects: tuple[str, ...], text: str
+) -> None:
+    root = make_site()
+    for split, subject in zip(("train", "val", "test"), subjects, strict=True):
+        with h5py.File(root / split / f"A_{split}.h5", "r+") as stream:
+            stream.attrs["patient_id"] = subject
+    found = findings_of(root)["splits"]
+    assert (found.found, str(found)) == (text, "ok  ")
 
 
 def test_pooled_folders_number_their_subjects_by_themselves(make_site: Look, findings_of: Look, tmp_path: Path) -> None:
@@ -153,7 +171,7 @@ def test_pooled_folders_number_their_subjects_by_themselves(make_site: Look, fin
         with h5py.File(root / split / f"{root.name}_{split}.h5", "r+") as stream:
             stream.attrs["patient_id"] = "1"
     found = findings_of(tmp_path, sites={"A": {"dataset_dir": [str(root) for root in roots]}})["splits"]
-    assert found.good and "(6 volumes, 2 of them" in found.found
+    assert found.good and "(2 of 6 volumes" in found.found
 
 
 def test_files_that_differ_from_the_manifest_are_named(make_site: Look, bad_text: Look, findings_of: Look) -> None:

@@ -12,7 +12,8 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import weights_message
-from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm, update_norm
+from fedmonai.federated.scan import scan
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 
 REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 
@@ -154,8 +155,8 @@ def test_norm_of_an_update_is_that_of_all_its_float_tensors_together() -> None:
     weights = {"a": torch.full((2, 2), 3.0), "b": torch.tensor([3 + 4j, 0]), "steps": torch.tensor(900)}
     weights["empty"] = torch.ones(0)
     reference = {key: torch.zeros_like(tensor) for key, tensor in weights.items()}
-    assert update_norm(weights, reference) == pytest.approx(math.sqrt(4 * 9 + 25), rel=1e-12)
-    assert update_norm({}, {}) == 0.0
+    assert scan(weights, reference).norm == pytest.approx(math.sqrt(4 * 9 + 25), rel=1e-12)
+    assert scan({}, {}).norm == 0.0
     assert UpdateValidator().check_update(good(), REFERENCE, 5) == pytest.approx(math.sqrt(10), rel=1e-12)
 
 
