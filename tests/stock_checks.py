@@ -25,6 +25,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from run_results import rounds, same
 from tiny_sites import tiny_data, tiny_federation_ids, tiny_ids, tiny_metrics, tiny_site
 
+from fedmonai.bundle.id_table import IdTable
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.site_check import Finding, check_site, format_findings
 from fedmonai.errors import ConfigError, root_user_error
@@ -154,6 +155,36 @@ def check_federation(bundle: Path, sites: Path, out: Path) -> None:
     assert torch.load(best, weights_only=True).keys() == shared
     if shared != complete:
         assert torch.load(out / "models" / "B.pt", weights_only=True).keys() == complete
+    check_trained_bundles(bundle, folders["A"], out)
+
+
+def check_trained_bundles(bundle: Path, images: Path, out: Path) -> None:
+    """What a run leaves is a bundle: it loads, runs from any folder with nothing typed again, and says what it is."""
+    models = {path.stem: path for path in (out / "models").glob("*.pt")}
+    wanted = {out / "sites" / name / "bundle": models[name] for name in "AB" if name in models}
+    wanted |= {out / "bundle": models["model"]} if "model" in models else {}
+    assert wanted and set(wanted) == {path.parents[1] for path in out.rglob("metadata.json")}
+    for number, (trained, weights) in enumerate(wanted.items()):
+        loaded = load(trained.name, bundle_dir=str(trained.parent), source="github", device="cpu")
+        assert same(torch.load(weights, weights_only=True), loaded.state_dict())
+        assert not lint_bundle(trained).findings
+        check_metadata(trained, images, out)
+        metadata = json.loads((trained / "configs" / "metadata.json").read_text())
+        sites = [trained.parent.name] if trained.parent.parent.name == "sites" else ["A", "B"]
+        assert sorted(metadata["eval_metrics"]) == sites and metadata["federated"]["training_sites"] == sites
+        assert all(set(found) >= tiny_metrics(bundle) for found in metadata["eval_metrics"].values())
+        assert metadata["federated"]["left_the_sites_in_bytes"]["weights"] > 0
+        results = out / f"new_{number}"
+        inference = ConfigWorkflow(
+            str(trained / "configs" / "inference.json"),
+            workflow_type="infer",
+            logging_file=False,
+            dataset_dir=str(images),
+            output_dir=str(results),
+        )
+        inference.initialize()
+        inference.run()
+        assert any(results.iterdir())
 
 
 def check_load(bundle: Path, sites: Path, out: Path) -> None:
@@ -195,7 +226,8 @@ def mistakes(bundle: Path) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """Wrong overrides of a bundle's ``train.json``, made from its own ids, and what the error must say of each."""
     config = ConfigParser.load_config_file(bundle / "configs" / "train.json")
     numbers = [key for key, value in config.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    switches = [key for key, value in config.items() if isinstance(value, bool)]
+    table = IdTable.of_bundle(bundle, {})
+    switches = [key for key, value in config.items() if isinstance(value, bool) and table[key].kind == "bool"]
     longest = max(numbers, key=len)
     misspelt = longest[:-2] + longest[-1] + longest[-2]
     yield {misspelt: 3}, (misspelt, f"did you mean '{longest}'")
@@ -204,7 +236,7 @@ def mistakes(bundle: Path) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     yield {min(switches): "maybe"}, (min(switches), "'maybe'", "True or False")
     yield {"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all")
     if "amp" in config:
-        yield {"amp": True}, ("amp", "cpu")
+        yield {"amp": True, "amp_dtype": "float16"}, ("amp", "cpu")
 
 
 def check_mistake(bundle: Path, sites: Path, out: Path, ids: Mapping[str, Any], texts: tuple[str, ...]) -> None:

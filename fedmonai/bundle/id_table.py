@@ -37,7 +37,7 @@ _FIELDS = {"min": "low", "max": "high"}
 
 @dataclass(frozen=True)
 class IdEntry:
-    """One id of the table.
+    """Entry of the table: one id.
 
     In the file the numbers' limits are called ``min``, ``above`` and ``max``.
 
@@ -53,6 +53,7 @@ class IdEntry:
         choices: all values that it takes, alone or as the entries of a list.
         unit: of a number.
         data: whether an overlay of a data set (``configs/data``) may set it.
+        machine: whether it says where and on what something runs, which trained weights do not depend on.
         open: whether its keys are names that a user gives (classes, sites).
         at_sites: what a federation decides in its place, so that its sites refuse the id.
         until: ids that hold how many epochs or rounds there are, which a number of the id may not exceed; the first
@@ -74,6 +75,7 @@ class IdEntry:
     choices: tuple[Any, ...] = ()
     unit: str = ""
     data: bool = False
+    machine: bool = False
     open: bool = False
     at_sites: str = ""
     until: tuple[str, ...] = ()
@@ -151,7 +153,7 @@ def _need(name: str, wanted: Any) -> str:
 
 
 class IdTable(Mapping[str, IdEntry]):
-    """Entries by id.
+    """Table of ids: entries by id.
 
     Args:
         content: entries as a file holds them: ``{id: {meaning: ..., kind: ...}}``.

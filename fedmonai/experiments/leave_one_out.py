@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave one out: every site of a federation in turn is the outside one; train without it, then adapt to it."""
+"""Leave one out: for every site a federation without it, then the adaptation to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OUTSIDE_CONFIG = "configs/outside.yaml"
 
 def leave_one_out(
     output_dir: str,
-    bundle_root: str = "bundles/iop_fl",
+    bundle_root: str,
     config_file: str | Sequence[str] = "configs/federated.yaml",
     outside_sites: Mapping[str, Any] | Sequence[str] | str | None = None,
     outside: Mapping[str, Any] | None = None,
@@ -156,9 +156,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 PLAN_KEYS = ("about", "seeds", "bundle", "overlays", "ids", "outside_sites", "outside", "adaptations")
 
 
-def run_plan(
-    plan: str | Path, output_dir: str, bundles: str = "bundles"
-) -> tuple[str, dict[int, dict[str, list[Path]]]]:
+def run_plan(plan: str | Path, output_dir: str, bundles: str) -> tuple[str, dict[int, dict[str, list[Path]]]]:
     """Run or continue :func:`leave_one_out` for every seed of a plan.
 
     Args:

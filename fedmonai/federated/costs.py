@@ -9,10 +9,9 @@ from typing import Any
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
-from fedmonai.federated.messages import WEIGHTS, message_bytes
-from fedmonai.federated.wire_form import WireForm
+from fedmonai.federated.messages import WEIGHTS, message_bytes, weights_message
 
-__all__ = ["Costs", "SimulatedCosts", "added"]
+__all__ = ["Costs", "SentBefore", "added"]
 
 
 class Costs:
@@ -56,6 +55,15 @@ class Costs:
         own = self.waiting.setdefault(site, {})
         own[kind] = own.get(kind, 0.0) + max(0.0, seconds)
 
+    def add(self, taken: Mapping[str, Any]) -> None:
+        """Add what the sites of another process have sent and worked; what they were sent is counted by who sends."""
+        for site, kinds in taken["bytes_up"].items():
+            for kind, sizes in kinds.items():
+                self.received(site, kind, sizes)
+        for site, kinds in taken["seconds_per_site"].items():
+            for kind, seconds in kinds.items():
+                self.worked(site, kind, seconds)
+
     def take(self) -> dict[str, Any]:
         """All of it as it is written into ``rounds.jsonl``; counting begins anew."""
         taken: dict[str, Any] = {
@@ -85,56 +93,42 @@ def added(sizes: Mapping[str, Any]) -> int:
     return sum(added(inner) if isinstance(inner, Mapping) else int(inner) for inner in sizes.values())
 
 
-class SimulatedCosts(Costs):
-    """Costs of sites on this machine: bytes that would travel if they were elsewhere.
+class SentBefore:
+    """What sites in one process would be sent if they were elsewhere: weights that a site holds do not travel again.
 
-    A site that holds weights is not sent them again; it holds those before training, the best ones and those that it
-    was sent last (:class:`~fedmonai.federated.remote_pool.RemotePool`).
-
-    Args:
-        wire: form in which weights would travel.
+    A site holds the weights before training, the best ones and those that it was sent last.
     """
 
-    def __init__(self, wire: WireForm) -> None:
-        super().__init__()
-        self.wire = wire
-        self.forget()
-
-    def forget(self) -> None:
-        """A run goes on from an earlier state: as elsewhere, nothing is known of what sites hold."""
-        self._last: dict[str, list[tuple[Tensor, int]]] = {}
+    def __init__(self) -> None:
+        self._last: dict[str, list[tuple[Any, int]]] = {}
         self._rounds: dict[str, set[int]] = {}
 
-    def asked(self, site: str, kind: str, message: ExchangeObject, number: int) -> None:
-        """Count a message.
+    def sizes(self, site: str, message: ExchangeObject, sent: ExchangeObject, number: int) -> dict[str, int]:
+        """Bytes of a message.
 
         Args:
             site: the site.
-            kind: what is asked.
             message: with the server's own tensors, by whose identity what was sent before is found.
-            number: the round after which its weights were the global ones.
+            sent: the same in the form of the wire.
+            number: the round after which the weights were these.
         """
-        sizes = self._sizes(message)
+        sizes = message_bytes(sent)
         state = [(t, 0 if t.is_inference() else t._version) for t in (message.weights or {}).values()]
-        if state and _alike(state, self._last.get(site, [])):
+        last = self._last.get(site)
+        if state and last is not None and _alike(state, last):
             sizes.pop(WEIGHTS, None)
         self._last[site] = state
         self._rounds.setdefault(site, set()).add(number)
-        self.sent(site, kind, sizes)
+        return sizes
 
-    def answered(self, site: str, kind: str, update: ExchangeObject) -> None:
-        """Count an update, in full values."""
-        self.received(site, kind, self._sizes(update))
-
-    def tested(self, site: str, chosen: tuple[Mapping[str, Tensor], int], initial: Mapping[str, Tensor]) -> None:
-        """Count a final test: the chosen weights and their round, the shared weights before training."""
+    def tested(self, site: str, sets: Mapping[str, tuple[Mapping[str, Tensor], int]]) -> dict[str, int]:
+        """Bytes of a final test: of ``{item: (weights as they are sent, their round)}`` those a site does not hold."""
         there = self._rounds.get(site, set())
-        sets = {WEIGHTS: chosen, "initial": (initial, 0)}
-        sizes = {item: self.wire.bytes(weights) for item, (weights, number) in sets.items() if number not in there}
-        self.sent(site, "test", sizes)
-
-    def _sizes(self, message: ExchangeObject) -> dict[str, int]:
-        return {**message_bytes(message), WEIGHTS: self.wire.bytes(message.weights or {})}
+        return {
+            item: message_bytes(weights_message(weights))[WEIGHTS]
+            for item, (weights, number) in sets.items()
+            if number not in there
+        }
 
 
 def _alike(one: list[tuple[Any, int]], other: list[tuple[Any, int]]) -> bool:

@@ -81,10 +81,8 @@ class Evaluations:
             notes, and the sites that could not be tested with their reasons.
         """
         notes, failed = [], {}
-        number = self.best.round()
-        # never validated: there is nothing to choose by
-        best = None if number is None else (load_checked(self.folder.model(self._global_name())), number)
-        chosen = {name: best or (self.strategy.evaluation_message(name).weights or {}, last_round) for name in names}
+        best = self._best_weights()
+        chosen = {name: best or self._last(name, last_round) for name in names}
         for result in self.sites.test(chosen, initial, self.best):
             write_site_evaluation(self.folder, result)
             notes += [*self._failure("test", result), *_held_back("test", result)]
@@ -101,6 +99,14 @@ class Evaluations:
     def _global_name(self) -> str:
         """The best global weights are a complete ``model.pt`` if all is shared, else ``shared.pt``."""
         return "model" if self.sites.shares_all() else "shared"
+
+    def _best_weights(self) -> tuple[Mapping[str, Tensor], int] | None:
+        """The best weights and their round; ``None`` where nothing was ever validated to choose by."""
+        number = self.best.round()
+        return None if number is None else (load_checked(self.folder.model(self._global_name())), number)
+
+    def _last(self, site: str, last_round: int) -> tuple[Mapping[str, Tensor], int]:
+        return self.strategy.evaluation_message(site).weights or {}, last_round
 
     @staticmethod
     def _failure(what: str, result: SiteEvaluation) -> list[str]:

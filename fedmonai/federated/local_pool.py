@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.checkpoint import BestModelTracker, check_optimizer, read_site_state, restoring
-from fedmonai.federated.costs import SimulatedCosts
+from fedmonai.federated.costs import Costs, SentBefore
 from fedmonai.federated.local_training import UpdateBuffers
-from fedmonai.federated.messages import SharedKeys, kind_of_training
+from fedmonai.federated.messages import WEIGHTS, SharedKeys, kind_of_training, message_bytes
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import save_atomic
@@ -52,7 +52,8 @@ class LocalPool:
         self.simulated = simulated
         self.state_rounds: dict[str, int] = {}
         self.notes: list[str] = []
-        self.costs = SimulatedCosts(plan.wire)
+        self.costs = Costs()
+        self._sent_before = SentBefore()
         self._rounded: Rounded = {}
         # all sites are sent the same tensors, which are looked through once
         self._guard = (plan.guard or UpdateValidator()).once()
@@ -108,9 +109,9 @@ class LocalPool:
         """Continue from these states: what is in memory is dropped."""
         self._resident.clear()
         self._dirty.clear()
-        self.costs.forget()
         self._unwritten.clear()
         self._common = {}  # a site that is built anew begins with weights of its own
+        self._sent_before = SentBefore()
         self.state_rounds = dict(state_rounds)
         self._files.find()
 
@@ -141,7 +142,8 @@ class LocalPool:
 
     def shares_all(self) -> bool:
         """Whether the shared weights are a whole network."""
-        return not self.open(self.plan.names[0]).private
+        site = next(iter(self._resident.values()), None) or self.open(self.plan.names[0])
+        return not site.private
 
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
         """Begin a round; the memory of the updates of the round before is used again."""
@@ -159,7 +161,7 @@ class LocalPool:
             Exception: whatever stopped the training.
         """
         kind, sent = kind_of_training(message), self.plan.wire.message_down(message, self._rounded)
-        self.costs.asked(name, kind, message, self._round - 1)
+        self.costs.sent(name, kind, self._sent_before.sizes(name, message, sent, self._round - 1))
         started = time.perf_counter()
         try:
             site = self.open(name)
@@ -174,9 +176,8 @@ class LocalPool:
         finally:
             self.costs.worked(name, kind, time.perf_counter() - started)
         note_release(self.plan.folder(name), update)
-        update = self.plan.wire.full(update, message.weights or {})
-        self.costs.answered(name, kind, update)
-        return update
+        self.costs.received(name, kind, message_bytes(update))
+        return self.plan.wire.full(update, message.weights or {})
 
     def mark_changed(self, name: str) -> None:
         """Note that a site's state is newer than its file."""
@@ -204,10 +205,11 @@ class LocalPool:
         done: Rounded = {}
         for name, message in messages.items():
             sent = self.plan.wire.message_down(message, done)
-            self.costs.asked(name, "validate", message, number)
+            self.costs.sent(name, "validate", self._sent_before.sizes(name, message, sent, number))
             started = time.perf_counter()
-            yield evaluate_site(name, self._validation(name, sent, number, best, key_metric))
+            found = evaluate_site(name, self._validation(name, sent, number, best, key_metric))
             self.costs.worked(name, "validate", time.perf_counter() - started)
+            yield found
 
     def _validation(
         self, name: str, message: ExchangeObject, number: int, best: BestModelTracker, key_metric: str
@@ -228,12 +230,15 @@ class LocalPool:
         whole = {**initial, **first}
         for name, (weights, best_round) in chosen.items():
             sent = wire.down(weights, done)
-            self.costs.tested(name, (weights, best_round), {key: initial[key] for key in first})
+            self.costs.sent(
+                name, "test", self._sent_before.tested(name, {"initial": (first, 0), WEIGHTS: (sent, best_round)})
+            )
             number = best.round(name)
             own_model = None if number is None else (self.plan.own_model(name), number)
             started = time.perf_counter()
-            yield evaluate_site(name, self._final_test(name, whole, (sent, best_round), own_model))
+            found = evaluate_site(name, self._final_test(name, whole, (sent, best_round), own_model))
             self.costs.worked(name, "test", time.perf_counter() - started)
+            yield found
 
     def _final_test(self, name: str, *arguments: Any) -> Iterator[ModelEvaluation]:
         yield from final_test(self.open(name), *arguments)

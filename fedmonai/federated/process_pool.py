@@ -14,8 +14,16 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.costs import SimulatedCosts
-from fedmonai.federated.messages import SharedKeys, attachments_of, kind_of_training, pack, unpack, weights_message
+from fedmonai.federated.costs import Costs, SentBefore
+from fedmonai.federated.messages import (
+    WEIGHTS,
+    SharedKeys,
+    attachments_of,
+    kind_of_training,
+    pack,
+    unpack,
+    weights_message,
+)
 from fedmonai.federated.numeric_flags import numeric_flags
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.run_log import SiteError
@@ -23,6 +31,7 @@ from fedmonai.federated.shared_tensors import SharedTensors
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
 from fedmonai.federated.state_files import StateFiles
 from fedmonai.federated.validation import dtype_named
+from fedmonai.federated.wire_form import Rounded
 from fedmonai.federated.worker_process import WorkerProcess
 
 __all__ = ["ProcessPool"]
@@ -72,7 +81,8 @@ class ProcessPool:
         self.plan, self.config, self.program = plan, config, program
         self.state_rounds: dict[str, int] = {}
         self.notes: list[str] = []
-        self.costs = SimulatedCosts(plan.wire)
+        self.costs = Costs()
+        self._sent_before = SentBefore()
         names, used = plan.names, min(workers, len(plan.names))
         given = [str(device) for device in devices] if devices else [None]
         self.workers = [WorkerProcess(i + 1, names[i::used], given[i % len(given)]) for i in range(used)]
@@ -128,19 +138,6 @@ class ProcessPool:
         self.notes.append(note)
         logger.warning(note)
 
-    def close(self) -> None:
-        """End all workers."""
-        if self._memory is None:
-            return
-        for worker in self.workers:
-            worker.release()
-        for worker in self.workers:
-            worker.end()
-        self._memory.close()
-        self._memory = None
-        self._asked, self._built = {}, {}
-        torch.set_num_threads(self._threads)
-
     def _ask(
         self,
         method: str,
@@ -156,9 +153,8 @@ class ProcessPool:
             for worker in self.workers:
                 worker.call("begin_round", {"number": begin}, reply=False)
         packed = {name: pack(message) for name, message in (messages or {}).items()}
-        memory.clear()
         self._batch += 1
-        places = dict(zip(packed, memory.place(tensors for tensors, _ in packed.values()), strict=True))
+        places = dict(zip(packed, memory.replace(tensors for tensors, _ in packed.values()), strict=True))
         for name, arguments in calls.items():
             sent: dict[str, Any] = {}
             if name in packed:
@@ -170,6 +166,8 @@ class ProcessPool:
         worker = self._of[name]
         reply = worker.reply(self._asked.pop(name))
         if reply is not None:
+            if "costs" in reply:  # not of a worker that could not begin
+                self.costs.add(reply["costs"])
             return reply
         if worker.running:
             self._bury(worker)
@@ -180,7 +178,7 @@ class ProcessPool:
         """Continue from these states."""
         self.state_rounds = dict(state_rounds)
         self._files.find()
-        self.costs.forget()
+        self._sent_before = SentBefore()
         self._unsaved.clear()
         for worker in self.workers:
             if worker.running:
@@ -217,9 +215,15 @@ class ProcessPool:
 
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
         """Begin a round: all participants train from now on, those of one worker one after another."""
-        for name, message in messages.items():
-            self.costs.asked(name, kind_of_training(message), message, round_number - 1)
         self._ask("train", {name: {} for name in messages}, messages, begin=round_number)
+        self._count({name: kind_of_training(message) for name, message in messages.items()}, messages, round_number - 1)
+
+    def _count(self, kinds: Mapping[str, str], messages: Mapping[str, ExchangeObject], number: int) -> None:
+        """Count the bytes of messages with the global weights after a round; the tensors pass through memory."""
+        done: Rounded = {}
+        for name, message in messages.items():
+            sent = self.plan.wire.message_down(message, done)
+            self.costs.sent(name, kinds[name], self._sent_before.sizes(name, message, sent, number))
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """The update of a site that was asked when the round began; its weights are borrowed until the next one does.
@@ -230,9 +234,7 @@ class ProcessPool:
         reply = self._reply(name)
         if "error" in reply:
             raise SiteError(reply["error"]["reason"])
-        update, kind = self._message(name, reply), kind_of_training(message)
-        self.costs.answered(name, kind, update)
-        self.costs.worked(name, kind, reply["seconds"])
+        update = self._message(name, reply)
         if not (update.statistics or {}).get("observe"):
             self._unsaved.add(name)
         return update
@@ -247,10 +249,9 @@ class ProcessPool:
     ) -> Iterator[SiteEvaluation]:
         """Evaluate the sites in ``messages`` on their validation splits."""
         further = {"number": number, "mode": best.mode, "key_metric": key_metric}
-        for name, message in messages.items():
-            self.costs.asked(name, "validate", message, number)
         self._ask("validate", {name: {**further, "best": best.records.get(name)} for name in messages}, messages)
-        yield from (self._evaluation(name, "validate") for name in messages)
+        self._count(dict.fromkeys(messages, "validate"), messages, number)
+        yield from map(self._evaluation, messages)
 
     def test(
         self,
@@ -261,24 +262,25 @@ class ProcessPool:
         """Test the sites in ``chosen`` (the best weights and their round for each)."""
         calls, messages = {}, {}
         keys = SharedKeys(self.plan.shared_keys, self.plan.local_keys)
-        shared = {key: tensor for key, tensor in initial.items() if key in keys}
+        done: Rounded = {}
+        first = self.plan.wire.down({key: tensor for key, tensor in initial.items() if key in keys}, done)
         for name, (weights, number) in chosen.items():
+            sets = {"initial": (first, 0), WEIGHTS: (self.plan.wire.down(weights, done), number)}
+            self.costs.sent(name, "test", self._sent_before.tested(name, sets))
             calls[name] = {"number": number, "mode": best.mode, "best": best.records.get(name)}
             messages[name] = weights_message(weights)
             messages[name]["initial"] = initial
-            self.costs.tested(name, (weights, number), shared)
         self._ask("test", calls, messages)
-        yield from (self._evaluation(name, "test") for name in chosen)
+        yield from map(self._evaluation, chosen)
 
-    def _evaluation(self, name: str, kind: str) -> SiteEvaluation:
+    def _evaluation(self, name: str) -> SiteEvaluation:
         reply = self._reply(name)
         if "error" in reply:
             return SiteEvaluation(name, [], reply["error"]["reason"])
-        self.costs.worked(name, kind, reply["seconds"])
         return SiteEvaluation(name, [ModelEvaluation(**one) for one in reply["found"]], reply["ended"])
 
     def save_states(self, round_number: int) -> dict[str, int]:
-        """Let all workers write the states of their sites; return the round of each site's newest file."""
+        """Let all workers write the states of their sites at once; return the round of each site's newest file."""
         asked = {w.index: w.call("save_states", {"number": round_number}) for w in self.workers if w.running}
         for worker in self.workers:
             if worker.index not in asked:
@@ -304,6 +306,19 @@ class ProcessPool:
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Delete state files that none of ``commits`` refers to."""
         self._files.keep(commits)
+
+    def close(self) -> None:
+        """End all workers."""
+        if self._memory is None:
+            return
+        for worker in self.workers:
+            worker.release()
+        for worker in self.workers:
+            worker.end()
+        self._memory.close()
+        self._memory = None
+        self._asked, self._built = {}, {}
+        torch.set_num_threads(self._threads)
 
 
 def _good(reply: Mapping[str, Any]) -> Mapping[str, Any]:

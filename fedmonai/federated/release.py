@@ -177,9 +177,6 @@ class Release:
             if not known or not (isinstance(value, (int, float)) or name == "privacy_epsilon"):
                 raise PolicyError(f"'{str(name)[:50]}' is no count, loss or metric of training; nothing is sent.")
 
-    def _needed(self, request: Request, outcome: Needed) -> Reply:
-        return Reply(None, {"needs": [item for item in outcome.items if item in request.held]})
-
     def _without_metrics_of_few(self, update: ExchangeObject, site: SiteAlgo) -> list[str]:
         """Take metrics of training out of an update that could be of too few samples; the note that says so."""
         statistics = update.statistics or {}
@@ -189,6 +186,9 @@ class Release:
         for name in metrics:  # a handler may take one of a single batch
             del statistics[name]
         return [f"metrics of training stay at the site: its batches hold {site.smallest_batch} samples (min_cases)"]
+
+    def _needed(self, request: Request, outcome: Needed) -> Reply:
+        return Reply(None, {"needs": [item for item in outcome.items if item in request.held]})
 
     def _evaluated(self, request: Request, outcome: SiteEvaluation) -> Reply:
         found = [self._numbers(one) for one in outcome.found]

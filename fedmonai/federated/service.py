@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ from fedmonai.io import load_checked
 
 __all__ = ["SiteService"]
 
+logger = logging.getLogger(__name__)
+
 
 class SiteService:
     """Service of one site: replies to the requests of :class:`~fedmonai.federated.remote_pool.RemotePool`.
@@ -49,14 +52,15 @@ class SiteService:
     Args:
         plan: what the sites of the federation are built from; only ``name`` is.
         name: the site that lives here.
+        after_test: done when this site's final test is done and its tables are written.
 
     Raises:
         ConfigError: when ``name`` is no site of the federation, or its folder is in use by another process.
     """
 
-    def __init__(self, plan: SitePlan, name: str) -> None:
+    def __init__(self, plan: SitePlan, name: str, after_test: Callable[[], object] | None = None) -> None:
         plan.refuse_unknown(name)
-        self.plan, self.name = plan, name
+        self.plan, self.name, self.after_test = plan, name, after_test
         self.sites = LocalPool(plan)
         self.release = Release(plan, name)
         self.folder = RunFolder(plan.folder(name))
@@ -77,6 +81,8 @@ class SiteService:
         try:
             if request.kind not in KINDS or request.site != self.name:
                 raise ConfigError(f"a request '{request.kind}' for site '{request.site}' came to site '{self.name}'.")
+            if self._start is None:  # before anything of the site's config has run in this process
+                self._start = start_weights(self.plan, self.name)
             missing = self.received.complete(request)
             outcome = Needed(missing) if missing else self._outcome(request)
         except Exception as error:  # whatever a site's own code raises, the server gets to know and goes on
@@ -86,8 +92,6 @@ class SiteService:
     def _outcome(self, request: Request) -> Any:
         if request.digests:
             self.received.keep(request)
-        if self._start is None:  # before anything of the site's config has run in this process
-            self._start = start_weights(self.plan, self.name)
         site = self._site(int(request.facts["state_round"]))
         if request.facts.get("kept") is not None:
             self._remove_states({int(number) for number in request.facts["kept"]})
@@ -172,7 +176,13 @@ class SiteService:
         first: dict[str, Tensor] = {**load_checked(self.release.initial), **initial}
         number = self._best(request).round(self.name)
         own_model = None if number is None else (self.plan.own_model(self.name), number)
-        return self._evaluated(final_test(site, first, (chosen, request.round), own_model))
+        result = self._evaluated(final_test(site, first, (chosen, request.round), own_model))
+        if self.after_test is not None:
+            try:
+                self.after_test()
+            except (ConfigError, OSError) as error:  # what is left out stays at the site: no reason to fail the test
+                logger.warning("after the final test: %s", error)
+        return result
 
     def _best(self, request: Request) -> BestModelTracker:
         best = BestModelTracker(str(request.facts["mode"]))

@@ -31,10 +31,8 @@ class SitePool(Protocol):
     state_rounds: dict[str, int]
     #: notes on sites that are part of no reply; the engine records them and empties the list
     notes: list[str]
-
-    @property
-    def costs(self) -> Costs:
-        """Bytes and seconds; the engine records and clears them."""
+    #: bytes and seconds; the engine records and clears them
+    costs: Costs
 
     def return_to(self, state_rounds: Mapping[str, int]) -> None:
         """Continue from these states, ``{site: round}``; a site without one begins with a fresh private state."""

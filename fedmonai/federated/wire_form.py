@@ -61,10 +61,6 @@ class WireForm:
         """The type in which a shared tensor travels."""
         return torch.bfloat16 if self.rounds and dtype == torch.float32 else dtype
 
-    def bytes(self, weights: Mapping[str, Tensor]) -> int:
-        """Bytes of full values when they travel."""
-        return sum(t.numel() * self.sent_dtype(t.dtype).itemsize for t in weights.values())
-
     def down(self, weights: Mapping[str, Tensor], done: Rounded | None = None) -> Mapping[str, Tensor]:
         """Weights as they are sent to a site.
 

@@ -20,8 +20,12 @@ from fedmonai.federated.remote_pool import Transport
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, named_files, refuse_other_files, unpacked_bundle
 from fedmonai.integrations.site_settings import SiteSettings, apply_site_policy
+from fedmonai.report.trained_bundle import write_site_bundle
 
 __all__ = ["federation_config", "run_server", "site_service"]
+
+#: folder of the job's bundle in a run's; what the run trains is its folder 'bundle'
+JOB_BUNDLE = "job_bundle"
 
 
 def federation_config(deployment: Deployment, bundle: Path, output_dir: Path) -> ConfigParser:
@@ -51,7 +55,7 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     """
     deployment = Deployment.read(folder)
     state = settings.state(root, deployment.run, name)
-    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), state / "bundle", settings.allow)
+    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), state / JOB_BUNDLE, settings.allow)
     parser = federation_config(deployment, bundle, state)
     sites = parser["sites"]
     if name not in sites:
@@ -66,7 +70,8 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     decided = dict(settings.ids)
     if plan.policy.own_machine:  # who tries a job there names folders in it
         decided = {**plan.local, **(plan.sites[name] or {}), **decided}
-    return SiteService(replace(plan, gate=SiteGate(decided, settings.allow)), name)
+    plan = replace(plan, gate=SiteGate(decided, settings.allow))
+    return SiteService(plan, name, lambda: write_site_bundle(plan, name, str(parser.get("method"))))
 
 
 def _reviewed_plan(bundle: Path, name: str, state: Path) -> SitePlan:
@@ -98,7 +103,7 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     """
     deployment = Deployment.read(folder)
     output = settings.state(root, deployment.run, "server")
-    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), output / "bundle", settings.allow)
+    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), output / JOB_BUNDLE, settings.allow)
     parser = federation_config(deployment, bundle, output)
     refuse_merged(parser.get(), bundle, output, allow=settings.allow)
     with unwrapped():

@@ -20,9 +20,27 @@ UNITS |= {"hd95": ("HD95 [mm]", 2), "assd": ("ASSD [mm]", 2)}
 
 
 def finish(run_dir: OutputPath) -> None:
-    """Write the report of a run, then print its table and, as the last line, where the report is."""
+    """Write the report of a run and its trained bundles, then print its table and where these are.
+
+    The sites' plan is that of the live config's federation; without one there is no bundle.
+    """
     path = write_report(run_dir)
-    print(f"\n{format_table(run_dir)}\nreport: {path}", flush=True)
+    bundles = _write_bundles(run_dir)
+    lines = [*(f"trained bundle: {bundle}" for bundle in bundles), f"report: {path}"]
+    print(f"\n{format_table(run_dir)}", *lines, sep="\n", flush=True)
+
+
+def _write_bundles(run_dir: OutputPath) -> list[Path]:
+    from fedmonai.bundle.live_config import find_resolver  # MONAI, which a report alone does not need
+    from fedmonai.federated.federation import Federation
+    from fedmonai.federated.local_pool import LocalPool
+    from fedmonai.report.trained_bundle import write_run_bundles
+
+    resolver = find_resolver()
+    federation = None if resolver is None else resolver.resolved_content.get("federation")
+    if not isinstance(federation, Federation):
+        return []
+    return write_run_bundles(run_dir, federation.sites.plan, isinstance(federation.sites, LocalPool))
 
 
 def write_report(run_dir: str | Path) -> str:

@@ -43,7 +43,7 @@ def test_a_command_imports_nothing_from_the_folder_it_is_started_in(how: str, tm
     for name in MODULES:
         (bundle / name).parent.mkdir(exist_ok=True)
         (bundle / name).write_text(f"open({str(marker)!r}, 'w').close()\n")
-    words = ["-m", "fedmonai.bundle"] if how == "python -m" else [str(program("fedmonai-bundle", tmp_path))]
+    words = ["-m", "fedmonai"] if how == "python -m" else [str(program("fedmonai", tmp_path))]
     ended = subprocess.run(
         [sys.executable, *words, "lint", "."],
         cwd=bundle,

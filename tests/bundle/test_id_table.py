@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from monai.bundle import ReferenceResolver
 
-from fedmonai.bundle.__main__ import ids
 from fedmonai.bundle.id_list import id_page, id_rows
 from fedmonai.bundle.id_table import IdTable
 from fedmonai.bundle.id_values import site_sections
 from fedmonai.bundle.ids import RUNTIME_IDS, read_configs
+from fedmonai.commands.bundle import ids
 from fedmonai.errors import ConfigError
 
 SEP = ReferenceResolver.sep
@@ -57,7 +57,7 @@ def test_defaults_are_of_the_kind_and_range_that_the_table_says(bundle: Path) ->
 @each_bundle
 def test_page_of_the_ids_is_up_to_date(bundle: Path) -> None:
     page = (bundle / "docs" / "ids.md").read_text(encoding="utf-8")
-    assert page == id_page(bundle), f"run: python -m fedmonai.bundle ids {bundle} --page True > {bundle}/docs/ids.md"
+    assert page == id_page(bundle), f"run: fedmonai ids {bundle} --page > {bundle}/docs/ids.md"
 
 
 @pytest.mark.parametrize(
@@ -118,18 +118,16 @@ def test_what_an_id_needs_is_an_id_and_stands_in_the_listing(make_bundle: Callab
         id_rows(root)
 
 
-def test_listing(make_bundle: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+def test_listing(make_bundle: Callable[..., Path]) -> None:
     table = "lr: {meaning: learning rate, kind: float, above: 0, unit: 1/s}\nnet: {meaning: network, kind: component}"
     configs = {"train.json": {"bundle_root": ".", "lr": 0.1}, "federated.yaml": "bundle_root: '.'\nlr: 0.2"}
     root = make_bundle({"ids.yaml": table, **configs})
     (row,) = id_rows(root)
     assert (row["id"], row["allowed"]) == ("lr", "a number above 0 (1/s)")
     assert row["default"] == "0.2 (federated.yaml); 0.1 (train.json)"
-    ids(str(root), find="RATE")
-    assert capsys.readouterr().out.splitlines()[1].strip() == "learning rate"
-    ids(str(root), as_json=True)
-    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == ["lr", "net"]
-    with pytest.raises(SystemExit, match=r"no id of .* has 'zzz'"):
+    assert ids(str(root), find="RATE").splitlines()[1].strip() == "learning rate"
+    assert [row["id"] for row in json.loads(ids(str(root), as_json=True))] == ["lr", "net"]
+    with pytest.raises(ConfigError, match=r"no id of .* has 'zzz'"):
         ids(str(root), find="zzz")
-    with pytest.raises(SystemExit, match=r"error: .* has no table of ids"):
+    with pytest.raises(ConfigError, match=r".* has no table of ids"):
         ids(str(root.parent))
