@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a deployed round costs: bytes and seconds of a job on NVFlare, beside a stock job of ``MonaiAlgo``.
 
-    python benchmarks/deployed.py [--rounds 5] [--sites 4] [--channels 32] [--output deployed.json] [--check]
+    python benchmarks/deployed.py [--rounds 20] [--sites 4] [--channels 32] [--json deployed.json] [--check]
 
 Both train the bundle ``fl_mr`` on the same slice per site in NVFlare's simulator, one process per site, one thread
 each, and validate the received weights in every round. The stock job is NVFlare's ``FedAvgRecipe`` with the client in
@@ -11,15 +11,18 @@ Seconds per round are the median of all rounds but the first: of the stock job f
 server's log to the next, of ours from ``rounds.jsonl``. Kinds take turns, ``--repeats`` times.
 
 Environment: one with ``fedmonai[nvflare]``. Load and machine are in the JSON file; without a calm machine only the
-bytes mean anything.
+bytes mean anything. Of R rounds the stock job validates the weights before each, ours those after each: R + 1 trips of
+weights down, so that the target in bytes is one of 20 rounds or more. ``--in_process`` counts ours without NVFlare.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import math
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -27,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +38,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from measuring import conditions, print_conditions, write_results
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "fl_mr"
@@ -61,14 +65,19 @@ def site_ids(folder: Path, channels: int) -> dict[str, Any]:
     return {**ids, "lr": 1e-3, "dataset_dir": str(folder / "data")}
 
 
+def our_ids(folder: Path, sites: int, rounds: int, channels: int, wire_dtype: str) -> dict[str, Any]:
+    """Overrides of ``federated.yaml``."""
+    ids = site_ids(folder, channels)
+    data = ids.pop("dataset_dir")
+    names = {f"site-{number}": {"dataset_dir": data} for number in range(1, sites + 1)}
+    given: dict[str, Any] = {"num_rounds": rounds, "sites": names, "local_epochs": 1, "wire_dtype": wire_dtype}
+    return given | {f"local::{key}": value for key, value in ids.items()}
+
+
 def run_ours(folder: Path, sites: int, rounds: int, channels: int, wire_dtype: str) -> Path:
     """Run our job; the simulator's workspace."""
-    ids = site_ids(folder, channels)
-    names = {f"site-{number}": {"dataset_dir": ids["dataset_dir"]} for number in range(1, sites + 1)}
     words = [sys.executable, "-m", "fedmonai.integrations.nvflare", "--bundle", str(BUNDLE), "--env", "sim"]
-    given: dict[str, Any] = {"name": "ours", "output_dir": str(folder / "runs"), "num_rounds": rounds, "sites": names}
-    given |= {"local_epochs": 1, "wire_dtype": wire_dtype}
-    given |= {f"local::{key}": value for key, value in ids.items() if key != "dataset_dir"}
+    given = {"name": "ours", "output_dir": str(folder / "runs"), **our_ids(folder, sites, rounds, channels, wire_dtype)}
     for key, value in given.items():
         words += [f"--{key}", value if isinstance(value, str) else repr(value)]
     _call(words, folder)
@@ -198,40 +207,73 @@ def interleaved(repeats: int, **sizes: int) -> Iterator[tuple[str, dict[str, Any
             yield kind, measure(kind, **sizes)
 
 
-def main() -> int:
+def in_process(kind: str, sites: int, rounds: int, channels: int) -> dict[str, int]:
+    """Bytes that our records say of a run in this process, which counts what would travel; nothing of NVFlare."""
+    from fedmonai.integrations.job import describe
+    from fedmonai.integrations.runtime import federation_config
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_data(folder / "data")
+        ids = our_ids(folder, sites, rounds, channels, kind)
+        out = folder / "runs" / "ours" / "server"
+        with contextlib.redirect_stdout(io.StringIO()):
+            federation_config(describe(BUNDLE, (), ids=ids), BUNDLE, out).get_parsed_content("run")
+        return own_count(folder)
+
+
+def ratios_to_stock(runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Medians of ours by those of the stock job."""
+    values: dict[str, Callable[[dict[str, Any]], float]] = {
+        "bytes": lambda one: float(sum(one["nvflare_bytes"].values())),
+        "seconds": lambda one: float(one["seconds_per_round"] or math.nan),
+    }
+    found = {}
+    for what, value in values.items():
+        medians = {kind: statistics.median(value(one) for one in results) for kind, results in runs.items()}
+        found[what] = {kind: medians[kind] / medians["stock"] for kind in KINDS[1:]}
+    return found
+
+
+#: a run of seconds, without NVFlare
+SMOKE = ["--in_process", "--rounds", "2", "--sites", "2", "--channels", "2", "--json", "{folder}/deployed.json"]
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--channels", type=int, default=32, help="of the U-Net; 32 are 7.76 M weights")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--output", default="")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    parser.add_argument("--in_process", action="store_true", help="only our bytes, from a run in this process")
     parser.add_argument("--stock_in", default="", help=argparse.SUPPRESS)
     parser.add_argument("--stock_ids", default="", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    sizes = {"sites": arguments.sites, "rounds": arguments.rounds, "channels": arguments.channels}
-    if arguments.stock_in:
-        stock_job(Path(arguments.stock_in), ids=arguments.stock_ids, **sizes)
+    settings = parser.parse_args(arguments)
+    sizes = {"sites": settings.sites, "rounds": settings.rounds, "channels": settings.channels}
+    if settings.stock_in:
+        stock_job(Path(settings.stock_in), ids=settings.stock_ids, **sizes)
+        return 0
+    print_conditions(conditions())
+    if settings.in_process:
+        recorded = {kind: in_process(kind, **sizes) for kind in KINDS[1:]}
+        for kind, both in recorded.items():
+            print(f"{kind}: {both['down']:,} bytes down, {both['up']:,} up")
+        write_results(settings.json, "deployed", {"sizes": sizes, "recorded_bytes": recorded})
         return 0
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-    for kind, result in interleaved(arguments.repeats, **sizes):
+    for kind, result in interleaved(settings.repeats, **sizes):
         runs[kind].append(result)
-    ratios = {}
-    for what, value in (
-        ("bytes", lambda one: sum(one["nvflare_bytes"].values())),
-        ("seconds", lambda one: one["seconds_per_round"] or float("nan")),
-    ):
-        medians = {kind: statistics.median(value(one) for one in found) for kind, found in runs.items()}
-        ratios[what] = {kind: medians[kind] / medians["stock"] for kind in KINDS[1:]}
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg(), "threads": 1}
-    versions = {name: metadata.version(name) for name in ("torch", "monai", "nvflare")}
-    content = {"sizes": sizes, "ratios_to_stock": ratios, "runs": runs, **machine, "versions": versions}
-    text = json.dumps(content, indent=1)
-    print(text)
-    if arguments.output:
-        Path(arguments.output).write_text(text + "\n", encoding="utf-8")
+        print(f"{kind}: {json.dumps(result)}", flush=True)
+    ratios = ratios_to_stock(runs)
+    print(f"to the stock job: {json.dumps(ratios)}")
+    versions = {"nvflare": metadata.version("nvflare"), "monai": metadata.version("monai")}
+    write_results(
+        settings.json, "deployed", {"sizes": sizes, "ratios_to_stock": ratios, "runs": runs, "with": versions}
+    )
     good = all(ratios[what]["float32"] <= TARGET for what in ratios)
-    return 1 if arguments.check and not good else 0
+    return 1 if settings.check and not good else 0
 
 
 if __name__ == "__main__":

@@ -43,5 +43,4 @@ def main() -> None:
         flare.send(flare.FLModel(params=params, metrics={name: float(value) for name, value in metrics.items()}))
 
 
-if __name__ == "__main__":
-    main()
+main()

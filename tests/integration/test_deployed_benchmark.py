@@ -24,7 +24,7 @@ pytestmark = [
 
 def test_benchmark_of_a_deployed_round_runs(tmp_path: Path) -> None:
     output = tmp_path / "deployed.json"
-    sizes = ["--rounds", "3", "--sites", "2", "--channels", "8", "--output", str(output)]
+    sizes = ["--rounds", "3", "--sites", "2", "--channels", "8", "--repeats", "1", "--json", str(output)]
     words = [sys.executable, str(ROOT / "benchmarks" / "deployed.py"), *sizes]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1500)

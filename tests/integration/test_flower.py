@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from federation_runs import (
     quiet_environment,
     run,
 )
+from run_results import rounds
 from tiny_sites import BUNDLES, ROOT
 
 from fedmonai.integrations.job import describe, packed, stage
@@ -43,6 +45,11 @@ def test_flower_run_is_the_run_in_process_to_the_bit(env: str, bundle: str, tmp_
     assert not (tmp_path / "fl" / "try" / "server" / "cases.csv").exists()
 
 
+def array_bytes(message: Any) -> int:
+    records = message.content.array_records.values()
+    return sum(len(array.data) - array.data.index(b"\n") - 1 for record in records for array in record.values())
+
+
 class Memory:
     """A grid without a network; the process of a node in ``broken`` fails."""
 
@@ -55,6 +62,8 @@ class Memory:
         }
         self.answers: dict[str, Any] = {}
         self.broken: set[int] = set()
+        #: bytes of the arrays that were carried, as Flower holds them
+        self.carried = {"down": 0, "up": 0}
 
     def get_node_ids(self) -> list[int]:
         return list(self.contexts)
@@ -69,7 +78,9 @@ class Memory:
             if node in self.broken:
                 self.answers[names[-1]] = Message(Error(1, "out of memory"), reply_to=message)
             else:
+                self.carried["down"] += array_bytes(message)
                 self.answers[names[-1]] = self.app(message, self.contexts[node])
+                self.carried["up"] += array_bytes(self.answers[names[-1]])
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
@@ -104,7 +115,12 @@ def test_apps_without_processes(bundle: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     grid = Memory(client_app(tmp_path / "job.json"), NAMES)
     server_app(tmp_path / "job.json")(grid, Context(1, 0, {}, RecordDict(), {}))
-    assert_same_run(in_process(bundle, ids, tmp_path / "here"), tmp_path / "runs" / "server")
+    server = tmp_path / "runs" / "server"
+    assert_same_run(in_process(bundle, ids, tmp_path / "here"), server)
+    lines = [*rounds(server), json.loads((server / "run.json").read_text())["final_test"]]
+    for way, carried in grid.carried.items():  # Flower's arrays without the heads of their format
+        items = [items for line in lines for kinds in line[f"bytes_{way}"].values() for items in kinds.values()]
+        assert carried == sum(size for one in items for item, size in one.items() if item != "facts") > 0
 
 
 def named_nodes() -> Any:
