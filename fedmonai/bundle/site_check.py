@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check of a site before it joins a federation: are its data found, readable, and fit for the network?"""
+"""Check of a site before it joins a federation: its data are found, readable, and fit for the network."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_site(
     try:
         member = _build(Path(bundle), site, config_file, ids)
         findings.append(Finding("configuration", "known ids, components built"))
-    except Exception as error:  # whatever it is, it belongs in the table
+    except Exception as error:  # any failure is a line of the table
         return [Finding("configuration", _text(error), good=False)]
     loaders = _loaders(member)
     for split, loader in loaders:

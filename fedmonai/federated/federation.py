@@ -24,8 +24,8 @@ from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environm
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 from fedmonai.interruption import announced
-from fedmonai.io import InputPath, load_checked
-from fedmonai.names import as_list
+from fedmonai.io import InputPath, load_checked, to_device
+from fedmonai.names import as_list, shown
 from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
@@ -290,7 +290,8 @@ class Federation(Workflow):
     def _continue(self, state: dict[str, Any]) -> None:
         reference = dict(self.strategy.global_weights)
         with restoring(self.checkpoint.path, "resume with the network, shared_keys and strategy of the first run."):
-            self.strategy.load_state_dict(state["strategy"])
+            # files are read into main memory; the aggregate goes back to where it lived
+            self.strategy.load_state_dict(to_device(state["strategy"], next(iter(reference.values())).device))
             self.guard.check_structure(self.strategy.global_weights, reference)
         self.usual_norm.load_state_dict(state["usual_norm"])
         self.checkpoint.restore(state)
@@ -511,8 +512,13 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
 
     In a config this is a component of its own, because a handler inside the engine's section could not refer to the
     engine.
+
+    Raises:
+        ConfigError: when something else than handlers is given.
     """
-    for handler in handlers or []:
+    for handler in as_list(handlers):
+        if not hasattr(handler, "attach"):
+            raise ConfigError(f"handlers holds {shown(handler)}, which is no handler; give a list of components.")
         handler.attach(engine)
         engine.handlers.append(handler)
     return engine

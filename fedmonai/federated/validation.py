@@ -141,8 +141,8 @@ class UpdateValidator:
         max_norm_ratio: float | None = MAX_NORM_RATIO,
     ) -> None:
         for name, bound in (("max_abs", max_abs), ("max_norm", max_norm)):
-            if bound is not None and not bound > 0:
-                raise ConfigError(f"guard: {name} is {bound}; give a positive number, or null for no bound.")
+            if bound is not None and not (isinstance(bound, (int, float)) and bound > 0):
+                raise ConfigError(f"guard: {name} is {bound!r}; give a positive number, or null for no bound.")
         if max_norm_ratio is not None and not max_norm_ratio >= 1:
             raise ConfigError(f"guard: max_norm_ratio is {max_norm_ratio}; give 1 or more, or null for no bound.")
         self.max_abs = max_abs

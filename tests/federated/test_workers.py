@@ -318,6 +318,23 @@ def test_shared_tensors_are_seen_as_they_were_placed() -> None:
     assert not seen.any()  # it lives as long as somebody sees it
 
 
+def test_what_is_there_already_is_not_placed_again() -> None:
+    memory = SharedTensors()
+    weights = {"a": torch.randn(100), "b": torch.randn(100), "c": torch.randn(100)}
+    (first,) = memory.replace([weights])
+    assert memory.replace([weights, weights]) == [first, first]
+    weights["b"].add_(1)
+    weights["c"].data.zero_()  # not counted by the tensor itself
+    added = torch.randn(1000)
+    (second,) = memory.replace([{**weights, "d": added}])
+    assert second["a"] == first["a"] and second["b"] != first["b"] and second["c"] != first["c"]
+    assert same(memory.view(second), {**weights, "d": added})
+    (third,) = memory.replace([{"d": added, "e": torch.arange(64)}])  # where the others were
+    assert third["d"] == second["d"] and third["e"][0] < third["d"][0]
+    assert same(memory.view(third), {"d": added, "e": torch.arange(64)})
+    memory.close()
+
+
 def test_numeric_flags_pass_from_one_process_to_another() -> None:
     before = numeric_flags()
     try:
