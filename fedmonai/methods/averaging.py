@@ -94,7 +94,7 @@ class WeightedMean(Strategy):
 
 
 class RunningMean:
-    """Mean of updates that come one by one, with the memory of one: an :class:`Accumulator` of :class:`WeightedMean`.
+    """Mean of updates that come one by one, with the memory of one: the accumulator of :class:`WeightedMean`.
 
     Args:
         strategy: gives the counts, and holds the global weights.
