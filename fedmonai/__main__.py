@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmonai.command_line import Command, described_in, run_command_line
 from fedmonai.commands.bundle import check, digest, ids, lint, try_bundle, verify
-from fedmonai.commands.collection import bundles, copy, demo
+from fedmonai.commands.collection import bundles, copy, demo, pack
 
 # What imports torch is described from its source, and imported when it runs.
 
@@ -80,6 +80,7 @@ TABLE = {
     "bundles": Command(bundles),
     "copy": Command(copy, words=2),
     "demo": Command(demo, words=1),
+    "pack": Command(pack, words=1),
     "prepare": {"mri": Command(_mri), "prostate": Command(_prostate), "weak": Command(_weak)},
     "generate": Command(_generate),
     "split": Command(_split),
