@@ -210,4 +210,5 @@ def _read(link: Connection, calls: queue.SimpleQueue[dict[str, Any]]) -> None:
 def _end(number: int, _: Any) -> None:
     """Unwind what is at work, so that unfinished files are taken away."""
     signal.signal(number, signal.SIG_DFL)
+    logging.disable(logging.CRITICAL)  # engines would log that they end; the first process says the line
     raise SystemExit(128 + number)
