@@ -1,5 +1,7 @@
 # make demo : set up and run the main job (a small federation on generated data, results in runs/demo)
 # make test : set up and run lint, types and tests
+# make test-all : what make test does not: every bundle on a simulated CUDA device (minutes; needs a C++ compiler)
+# make gpu : the same on a real device where there is one, and a timed step of every bundle
 # make bundles : write what the bundles have in common from bundles_source
 # make lint-bundles : the static check of every bundle
 # make package : build sdist and wheel, install the wheel elsewhere, run a federation with it (dist/)
@@ -17,7 +19,7 @@ DEMO := $(abspath runs/demo)
 # the range of requires-python in pyproject.toml
 IN_RANGE := import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")
 
-.PHONY: demo test bundles lint-bundles package integration integration-flower clean
+.PHONY: demo test test-all gpu bundles lint-bundles package integration integration-flower clean
 
 .venv/package: pyproject.toml constraints.txt constraints-common.txt
 	@$(PYTHON) -c '$(IN_RANGE)'
@@ -37,6 +39,15 @@ test: .venv/development
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# the simulated device must be there before torch is, so it has a process of its own
+ON_DEVICE := PYTHONPATH=tests/gpu_simulated $(BIN)/python -m pytest -p simulated_cuda -m gpu tests/gpu_simulated tests/transforms tests/metrics tests/losses
+
+test-all: .venv/development
+	$(ON_DEVICE)
+
+gpu: .venv/development
+	$(ON_DEVICE) --durations=10
 
 bundles: .venv/development
 	$(BIN)/python scripts/build_bundles.py

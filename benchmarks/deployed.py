@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -76,7 +77,10 @@ def run_ours(folder: Path, sites: int, rounds: int, channels: int, wire_dtype: s
 
 def run_stock(folder: Path, sites: int, rounds: int, channels: int) -> Path:
     """Run the stock job; the simulator's workspace."""
-    ids = json.dumps({**site_ids(folder, channels), "bundle_root": str(BUNDLE)}, separators=(",", ":"))
+    bundle = folder / "bundle"
+    shutil.copytree(BUNDLE / "configs", bundle / "configs")  # MONAI's handlers write beside the configs
+    own = {"bundle_root": str(bundle), "output_dir": str(folder / "stock"), "standalone": False}
+    ids = json.dumps({**site_ids(folder, channels), **own}, separators=(",", ":"))
     words = [sys.executable, __file__, "--stock_in", str(folder), "--sites", str(sites), "--rounds", str(rounds)]
     _call([*words, "--channels", str(channels), "--stock_ids", ids], folder)
     return folder / "simulator"
@@ -97,7 +101,7 @@ def stock_job(folder: Path, sites: int, rounds: int, channels: int, ids: str) ->
         min_clients=sites,
         num_rounds=rounds,
         train_script=str(Path(__file__).with_name("stock_client.py")),
-        train_args=f"--bundle {BUNDLE} --ids {ids}",
+        train_args=f"--bundle {folder / 'bundle'} --ids {ids}",
         key_metric="psnr",
     )
     names = [f"site-{number}" for number in range(1, sites + 1)]
@@ -133,15 +137,16 @@ def counted(workspace: Path) -> dict[str, int]:
 
 
 def stamps(workspace: Path, pattern: str) -> list[float]:
-    """Times of the lines of the server's log in which a pattern is found."""
+    """Times of the lines of the server's log in which a pattern is found; of a line without one, the time before."""
     logs = sorted(workspace.rglob("server/**/log.txt")) + sorted(workspace.rglob("log.txt"))
     lines = logs[0].read_text(encoding="utf-8", errors="replace").splitlines() if logs else []
-    found = []
+    found, now = [], 0.0
     for line in lines:
-        time_of_line = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d+)", line)
-        if time_of_line and re.search(pattern, line):
-            seconds = time.mktime(time.strptime(time_of_line[1], "%Y-%m-%d %H:%M:%S"))
-            found.append(seconds + int(time_of_line[2]) / 1000)
+        stamp = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d+)", line)
+        if stamp:
+            now = time.mktime(time.strptime(stamp[1], "%Y-%m-%d %H:%M:%S")) + int(stamp[2]) / 1000
+        if re.search(pattern, line):
+            found.append(now)
     return found
 
 

@@ -95,7 +95,14 @@ class Clock:
     def attach(self, engine: Federation) -> None:
         """Time a federation."""
         if not self.save:
-            engine._commit = lambda finished=False: setattr(engine, "_pending", None)  # type: ignore[method-assign]
+            commit = engine._commit
+
+            def without(finished: bool = False) -> None:
+                if engine.state.epoch >= engine.state.max_epochs:  # the best model, for the final test
+                    commit(finished)
+                engine._pending = None
+
+            engine._commit = without  # type: ignore[method-assign]
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         self.round = self.times.timed()
         self.round.__enter__()

@@ -39,7 +39,7 @@ def main() -> None:
         received = ExchangeObject(weights={key: torch.as_tensor(value) for key, value in model.params.items()})
         metrics = algo.evaluate(received).metrics
         algo.train(received)
-        params = {key: value.cpu().numpy() for key, value in algo.get_weights().weights.items()}
+        params = {key: value.cpu() for key, value in algo.get_weights().weights.items()}
         flare.send(flare.FLModel(params=params, metrics={name: float(value) for name, value in metrics.items()}))
 
 

@@ -10,7 +10,8 @@ time from the start of the first round to the last commit, with warm workers; th
 
 Wall seconds mean something only where the machine has a free core per worker. On a busy one look at the CPU seconds of
 the longest path: those of this process and of the worker that had most, which is what the wall would be on free cores,
-since workers wait for nobody but at the end of a round. CPU seconds of all processes together say what it costs.
+since workers wait for nobody but at the end of a round. CPU seconds of all processes together say what it costs. MiB is
+the memory of all processes at the last commit, shared pages counted once (PSS).
 
 The weights of all runs are compared first: equal to the bit, or no times are printed.
 """
@@ -85,25 +86,23 @@ def federation(settings: argparse.Namespace, folder: Path, run: str, workers: in
 def measure(engine: Federation, side: Side) -> dict[str, Tensor]:
     """Run a federation; its weights at the end."""
     begun = time.perf_counter()
-    commit, ends = engine.checkpoint.commit, []
-
-    def noted(state: Any, again: bool = False) -> Any:
-        found = commit(state, again)
-        if not again:
-            ends.append((time.perf_counter(), used(), sum(map(memory_bytes, processes))))
-        return found
+    test, ends = engine.evaluations.test, []
 
     def used() -> list[float]:
         return [time.process_time(), *map(cpu_seconds, processes[1:])]
 
-    engine.checkpoint.commit = noted  # type: ignore[method-assign]
+    def noted(*arguments: Any) -> Any:  # the last round is on disk when the final test begins
+        ends.append((time.perf_counter(), used(), sum(map(memory_bytes, processes))))
+        return test(*arguments)
+
+    engine.evaluations.test = noted  # type: ignore[method-assign]
     engine.prepare()
     pool = engine.sites
     workers = [worker.process for worker in pool.workers] if isinstance(pool, ProcessPool) else []
     processes = [os.getpid(), *(process for process in workers if process is not None)]
     started, before = time.perf_counter(), used()
     engine.run()
-    last, after, memory = ends[-1]
+    ((last, after, memory),) = ends
     spent = [late - early for early, late in zip(before, after, strict=True)]
     side.prepare.append(started - begun)
     side.rounds.append(last - started)
@@ -117,17 +116,13 @@ def measure(engine: Federation, side: Side) -> dict[str, Tensor]:
 def print_table(sides: dict[int, Side]) -> None:
     """Medians with quartiles."""
     print(
-        "| workers | first round to last commit, s | CPU s of the longest path | CPU s of all | preparation, s | whole, s |"
+        "| workers | first round to last commit, s | CPU s, longest path | CPU s, all | preparation, s | all, s | MiB |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for workers, side in sides.items():
-        values = (side.rounds, side.path_cpu, side.all_cpu, side.prepare, side.whole)
+        values = (side.rounds, side.path_cpu, side.all_cpu, side.prepare, side.whole, side.memory)
         shown = (f"{s['median']:.3g} ({s['lower']:.3g} to {s['upper']:.3g})" for s in map(spread, values))
         print(f"| {workers} | {' | '.join(shown)} |")
-    for workers, side in sides.items():
-        print(
-            f"\nmemory at the last commit, workers {workers}: {statistics.median(side.memory):.0f} MiB (PSS, all processes)"
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:

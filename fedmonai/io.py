@@ -36,6 +36,7 @@ __all__ = [
     "read_weights",
     "save",
     "sync_folder",
+    "to_device",
     "write_json",
     "write_table",
     "write_text",
@@ -160,11 +161,33 @@ def sync_folder(folder: PathLike) -> None:
 
 
 def save(state: Any, path: PathLike, **options: Any) -> None:
-    """Write tensors and plain values with ``torch.save``; ``options`` as for :func:`atomic_path`."""
+    """Write tensors and plain values with ``torch.save``; ``options`` as for :func:`atomic_path`.
+
+    Tensors are written from main memory: a file that names a GPU cannot be opened on a machine without one.
+    """
     import torch
 
+    state = to_device(state, "cpu")
     with atomic_path(path, **options) as partial, open(partial, "wb") as stream:
         torch.save(state, stream)  # to a stream: to a path, its name would be part of the content
+
+
+def to_device(state: Any, device: Any) -> Any:
+    """A state of tensors and plain values with its tensors on ``device``; those that are there are not copied.
+
+    >>> import torch
+    >>> to_device({"step": 3, "weights": [torch.zeros(2)]}, "meta")["weights"][0].device
+    device(type='meta')
+    """
+    from torch import Tensor
+
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return type(state)((key, to_device(value, device)) for key, value in state.items())
+    if isinstance(state, (list, tuple)) and type(state) in (list, tuple):
+        return type(state)(to_device(value, device) for value in state)
+    return state
 
 
 def write_text(text: str, path: PathLike, **options: Any) -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
@@ -41,6 +44,35 @@ def make_tiny(
 def tiny_federation() -> Callable[..., Federation]:
     """Make a tiny federation: tiny_federation(folder, names="ABC", strategy=None, kind=LocalPool, ...)."""
     return make_tiny
+
+
+@pytest.fixture
+def cuda() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """A CUDA device, real or simulated (``make test-all``), and the context in which nothing may wait for it."""
+    simulated: Any = sys.modules.get("simulated_cuda")
+    if simulated is not None and not simulated.UNAVAILABLE:
+        with simulated.device() as log:
+
+            @contextmanager
+            def unwaiting() -> Iterator[None]:
+                log.clear()
+                yield
+                assert not log.waits and log.kernels
+
+            yield unwaiting
+    elif torch.cuda.is_available():
+
+        @contextmanager
+        def unwaiting() -> Iterator[None]:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                yield
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        yield unwaiting
+    else:
+        pytest.skip("needs a CUDA device, real or simulated (make test-all)")
 
 
 @pytest.fixture(scope="module")

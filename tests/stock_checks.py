@@ -26,6 +26,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from run_results import rounds, same
 from tiny_sites import tiny_data, tiny_federation_ids, tiny_ids, tiny_metrics, tiny_site
 
+from fedmonai.bundle.id_table import IdTable
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.site_check import Finding, check_site, format_findings
 from fedmonai.errors import ConfigError, root_user_error
@@ -230,7 +231,8 @@ def mistakes(bundle: Path) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """Wrong overrides of a bundle's ``train.json``, made from its own ids, and what the error must say of each."""
     config = ConfigParser.load_config_file(bundle / "configs" / "train.json")
     numbers = [key for key, value in config.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    switches = [key for key, value in config.items() if isinstance(value, bool)]
+    table = IdTable.of_bundle(bundle, {})
+    switches = [key for key, value in config.items() if isinstance(value, bool) and table[key].kind == "bool"]
     longest = max(numbers, key=len)
     misspelt = longest[:-2] + longest[-1] + longest[-2]
     yield {misspelt: 3}, (misspelt, f"did you mean '{longest}'")
@@ -239,7 +241,7 @@ def mistakes(bundle: Path) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     yield {min(switches): "maybe"}, (min(switches), "'maybe'", "True or False")
     yield {"dataset_dir": "/nowhere/at/all"}, ("dataset_dir", "/nowhere/at/all")
     if "amp" in config:
-        yield {"amp": True}, ("amp", "cpu")
+        yield {"amp": True, "amp_dtype": "float16"}, ("amp", "cpu")
 
 
 def check_mistake(bundle: Path, sites: Path, out: Path, ids: Mapping[str, Any], texts: tuple[str, ...]) -> None:

@@ -48,10 +48,11 @@ class Faults(SiteHandler):
         engine.add_event_handler(Events.STARTED, self._note)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def _note(self, engine: Engine) -> None:
+    def _note(self, engine: Any) -> None:
         context = RoundContext.of(engine)
         if self.notes is not None and context is not None:
-            found = {"process": os.getpid(), "threads": torch.get_num_threads(), "flags": numeric_flags()}
+            found: dict[str, Any] = {"process": os.getpid(), "device": repr(engine.state.device)}
+            found |= {"threads": torch.get_num_threads(), "flags": numeric_flags()}
             Path(self.notes, f"{context.site}.json").write_text(json.dumps(found))
 
     def __call__(self, engine: Engine) -> None:

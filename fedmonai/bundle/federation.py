@@ -23,7 +23,8 @@ from fedmonai.federated.process_pool import ProcessPool
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.remote_pool import RemotePool, Transport
 from fedmonai.federated.site_pool import SitePool
-from fedmonai.names import as_list
+from fedmonai.names import as_list, shown
+from fedmonai.networks.prepare import usable_device
 
 __all__ = ["build_federation", "federation_from", "job_plan", "own_plan"]
 
@@ -79,6 +80,8 @@ def federation_from(
     strategy, plan = _strategy(resolver, given), _site_plan(resolver, given)
     pool = _pool(resolver, given, plan, transport)
     arguments = _arguments(resolver, Federation, given, without=("sites", "strategy", "run_config"))
+    if "device" in arguments:
+        arguments["device"] = usable_device(arguments["device"])
     return Federation(pool, strategy, run_config=recorded_config(_config(resolver), plan), **arguments)
 
 
@@ -203,7 +206,7 @@ def _arguments(
 
 
 #: what the sites' plan takes from the strategy, and what a deployed site sets, in the place of ids
-_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "gate"}
+_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "at_once", "gate"}
 _PARAMETERS = {name for part in (SitePlan, LocalPool, ProcessPool, Federation) for name in parameters_of(part)}
 _ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy", "run_config", "config", "program"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site
@@ -218,6 +221,9 @@ def _site_plan(resolver: ReferenceResolver, given: Mapping[str, Any]) -> SitePla
         raise ConfigError(f"the config of the federation has no '{missing[0]}'; every federated.yaml sets it.")
     if not isinstance(found["sites"], Mapping):
         raise ConfigError(f"sites is '{str(found['sites'])[:100]}'; give ids with their values by site.")
+    for one in as_list(found.get("exchange_filters")):
+        if not callable(one):
+            raise ConfigError(f"exchange_filters holds {shown(one)}, which is no filter; give a list of components.")
     config, known = _config(resolver), _base_ids(found)
     common = [name for name in config if name in known - _OWN_IDS and _is_plain(config[name])]
     shared = {name: resolver.get_resolved_content(name) for name in common}

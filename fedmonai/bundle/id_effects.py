@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids that would do nothing in the config at hand: each is refused, so that every id that is set acts."""
+"""Ids without effect in the config at hand: each is refused, so that every id that is set acts."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _FIELDS = {"min": "low", "max": "high"}
 
 @dataclass(frozen=True)
 class IdEntry:
-    """One id of the table.
+    """Entry of the table: one id.
 
     In the file the numbers' limits are called ``min``, ``above`` and ``max``.
 
@@ -153,7 +153,7 @@ def _need(name: str, wanted: Any) -> str:
 
 
 class IdTable(Mapping[str, IdEntry]):
-    """Entries by id.
+    """Table of ids: entries by id.
 
     Args:
         content: entries as a file holds them: ``{id: {meaning: ..., kind: ...}}``.

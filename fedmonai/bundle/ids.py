@@ -108,7 +108,7 @@ def _component(section: Any) -> Any:
 
 
 def component_of(target: Any) -> Any:
-    """What a dotted name stands for; None where there is nothing, or no dotted name."""
+    """Object of a dotted name; None where there is none."""
     module, _, name = str(target).rpartition(".")
     component, there = optional_import(module, name=name) if module else (None, False)
     return component if there else None
@@ -166,7 +166,7 @@ def apply_overrides(parser: ConfigParser, ids: Mapping[str, Any]) -> None:
     """Put ``ids`` into a config in their order, as ``ConfigParser.update`` does, which ends in a bare ``KeyError``.
 
     The last level of an id may be new in an existing section (``sites::B::lr``), all levels before it must be there.
-    Whether anything reads the id is the question of :func:`fedmonai.bundle.live_config.check_config`.
+    Whether anything reads the id is checked by :func:`fedmonai.bundle.live_config.check_config`.
 
     Args:
         parser: the config, not parsed yet.

@@ -2,7 +2,7 @@
 """Layers of a config, files and overrides: what adds up may not be dropped by a later one.
 
 MONAI lets a later value take the place of an earlier one. For the overlays of sites and the filters of updates that
-would leave out, without a word, what another file gave for a reason: how data are read, the noise that protects them.
+would silently leave out what another file gave: how data are read, the noise that protects them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config as it runs: checked when a workflow begins, recorded beside its results."""
+"""Live config: the config as it runs, checked when a workflow begins and recorded beside its results."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     refuse_order(_command_line_ids())
     refuse_dropped(_layers())
     config = live_config()
+    _refuse_left_out()
     contents = read_configs(bundle_root)
     table = IdTable.of_bundle(bundle_root, contents).extended(config.get(TABLE_SECTION))
     refuse_unknown(config, known_ids(contents.values(), table), table.names(open=True))
@@ -145,9 +146,18 @@ def _loaded_bundle() -> Path | None:
 
 
 def _command_line_ids() -> list[str]:
-    """The overrides of ``monai.bundle run`` in the order given: whoever comes later has only what they add up to."""
+    """The overrides of ``monai.bundle run`` in the order given, which the merged config does not show."""
     command = inspect.unwrap(run).__code__
     return [str(key) for frame in _callers() if frame.f_code is command for key in frame.f_locals["override"]]
+
+
+def _refuse_left_out() -> None:
+    """Refuse an override that is None: MONAI's command line leaves it out, and the value of the file stays."""
+    code = inspect.unwrap(run).__code__
+    for frame in _callers():
+        if frame.f_code is code:
+            for name in (name for name, value in frame.f_locals["override"].items() if value is None):
+                raise ConfigError(f"override '{name}' is None, which MONAI's command line leaves out; give '$None'.")
 
 
 def _layers() -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -210,7 +220,7 @@ def save_run_config(output_dir: OutputPath, name: FileName = "config.yaml") -> s
 
 
 def plain_values(value: Any) -> Any:
-    """YAML takes plain values only; objects given through the Python API are written as the name of their class."""
+    """A value as YAML can hold it: objects given through the Python API become the name of their class."""
     if isinstance(value, Mapping):
         return {str(k): plain_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

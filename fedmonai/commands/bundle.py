@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 from fedmonai.bundle.digest import bundle_digest, bundle_files, verify_signature
@@ -15,23 +16,40 @@ from fedmonai.names import as_list
 
 
 def check(
-    site: str, bundle: str = ".", config_file: str | list[str] | tuple[str, ...] = "configs/federated.yaml", **ids: Any
+    site: str | None = None,
+    bundle: str = ".",
+    config_file: str | list[str] | tuple[str, ...] = "configs/federated.yaml",
+    sheet: str | None = None,
+    **ids: Any,
 ) -> int:
-    """Check one site before it joins; exit code 1 if it cannot take part.
+    """Check one site before it joins, or all sites with a table over them; exit code 1 if one cannot take part.
 
     Args:
-        site: name of the site in the federation's config.
+        site: name of the site in the federation's config, or several with commas between them; default all.
         bundle: folder of the bundle.
         config_file: federation config, or a list of it and its overlays, relative to the bundle.
+        sheet: PNG file for random slices of the site with their labels, to look at; of several sites each has its own,
+            ``<sheet>_<site>.png``.
         ids: overrides, as for ``python -m monai.bundle run``: ``--sites::B::dataset_dir /data/B``.
     """
-    from fedmonai.bundle.site_check import check_site, format_findings  # torch, which the lint does without
+    from fedmonai.bundle.site_check import check_site, format_findings, site_names, sites_table  # torch, not for lint
 
     logging.disable(logging.WARNING)
     files = as_list(config_file)
-    findings = check_site(bundle, str(site), files, **ids)
-    print(format_findings(str(site), findings))
-    return 0 if all(f.good for f in findings) else 1
+    names = site_names(bundle, files, **ids) if site is None else [part.strip() for part in _text(site).split(",")]
+    checks = {}
+    for name in names:
+        own = sheet if sheet is None or len(names) == 1 else str(Path(sheet).with_suffix("")) + f"_{name}.png"
+        checks[name] = check_site(bundle, name, files, own, **ids)
+        print(format_findings(name, checks[name]))
+    if len(names) > 1:
+        print(sites_table(checks))
+    return 0 if all(f.good for findings in checks.values() for f in findings) else 1
+
+
+def _text(site: Any) -> str:
+    """Names as typed: fire makes a tuple of ``A,B`` and a number of ``1``."""
+    return ",".join(map(str, site)) if isinstance(site, (list, tuple)) else str(site)
 
 
 def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = (), catalogue: bool = False) -> int:

@@ -75,7 +75,7 @@ def run_plan(
                 finished.append(run)
             except (ConfigError, FederationError) as error:  # the other methods can still be compared
                 failed.append(f"{run.method.name}, seed {run.seed}: {' '.join(str(error).split())}")
-    finally:  # whatever ends this, nobody has to search for the reasons
+    finally:  # also after an error: the failed runs are named
         for line in failed:
             print(f"error: {line}", file=sys.stderr)
     rows = compared_runs(chosen, finished)

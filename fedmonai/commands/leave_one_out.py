@@ -12,7 +12,7 @@ from fedmonai.report.outside import write_outside_report
 
 
 def leave_out(output_dir: str, plan: str | None = None, bundles: str | None = None, **options: Any) -> str:
-    """Train a federation without each site in turn, adapt to its unlabelled images, and write leave_one_out.md.
+    """Train a federation without each site in turn, adapt to its unlabeled images, and write leave_one_out.md.
 
     The same command continues after an interruption. Examples:
 

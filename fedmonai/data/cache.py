@@ -45,10 +45,19 @@ def fits_in_memory(size: int) -> bool:
 
 
 def available_device_memory(device: torch.device) -> int:
-    """Free bytes of a CUDA device; any other device shares the main memory."""
+    """Free bytes of a CUDA device; any other device shares the main memory.
+
+    What PyTorch's allocator holds and no tensor uses counts as free: a site that was offloaded leaves its memory there.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     return available_memory()
+
+
+def fits_on_device(size: int, device: torch.device) -> bool:
+    """Whether ``size`` bytes fit into the memory of a device that is free now, with half of it left for training."""
+    return size <= available_device_memory(device) / 2
 
 
 def available_disk(folder: Path) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave one out: every site of a federation in turn is the outside one; train without it, then adapt to it."""
+"""Leave one out: for every site a federation without it, then the adaptation to it."""
 
 from __future__ import annotations
 

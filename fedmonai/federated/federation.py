@@ -24,8 +24,8 @@ from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environm
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 from fedmonai.interruption import announced
-from fedmonai.io import InputPath, load_checked
-from fedmonai.names import as_list
+from fedmonai.io import InputPath, load_checked, to_device
+from fedmonai.names import as_list, shown
 from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
@@ -55,6 +55,8 @@ class Federation(Workflow):
         fraction: share of the training sites that takes part in a round, in (0, 1]; drawn anew from (seed, round).
         min_sites: fewest sites whose updates make a round.
         val_interval: rounds between validations; the last round is always validated.
+        validated_fraction: share of the training sites that is validated, in (0, 1]; drawn once from the seed: rounds
+            are compared over the same sites, and those that are drawn anew would nearly never be among them.
         key_metric: validation metric that chooses the best round.
         key_metric_mode: ``max`` or ``min``.
         resume: continue the run in the folder; without a committed round there it starts from the beginning.
@@ -81,6 +83,7 @@ class Federation(Workflow):
         fraction: float = 1.0,
         min_sites: int = 1,
         val_interval: int = 1,
+        validated_fraction: float = 1.0,
         key_metric: str = "psnr",
         key_metric_mode: str = "max",
         resume: bool = False,
@@ -97,6 +100,7 @@ class Federation(Workflow):
         twice = strategy.observers_train
         self.observers = [name for name in observers if twice or name not in self.train_sites]
         _check_numbers(num_rounds, fraction, min_sites, val_interval, len(self.train_sites))
+        _check_share("validated_fraction", validated_fraction)
         super().__init__(
             device=device,
             max_epochs=num_rounds,
@@ -108,6 +112,7 @@ class Federation(Workflow):
         self.sites, self.strategy = sites, strategy
         self.fraction, self.min_sites, self.val_interval = fraction, min_sites, val_interval
         self.seed = sites.plan.seed
+        self.val_sites = self._drawn(validated_fraction, 1, "validated")
         self.guard = sites.plan.guard or UpdateValidator()
         self.usual_norm = UsualNorm(self.guard.max_norm_ratio)
         self.key_metric, self.init_ckpt, self.method = key_metric, init_ckpt, method
@@ -210,10 +215,13 @@ class Federation(Workflow):
         own = self.strategy.participants(round_number, self.train_sites, self.seed)
         if own is not None:
             return sorted(own)
+        return self._drawn(self.fraction, self.min_sites, "participants", round_number)
+
+    def _drawn(self, share: float, fewest: int, *what: Any) -> list[str]:
+        """A share of the training sites, sorted; a function of the seed and of what they are drawn for."""
         # rounded first: 0.28 of 25 sites is 7 and not, for the last bit of the product, 8
-        count = max(self.min_sites, math.ceil(round(self.fraction * len(self.train_sites), 9)))
-        chosen = random.Random(derive_seed(self.seed, "participants", round_number)).sample(self.train_sites, count)
-        return sorted(chosen)
+        count = max(fewest, math.ceil(round(share * len(self.train_sites), 9)))
+        return sorted(random.Random(derive_seed(self.seed, *what)).sample(self.train_sites, count))
 
     def _prepare(self) -> bool:
         checkpoint, plan = self.checkpoint, self.sites.plan
@@ -228,7 +236,7 @@ class Federation(Workflow):
                     f"resume_round is {self.resume_round}, but output_dir '{plan.output_dir}' holds no committed "
                     "round; leave it out, or correct --output_dir."
                 )
-            self._start(self._open_sites())
+            self._start(self._open_sites(1))
         else:
             state = checkpoint.read(self.sites.check_states, self.resume_round)
             if not self._has_work(state):
@@ -236,7 +244,7 @@ class Federation(Workflow):
             self.sites.return_to(self._site_rounds(state))
             for note in changes_since(state, plan.names, self.seed, self.run_config):
                 checkpoint.note(note)
-            self._open_sites()
+            self._open_sites(state["round"] + 1)
             self._continue(state)
         if self.run_config.digest:
             checkpoint.folder.write_once(self.run_config.file, self.run_config.text)
@@ -261,10 +269,17 @@ class Federation(Workflow):
         )
         return False
 
-    def _open_sites(self) -> dict[str, Tensor]:
-        """Open every site once, so that a mistake in any of them ends the run before the first round."""
+    def _open_sites(self, round_number: int) -> dict[str, Tensor]:
+        """Open every site once, so that a mistake in any of them ends the run before the first round.
+
+        Of sites that take part now and then, those of the first round and those that do not train: the others are
+        opened when they are first asked, where a mistake costs them the round.
+        """
         weights: dict[str, Tensor] = {}
         names = self.sites.plan.names
+        if self.fraction < 1:
+            others = (set(self.test_sites) | set(self.observers)) - set(self.train_sites)
+            names = sorted(others.union(self.participants(round_number)))
         for name in names:
             structure = self.sites.structure(name)
             if structure is None:
@@ -292,7 +307,8 @@ class Federation(Workflow):
     def _continue(self, state: dict[str, Any]) -> None:
         reference = dict(self.strategy.global_weights)
         with restoring(self.checkpoint.path, "resume with the network, shared_keys and strategy of the first run."):
-            self.strategy.load_state_dict(state["strategy"])
+            # files are read into main memory; the aggregate goes back to where it lived
+            self.strategy.load_state_dict(to_device(state["strategy"], next(iter(reference.values())).device))
             self.guard.check_structure(self.strategy.global_weights, reference)
         self.usual_norm.load_state_dict(state["usual_norm"])
         self.checkpoint.restore(state)
@@ -381,7 +397,7 @@ class Federation(Workflow):
 
     def _end_round(self) -> None:
         number = self.state.epoch
-        for name, refusal in self.usual_norm.outliers(self.record.update_norm).items():
+        for name, refusal in self.usual_norm.outliers(self.record.update_norm, self.strategy.global_weights).items():
             self._leave_out(name, refusal)
         if len(self.record.loss) < self.min_sites:
             raise FederationError(self._too_few(number))
@@ -416,7 +432,8 @@ class Federation(Workflow):
         record, best, folder = self.record, self.checkpoint.best, self.checkpoint.folder
         metrics = record.train_summary()
         if validate:
-            found, notes = self.evaluations.validate(record.number, self.train_sites)
+            record.validated = self.val_sites
+            found, notes = self.evaluations.validate(record.number, self.val_sites)
             record.notes += notes
             for metric, values in found.items():
                 metrics |= summary(f"val_{metric}", values)
@@ -514,8 +531,13 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
 
     In a config this is a component of its own, because a handler inside the engine's section could not refer to the
     engine.
+
+    Raises:
+        ConfigError: when something else than handlers is given.
     """
-    for handler in handlers or []:
+    for handler in as_list(handlers):
+        if not hasattr(handler, "attach"):
+            raise ConfigError(f"handlers holds {shown(handler)}, which is no handler; give a list of components.")
         handler.attach(engine)
         engine.handlers.append(handler)
     return engine
@@ -523,7 +545,8 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
 
 def _known(sites: Sequence[str], config_id: str, names: Sequence[str] | None) -> list[str]:
     chosen = list(sites) if names is None else sorted(dict.fromkeys(as_list(names)))
-    unknown = [name for name in chosen if name not in sites]
+    known = set(sites)
+    unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         what = f"names '{unknown[0]}', which is no site" if unknown else "is empty"
         raise ConfigError(f"{config_id} {what}; the sites of this federation are {', '.join(sites)}.")
@@ -533,11 +556,15 @@ def _known(sites: Sequence[str], config_id: str, names: Sequence[str] | None) ->
 def _check_numbers(num_rounds: int, fraction: float, min_sites: int, val_interval: int, num_sites: int) -> None:
     if num_rounds < 1:
         raise ConfigError(f"num_rounds is {num_rounds}; give 1 or more.")
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction is {fraction}; give the share of sites per round, above 0 and at most 1.")
+    _check_share("fraction", fraction)
     if not 1 <= min_sites <= num_sites:
         raise ConfigError(
             f"min_sites is {min_sites}; give a number from 1 to the number of training sites ({num_sites})."
         )
     if val_interval < 1:
         raise ConfigError(f"val_interval is {val_interval}; give 1 or more rounds.")
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 < share <= 1:
+        raise ConfigError(f"{name} is {share}; give a share of the training sites, above 0 and at most 1.")

@@ -142,7 +142,8 @@ class LocalPool:
 
     def shares_all(self) -> bool:
         """Whether the shared weights are a whole network."""
-        return not self.open(self.plan.names[0]).private
+        site = next(iter(self._resident.values()), None) or self.open(self.plan.names[0])
+        return not site.private
 
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
         """Begin a round; the memory of the updates of the round before is used again."""

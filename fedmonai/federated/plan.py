@@ -111,7 +111,7 @@ class SitePlan:
             )
         # a frozen value sets its own attributes this way
         put = object.__setattr__
-        put(self, "sites", {_checked_name(name): dict(spec or {}) for name, spec in self.sites.items()})
+        put(self, "sites", {_checked_name(name): _checked_spec(name, spec) for name, spec in self.sites.items()})
         put(self, "local", dict(self.local or {}))
         put(self, "bundle_root", str(self.bundle_root))
         put(self, "base", tuple(as_list(self.base)))
@@ -258,6 +258,12 @@ def _refuse_evaluated(name: str, key: str, value: Any) -> None:
             f"site '{name}': id '{key}' is '{value}', which the site would evaluate; give its value, or put it in a "
             "config file and name the file as overlay."
         )
+
+
+def _checked_spec(name: str, spec: Any) -> dict[str, Any]:
+    if not isinstance(spec, (Mapping, type(None))):
+        raise ConfigError(f"sites: '{name}' is {spec!r:.60}; give ids with their values, as {{dataset_dir: ...}}.")
+    return dict(spec or {})
 
 
 def _checked_name(name: str) -> str:

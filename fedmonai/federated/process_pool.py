@@ -138,19 +138,6 @@ class ProcessPool:
         self.notes.append(note)
         logger.warning(note)
 
-    def close(self) -> None:
-        """End all workers."""
-        if self._memory is None:
-            return
-        for worker in self.workers:
-            worker.release()
-        for worker in self.workers:
-            worker.end()
-        self._memory.close()
-        self._memory = None
-        self._asked, self._built = {}, {}
-        torch.set_num_threads(self._threads)
-
     def _ask(
         self,
         method: str,
@@ -166,9 +153,8 @@ class ProcessPool:
             for worker in self.workers:
                 worker.call("begin_round", {"number": begin}, reply=False)
         packed = {name: pack(message) for name, message in (messages or {}).items()}
-        memory.clear()
         self._batch += 1
-        places = dict(zip(packed, memory.place(tensors for tensors, _ in packed.values()), strict=True))
+        places = dict(zip(packed, memory.replace(tensors for tensors, _ in packed.values()), strict=True))
         for name, arguments in calls.items():
             sent: dict[str, Any] = {}
             if name in packed:
@@ -294,7 +280,7 @@ class ProcessPool:
         return SiteEvaluation(name, [ModelEvaluation(**one) for one in reply["found"]], reply["ended"])
 
     def save_states(self, round_number: int) -> dict[str, int]:
-        """Let all workers write the states of their sites; return the round of each site's newest file."""
+        """Let all workers write the states of their sites at once; return the round of each site's newest file."""
         asked = {w.index: w.call("save_states", {"number": round_number}) for w in self.workers if w.running}
         for worker in self.workers:
             if worker.index not in asked:
@@ -320,6 +306,19 @@ class ProcessPool:
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Delete state files that none of ``commits`` refers to."""
         self._files.keep(commits)
+
+    def close(self) -> None:
+        """End all workers."""
+        if self._memory is None:
+            return
+        for worker in self.workers:
+            worker.release()
+        for worker in self.workers:
+            worker.end()
+        self._memory.close()
+        self._memory = None
+        self._asked, self._built = {}, {}
+        torch.set_num_threads(self._threads)
 
 
 def _good(reply: Mapping[str, Any]) -> Mapping[str, Any]:

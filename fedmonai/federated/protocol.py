@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
+import torch
 from ignite.engine import Engine
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
@@ -191,7 +192,10 @@ class Strategy(ABC):
     def initialize(self, weights: Mapping[str, Tensor]) -> None:
         """Take the shared part of ``weights`` (a whole state dict) as the global weights; the tensors are copied."""
         shared, _ = self.shared_keys.split(weights)
-        self.global_weights = {key: weights[key].detach().clone() for key in shared}
+        # contiguous whatever the layout at the sites (channels_last), so that means work on flat views
+        self.global_weights = {
+            key: weights[key].detach().clone(memory_format=torch.contiguous_format) for key in shared
+        }
 
     def participants(self, round_number: int, sites: Sequence[str], seed: int) -> list[str] | None:
         """The training sites of a round, or ``None`` to leave the choice to the federation (``fraction``)."""

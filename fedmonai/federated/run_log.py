@@ -321,6 +321,8 @@ class RoundRecord:
         self.update_norm: dict[str, float] = {}
         self.diverged: set[str] = set()
         self.observers: list[str] = []
+        #: the sites that were asked to validate
+        self.validated: list[str] = []
         self.attachments: dict[str, Any] = {}
         #: by site what its noise has spent; epsilon is the text "unbounded" where an update had left without noise
         self.privacy: dict[str, dict[str, float | str]] = {}
@@ -382,6 +384,7 @@ class RoundRecord:
             "participants": self.participants,
             "completed": sorted(self.loss),
             "observers": self.observers,
+            "validated": self.validated,
             "failed": self.failed,
             "seconds": time.perf_counter() - self.started,
             "num_samples": self.num_samples,

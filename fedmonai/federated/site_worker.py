@@ -50,9 +50,11 @@ class SiteWorker:
 
     def __init__(self, sites: LocalPool, incoming: SharedTensors, outgoing: SharedTensors) -> None:
         self._sites, self._incoming, self._outgoing = sites, incoming, outgoing
-        #: views of the incoming tensors of one batch of calls, so that sites who are sent the same get the same object
+        #: views of the incoming tensors of the last batch of calls by their stamps: what is sent to several sites, or
+        #: sent again as it was, is one object
         self._batch = -1
-        self._views: dict[str, Tensor] = {}
+        self._views: dict[int, Tensor] = {}
+        self._earlier: dict[int, Tensor] = {}
 
     def handle(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to a call; an exception becomes its reason."""
@@ -71,13 +73,14 @@ class SiteWorker:
 
     def _message(self, call: Mapping[str, Any]) -> ExchangeObject:
         if call["batch"] != self._batch:
-            self._batch, self._views = call["batch"], {}
+            self._batch, self._views, self._earlier = call["batch"], {}, self._views
         tensors = {}
         for name, place in call["places"].items():
-            key = json.dumps(place)
-            if key not in self._views:
-                self._views |= {key: self._incoming.view({name: place})[name]}
-            tensors[name] = self._views[key]
+            stamp = place[-1]
+            if stamp not in self._views:
+                known = self._earlier.get(stamp)
+                self._views[stamp] = self._incoming.view({name: place})[name] if known is None else known
+            tensors[name] = self._views[stamp]
         message = unpack(tensors, call["message"])
         return ExchangeObject() if message is None else message
 

@@ -7,7 +7,7 @@ import copy
 import math
 import re
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -44,13 +44,25 @@ class InvalidUpdate(ValueError):  # noqa: N818 (what it is, is a message)
     """Refusal of a message, for the reason in the text."""
 
 
+@torch.no_grad()
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """Euclidean norm over all but integer tensors."""
+    norms = [
+        torch.linalg.vector_norm(tensor.abs(), dtype=torch.float64).cpu()
+        for tensor in tensors
+        if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex())
+    ]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
 class UsualNorm:
     """Usual norm of a site's update, and the bound that follows from it: ``ratio`` times what is usual.
 
     A bound that is given as a number is too large for one network or too small for another. What is usual is the median
     of the round's norms where :data:`FEWEST` updates or more say it, which fewer than half of them cannot move out of
     the range of the others; below that the largest norm that was accepted in the last :data:`ROUNDS` rounds with an
-    update. The first round of so few sites has no bound. Norms of 0 (nothing was trained) say nothing.
+    update; in the first round of so few sites the norm of the weights that they started from. Norms of 0 (nothing was
+    trained, no weights) say nothing.
 
     The bound keeps single updates from ruining the model. It does not find who goes wrong within it: with few sites one
     of them may raise what is usual by the ratio in every round.
@@ -76,9 +88,16 @@ class UsualNorm:
         #: the largest accepted norm of each of the last rounds
         self.largest: list[float] = []
 
-    def outliers(self, norms: Mapping[str, float]) -> dict[str, InvalidUpdate]:
-        """The sites of a round whose updates are refused, with the reason; the norms of the others are remembered."""
-        usual, what = self._usual(norms)
+    def outliers(
+        self, norms: Mapping[str, float], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, InvalidUpdate]:
+        """The sites of a round whose updates are refused, with the reason; the norms of the others are remembered.
+
+        Args:
+            norms: of the updates, by site.
+            weights: what the sites started from.
+        """
+        usual, what = self._usual(norms, weights or {})
         limit = math.inf if self.ratio is None or not usual else self.ratio * usual
         refused = {
             site: InvalidUpdate(
@@ -93,10 +112,12 @@ class UsualNorm:
             self.largest = [*self.largest, max(accepted)][-self.ROUNDS :]
         return refused
 
-    def _usual(self, norms: Mapping[str, float]) -> tuple[float, str]:
+    def _usual(self, norms: Mapping[str, float], weights: Mapping[str, Tensor]) -> tuple[float, str]:
         moved = [norm for norm in norms.values() if norm > 0]
         if len(moved) >= self.FEWEST:
             return median(moved), "the median of the round"
+        if not self.largest:
+            return _norm(weights.values()), "the norm of the weights to start from"
         return max(self.largest, default=0.0), f"the largest of the last {len(self.largest)} rounds"
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,8 +162,8 @@ class UpdateValidator:
         max_norm_ratio: float | None = MAX_NORM_RATIO,
     ) -> None:
         for name, bound in (("max_abs", max_abs), ("max_norm", max_norm)):
-            if bound is not None and not bound > 0:
-                raise ConfigError(f"guard: {name} is {bound}; give a positive number, or null for no bound.")
+            if bound is not None and not (isinstance(bound, (int, float)) and bound > 0):
+                raise ConfigError(f"guard: {name} is {bound!r}; give a positive number, or null for no bound.")
         if max_norm_ratio is not None and not max_norm_ratio >= 1:
             raise ConfigError(f"guard: max_norm_ratio is {max_norm_ratio}; give 1 or more, or null for no bound.")
         self.max_abs = max_abs

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -47,6 +48,7 @@ class WorkerProcess:
         self._link: Connection | None = None
         self._replies: dict[int, dict[str, Any]] = {}
         self._last = self._begun = 0
+        self._lock = threading.Lock()
         #: how it has ended
         self.status = "not started"
 
@@ -72,7 +74,7 @@ class WorkerProcess:
         """
         #: where it places tensors
         self.outgoing = SharedTensors()  # what the one before has placed may still be in use
-        self._link, other = multiprocessing.Pipe()
+        link, other = multiprocessing.Pipe()
         descriptors = (other.fileno(), incoming.descriptor, self.outgoing.descriptor)
         words = [sys.executable, "-c", _BEGIN, json.dumps(sys.path), program, *map(str, descriptors)]
         try:
@@ -91,14 +93,20 @@ class WorkerProcess:
         finally:
             other.close()
         self._replies, self._begun = {}, self._last
-        self._send(setup)
+        with contextlib.suppress(OSError):
+            link.send_bytes(json.dumps(setup).encode())
+        self._link = link
 
     def call(self, method: str, arguments: Mapping[str, Any], reply: bool = True, **sent: Any) -> int:
-        """Ask for something, without waiting; return the number under which the reply comes."""
-        self._last += 1
-        number = self._last if reply else None
-        self._send({"number": number, "method": method, "arguments": arguments, **sent})
-        return self._last
+        """Ask for something, without waiting; return the number under which the reply comes.
+
+        Two threads may ask at the same time; replies are for one of them.
+        """
+        with self._lock:
+            self._last += 1
+            number = self._last
+            self._send({"number": number if reply else None, "method": method, "arguments": arguments, **sent})
+        return number
 
     def _send(self, content: Mapping[str, Any]) -> None:
         if self._link is not None:
@@ -132,9 +140,10 @@ class WorkerProcess:
 
     def release(self) -> None:
         """Let it end."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        with self._lock:
+            if self._link is not None:
+                self._link.close()
+                self._link = None
 
     def end(self) -> None:
         """See that it ends."""

@@ -89,12 +89,18 @@ class SaveLatents:
     Args:
         output_dir: folder of the site.
         layer: name of the module whose output (B, C, h, w) is pooled.
+        compile: what the network's ``compile`` is set to, for the check only.
 
     Raises:
-        ConfigError: in the test, when the network has no such module.
+        ConfigError: when the network is compiled, and calls no hooks; in the test, when it has no such module.
     """
 
-    def __init__(self, output_dir: OutputPath, layer: str = "encoder.bottleneck") -> None:
+    def __init__(self, output_dir: OutputPath, layer: str = "encoder.bottleneck", compile: bool = False) -> None:
+        if compile:
+            raise ConfigError(
+                "save_latents reads features inside of the network, which a compiled one does not show; set compile or "
+                "save_latents to false."
+            )
         self.path = Path(output_dir) / "latents.npz"
         self.layer = layer
         self._hook: Any = None

@@ -7,7 +7,6 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedmonai.errors import ConfigError
 from fedmonai.losses.precision import widened, without_autocast
@@ -56,8 +55,12 @@ class PartialCrossEntropyLoss(nn.Module):
         """Loss (scalar, float32 at least) of logits ``(B, K, H, W)`` for labels ``(B, 1, H, W)`` or ``(B, H, W)``."""
         label = class_index_map(label, logits, "PartialCrossEntropyLoss")
         with without_autocast(logits.device):
-            total = functional.cross_entropy(widened(logits), label, ignore_index=self.ignore_index, reduction="sum")
-        labeled = (label != self.ignore_index).sum()
+            # gathered, because the cross entropy of maps has no deterministic form on a GPU
+            is_labeled = label != self.ignore_index
+            index = torch.where(is_labeled, label, 0)[:, None]
+            log_probability = widened(logits).log_softmax(1).gather(1, index)[:, 0]
+            total = -torch.where(is_labeled, log_probability, 0.0).sum()
+        labeled = is_labeled.sum()
         if self.empty_batches.device != labeled.device:  # made there, as a copy would stop the device
             self.empty_batches = torch.zeros_like(self.empty_batches, device=labeled.device)
         self.empty_batches = self.empty_batches + (labeled == 0)

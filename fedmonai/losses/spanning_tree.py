@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Minimum spanning trees of 4-connected pixel grids, a whole batch at once, on any device.
 
-Two backends give the same trees. ``"compiled"`` (:mod:`fedmonai.losses.spanning_tree_cpu`) uses numpy and is the
-choice on a CPU. ``"tensor"`` is made of fixed-shape tensor operations only: it never asks the device for a value,
-so it runs on an accelerator without a host round trip (and on a CPU, where the tests compare the two).
+Three backends give the same trees. On a CPU the choice is ``"kernel"`` (:mod:`fedmonai.losses.tree_kernel`), where
+there is a C compiler, else ``"compiled"`` (:mod:`fedmonai.losses.spanning_tree_cpu`), which uses numpy. ``"tensor"`` is
+made of fixed-shape tensor operations only: it never asks the device for a value, so it runs on an accelerator without a
+host round trip (and on a CPU, where the tests compare them).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.losses.spanning_tree_cpu import LevelOrder, breadth_first_levels, compiled_spanning_trees
+from fedmonai.losses.tree_kernel import TreeOrder, kernel, rooted_trees, spanning_trees
 
 __all__ = ["SpanningForest", "edge_costs", "grid_edges", "minimum_spanning_trees", "root_forest"]
 
-BACKENDS = ("auto", "compiled", "tensor")
+BACKENDS = ("auto", "kernel", "compiled", "tensor")
 UP, LEFT, RIGHT, DOWN = range(4)  # the opposite of direction d is 3 - d
 
 
@@ -34,13 +36,13 @@ class SpanningForest:
         parent: ``(T, H * W)`` int64, the parent pixel of each pixel within its own grid; the root is its own parent.
         height: rows of each grid.
         width: columns of each grid.
-        levels: the breadth-first order of the forest (compiled backend), or None: filters then use path doubling.
+        levels: the breadth-first order of the forest (backends of a CPU), or None: filters then use path doubling.
     """
 
     parent: Tensor
     height: int
     width: int
-    levels: LevelOrder | None = None
+    levels: LevelOrder | TreeOrder | None = None
 
     @property
     def flat_parent(self) -> Tensor:
@@ -86,14 +88,18 @@ def edge_costs(features: Tensor) -> Tensor:
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
-    """``"auto"`` is compiled code on a CPU and tensor operations elsewhere."""
+    """``"auto"`` is the kernel (without a compiler numpy) on a CPU and tensor operations elsewhere."""
     if backend not in BACKENDS:
         raise ConfigError(f"tree backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
-    if backend == "compiled" and device.type != "cpu":
-        raise ConfigError(f"tree backend 'compiled' works on cpu tensors, not on {device}; use 'auto' or 'tensor'")
-    if backend == "auto":
-        return "compiled" if device.type == "cpu" else "tensor"
-    return backend
+    if backend in ("kernel", "compiled") and device.type != "cpu":
+        raise ConfigError(f"tree backend '{backend}' works on cpu tensors, not on {device}; use 'auto' or 'tensor'")
+    if backend == "kernel" and kernel() is None:
+        raise ConfigError("tree backend 'kernel' cannot be built here (see the log); use 'auto' or 'compiled'")
+    if backend != "auto":
+        return backend
+    if device.type != "cpu":
+        return "tensor"
+    return "compiled" if kernel() is None else "kernel"
 
 
 @torch.no_grad()
@@ -106,7 +112,7 @@ def minimum_spanning_trees(costs: Tensor, height: int, width: int, backend: str 
         costs: ``(T, E)`` finite edge costs >= 0 in the order of :func:`grid_edges`; NaN counts as infinite.
         height: rows of each grid.
         width: columns of each grid.
-        backend: ``auto``, ``compiled`` or ``tensor``.
+        backend: ``auto``, ``kernel``, ``compiled`` or ``tensor``.
 
     Raises:
         ConfigError: unknown backend, or costs that do not fit the grid.
@@ -114,7 +120,10 @@ def minimum_spanning_trees(costs: Tensor, height: int, width: int, backend: str 
     edges = 2 * height * width - height - width
     if costs.dim() != 2 or costs.shape[1] != edges:
         raise ConfigError(f"costs of shape {tuple(costs.shape)} do not fit a {height}x{width} grid ({edges} edges)")
-    if choose_backend(backend, costs.device) == "compiled":
+    chosen = choose_backend(backend, costs.device)
+    if chosen == "kernel":
+        return torch.from_numpy(spanning_trees(kernel(), costs.numpy(), height, width, torch.get_num_threads()))
+    if chosen == "compiled":
         return torch.from_numpy(compiled_spanning_trees(costs.numpy(), height, width, torch.get_num_threads()))
     return _boruvka(costs, height, width)
 
@@ -125,7 +134,11 @@ def root_forest(in_tree: Tensor, height: int, width: int, root: int = 0, backend
 
     Tree filters do not depend on the choice of the root.
     """
-    if choose_backend(backend, in_tree.device) == "compiled":
+    chosen = choose_backend(backend, in_tree.device)
+    if chosen == "kernel":
+        parent, order = rooted_trees(kernel(), in_tree.numpy(), height, width, root)
+        return SpanningForest(torch.from_numpy(parent), height, width, order)
+    if chosen == "compiled":
         parent, levels = breadth_first_levels(in_tree.numpy(), height, width, root)
         return SpanningForest(torch.from_numpy(parent), height, width, levels)
     return SpanningForest(_euler_parents(in_tree, height, width, root), height, width)
@@ -152,6 +165,7 @@ def _boruvka(costs: Tensor, height: int, width: int) -> Tensor:
     order = torch.nn.functional.pad(order, (0, 1), value=edges)
     own = torch.arange(pixels, device=costs.device).expand(trees, -1)
     component = own.clone()
+    first_row = pixels * torch.arange(trees, device=costs.device)[:, None]
     in_tree = torch.zeros((trees, edges + 1), dtype=torch.bool, device=costs.device)
     for done in range(ceil_log2(pixels)):
         one, other = component[:, first], component[:, second]
@@ -167,9 +181,10 @@ def _boruvka(costs: Tensor, height: int, width: int) -> Tensor:
         # Two components that chose the same edge point at each other: the smaller id becomes the root.
         mutual = (target.gather(1, target) == own) & (own < target)
         target = torch.where(mutual, own, target)
+        root = (target + first_row).to(torch.int32).reshape(-1)  # half the bytes in the loop that moves the most
         for _ in range(ceil_log2(max(pixels >> done, 2))):
-            target = target.gather(1, target)
-        component = target.gather(1, component)
+            root = root.index_select(0, root)
+        component = root.reshape(trees, pixels).gather(1, component) - first_row
     return in_tree[:, :edges].clone()
 
 
@@ -206,11 +221,12 @@ def _euler_parents(in_tree: Tensor, height: int, width: int, root: int) -> Tenso
     own = torch.arange(4 * pixels, device=device)
     first_arc = 4 * root + present.reshape(trees, pixels, 4)[:, root].to(torch.uint8).argmax(1, keepdim=True)
     ends = (following == first_arc) | ~present.reshape(trees, -1)
-    following = torch.where(ends, own, following)
-    remaining = (~ends).long()
+    following = torch.where(ends, own, following) + 4 * pixels * torch.arange(trees, device=device)[:, None]
+    following = following.to(torch.int32).reshape(-1)
+    remaining = (~ends).to(torch.int32).reshape(-1)
     for _ in range(ceil_log2(2 * pixels)):
-        remaining = remaining + remaining.gather(1, following)
-        following = following.gather(1, following)
+        remaining = remaining + remaining.index_select(0, following)
+        following = following.index_select(0, following)
     parent = pixel + _towards_root(remaining.reshape(present.shape), present).reshape(trees, pixels)
     parent[:, root] = root
     return parent

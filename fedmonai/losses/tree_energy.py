@@ -17,6 +17,7 @@ from fedmonai.losses.partial_cross_entropy import class_index_map
 from fedmonai.losses.precision import widened, without_autocast
 from fedmonai.losses.spanning_tree import SpanningForest, ceil_log2, edge_costs, minimum_spanning_trees, root_forest
 from fedmonai.losses.spanning_tree_cpu import LevelOrder
+from fedmonai.losses.tree_kernel import TreeOrder, kernel, tree_sums
 
 __all__ = ["TreeEnergyLoss", "tree_affinities", "tree_filter", "tree_support"]
 
@@ -119,7 +120,11 @@ def _tree_sums(values: Tensor, weight: Tensor, forest: SpanningForest) -> tuple[
     """
     if forest.levels is None:
         return _sums_by_doubling(values, weight, forest)
-    below, total = _sums_by_level(values.detach().numpy(), weight.detach().numpy(), forest.levels)
+    rows = values.detach().numpy(), weight.detach().numpy()
+    if isinstance(forest.levels, TreeOrder):
+        below, total = tree_sums(kernel(), *rows, forest.levels, torch.get_num_threads())
+    else:
+        below, total = _sums_by_level(*rows, forest.levels)
     return torch.from_numpy(below), torch.from_numpy(total)
 
 
@@ -130,11 +135,12 @@ def _sums_by_doubling(values: Tensor, weight: Tensor, forest: SpanningForest) ->
     never asked how deep its trees are.
     """
     steps = ceil_log2(forest.height * forest.width)
-    below, reach, ancestor = values, weight, forest.flat_parent
+    parent = forest.flat_parent.to(torch.int32)
+    below, reach, ancestor = values, weight, parent
     for _ in range(steps):
         below = below.index_add(0, ancestor, reach * below)
         reach, ancestor = reach * reach.index_select(0, ancestor), ancestor.index_select(0, ancestor)
-    total, reach, ancestor = below * (1 - weight * weight), weight, forest.flat_parent
+    total, reach, ancestor = below * (1 - weight * weight), weight, parent
     for _ in range(steps):
         total = total + reach * total.index_select(0, ancestor)
         reach, ancestor = reach * reach.index_select(0, ancestor), ancestor.index_select(0, ancestor)

@@ -41,6 +41,7 @@ from fedmonai.federated.validation import InvalidUpdate
 from fedmonai.losses.domain_confusion import SiteDiscriminator, domain_confusion_loss, site_discrimination_loss
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.metrics.site_probe import linear_probe_accuracy
+from fedmonai.networks.prepare import autocast_of
 from fedmonai.networks.reconstruction_unet import pooled_latent
 
 __all__ = ["FLMRCMAggregator", "FeatureAlignment", "IndependentLoader"]
@@ -104,13 +105,15 @@ class FeatureAlignment(SiteHandler):
         encoder: name of the module that is run on further inputs; it holds ``layer``.
         device: where the discriminator lives.
         seed: of its first weights.
+        compile: what the network's ``compile`` is set to, for the check only.
 
     Example:
         >>> FeatureAlignment("B", target_site="A", share_features=True).is_target
         False
 
     Raises:
-        ConfigError: on values outside their ranges, and on ``features`` without ``share_features``.
+        ConfigError: on values outside their ranges, on ``features`` without ``share_features``, and on an alignment of
+            a compiled network, which calls no hooks.
     """
 
     def __init__(
@@ -131,8 +134,14 @@ class FeatureAlignment(SiteHandler):
         encoder: str = "encoder",
         device: torch.device | str = "cpu",
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         _check_consent(alignment, share_features, target_site)
+        if compile and alignment != "none":
+            raise ConfigError(
+                f"alignment '{alignment}' reads features inside of the network, which a compiled one does not show; "
+                "set compile: false, or alignment: none."
+            )
         if not lambda_adv >= 0:
             raise ConfigError(f"lambda_adv is {lambda_adv}; give 0 or more.")
         if lambda_ramp < 0:
@@ -147,8 +156,9 @@ class FeatureAlignment(SiteHandler):
         self.normalize_latents = normalize_latents
         self.bank_size, self.layer, self.encoder = bank_size, layer, encoder
         self.device = torch.device(device)
+        # drawn on the CPU, whose generator is put back; that of a GPU is neither used nor changed
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.discriminator = SiteDiscriminator(latent_size).to(self.device)
         self.optimizer = torch.optim.RMSprop(self.discriminator.parameters(), lr=lr)
         #: the round after which there is a term; ``None`` while there is none
@@ -289,14 +299,17 @@ class FeatureAlignment(SiteHandler):
         context = RoundContext.of(engine)
         if context is None and not self._warned:
             self._warned = True
-            warnings.warn("feature alignment is off: whatever runs this site passes no attachments on", stacklevel=2)
+            warnings.warn(
+                "feature alignment is off: the client that runs this site passes on no attachments", stacklevel=2
+            )
         if context is None or ATTACHMENT not in context.received:
             return None, None
         bank = context.received[ATTACHMENT][KEY].to(self.device, torch.float32)
         generator = torch.Generator().manual_seed(self._seed)
 
         def draw(count: int) -> Tensor:
-            return bank[torch.randint(len(bank), (count,), generator=generator).to(self.device)]
+            rows = torch.randint(len(bank), (count,), generator=generator)
+            return bank[rows.to(self.device, non_blocking=True)]
 
         return draw, bank if self.fresh_bank else None
 
@@ -315,7 +328,7 @@ class FeatureAlignment(SiteHandler):
         encoder = _submodule(engine.network, self.encoder)
 
         def encode(count: int) -> Tensor:
-            with torch.set_grad_enabled(self._weight != 0), torch.autocast(self.device.type, enabled=engine.amp):
+            with torch.set_grad_enabled(self._weight != 0), autocast_of(engine.network):
                 encoder(next(batches))
             return self._taken()
 

@@ -4,16 +4,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.io import InputPath, OutputPath, read_weights, save
+from fedmonai.io import InputPath, OutputPath, read_weights, save, to_device
+from fedmonai.networks.device import half_precision
 
-__all__ = ["load_weights", "place_network", "save_weights"]
+__all__ = ["HostState", "autocast_of", "load_weights", "place_network", "save_weights", "usable_device"]
 
 PathLike = str | os.PathLike[str]
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ConfigError: when the name is none, or this machine does not have the device.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {str(device)!r:.60}, which is none; give cpu, cuda or cuda:1.") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ConfigError(f"device is '{found}', but this machine has {count} CUDA devices; give cpu or another one.")
+    return found
 
 
 def place_network(
@@ -21,32 +42,52 @@ def place_network(
     device: torch.device | str,
     channels_last: bool = False,
     compile: bool = False,
-    amp: bool = False,
+    amp: bool | str = False,
+    amp_dtype: str = "auto",
 ) -> nn.Module:
     """Move a network to its device and prepare it for speed; names of its tensors stay as they are.
 
     Args:
         network: the network; changed in place.
         device: where it runs.
-        channels_last: store weights for channels-last convolutions (faster only on GPUs with tensor cores).
+        channels_last: store weights for channels-last convolutions (faster only on GPUs with tensor cores, and not with
+            instance normalization, whose output is contiguous).
         compile: compile the forward pass in place. MONAI's own switch wraps the network, which renames every tensor in
             its state dict.
-        amp: what the trainer's ``amp`` is set to, for the check only.
+        amp: run the forward pass in mixed precision, on a CPU too, where MONAI's engines would silently ignore it; see
+            :func:`~fedmonai.networks.device.half_precision`. A tensor that it returns is float32 again.
+        amp_dtype: type of the mixed precision.
 
     Returns:
         the same network.
 
     Raises:
-        ConfigError: when ``amp`` is set on a CPU, where MONAI's trainer would silently ignore it.
+        ConfigError: on a precision that the device does not have.
     """
-    if amp and torch.device(device).type != "cuda":
-        raise ConfigError(f"amp is true but the device is '{device}'; mixed precision needs a GPU: set amp to false.")
+    device = usable_device(device)
+    dtype = half_precision(device, amp, amp_dtype)
     network = network.to(device)
+    if dtype is not None:
+        # a partial and no closure or hook: it survives copies, and a compiler sees through it
+        network.autocast = (torch.device(device).type, dtype)  # type: ignore[assignment]
+        network.forward = partial(_in_mixed_precision, network, type(network).forward)
     if channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile:
         network.compile()
     return network
+
+
+def autocast_of(network: nn.Module) -> AbstractContextManager[Any]:
+    """The mixed precision of a network's forward pass, for who calls a part of it."""
+    found = getattr(network, "autocast", None)
+    return nullcontext() if found is None else torch.autocast(*found)
+
+
+def _in_mixed_precision(network: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with autocast_of(network):
+        output = forward(network, *args, **kwargs)
+    return output.float() if isinstance(output, torch.Tensor) else output
 
 
 def load_weights(network: nn.Module, path: InputPath, config_id: str = "ckpt_path") -> nn.Module:
@@ -78,6 +119,27 @@ def load_weights(network: nn.Module, path: InputPath, config_id: str = "ckpt_pat
     return network
 
 
+class HostState:
+    """A network as MONAI's CheckpointSaver stores it: with its tensors in main memory.
+
+    A file of tensors that name a GPU cannot be opened by a plain ``torch.load`` on a machine without one.
+
+    Args:
+        network: the network; on any device.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def state_dict(self) -> dict[str, Any]:
+        """The network's state dict, in main memory."""
+        return to_device(self.network.state_dict(), "cpu")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over weights; they may lie on any device."""
+        self.network.load_state_dict(state)
+
+
 def save_weights(network: nn.Module, path: OutputPath) -> None:
     """Write the state dict of ``network`` atomically: an interrupted write leaves the old file."""
-    save({key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}, path)
+    save(HostState(network).state_dict(), path)

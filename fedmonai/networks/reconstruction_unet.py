@@ -94,9 +94,13 @@ class ReconstructionUNet(nn.Module):
 def pooled_latent(features: Tensor) -> Tensor:
     """Average bottleneck features (B, C, h, w) over a 2 x 2 grid: (B, 4 C), 2048 values for the default network.
 
-    The latent code z that FL-MRCM aligns between sites (Guo et al., CVPR 2021).
+    The latent code z that FL-MRCM aligns between sites (Guo et al., CVPR 2021). Where a side is odd the quarters share
+    its middle line, as in ``adaptive_avg_pool2d``, which has no deterministic gradient on a GPU.
     """
-    return F.adaptive_avg_pool2d(features, 2).flatten(1)
+    rows, columns = ((size + 1) // 2 for size in features.shape[-2:])
+    halves = features[..., :rows, :], features[..., -rows:, :]
+    quarters = [half[..., part].mean((-2, -1)) for half in halves for part in (slice(columns), slice(-columns, None))]
+    return torch.stack(quarters, dim=2).flatten(1)
 
 
 def _normalization(norm: str, channels: int) -> nn.Module:
@@ -104,7 +108,11 @@ def _normalization(norm: str, channels: int) -> nn.Module:
 
 
 class _ConvBlock(nn.Sequential):
-    """Two 3x3 convolutions, each with normalization, LeakyReLU and Dropout2d."""
+    """Two 3x3 convolutions, each with normalization, LeakyReLU and Dropout2d.
+
+    The activation is not in place: instance normalization returns a view, and what is written into a view costs its
+    backward pass three further copies of the layer. The gradients are the same to the bit.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, norm: str) -> None:
         layers: list[nn.Module] = []
@@ -112,7 +120,7 @@ class _ConvBlock(nn.Sequential):
             layers += [
                 nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),
                 _normalization(norm, out_channels),
-                nn.LeakyReLU(0.2, inplace=True),
+                nn.LeakyReLU(0.2),
                 nn.Dropout2d(dropout),
             ]
         super().__init__(*layers)
@@ -174,7 +182,7 @@ class _UpBlock(nn.Module):
         self.up = nn.Sequential(
             nn.ConvTranspose2d(2 * channels, channels, kernel_size=2, stride=2, bias=False),
             _normalization(norm, channels),
-            nn.LeakyReLU(0.2, inplace=True),
+            nn.LeakyReLU(0.2),
         )
         self.conv = _ConvBlock(2 * channels, channels, dropout, norm)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from child_processes import keygen
 
 from fedmonai.bundle.digest import TRAVELLING, bundle_digest, bundle_files, verify_signature
 from fedmonai.commands.bundle import digest, verify
@@ -82,15 +82,9 @@ def test_pinned_bundle_of_a_site(bundle: Path) -> None:
     assert SiteSettings().own_bundle() is None
 
 
-def keygen(*arguments: str | Path) -> None:
-    subprocess.run(["ssh-keygen", *map(str, arguments)], check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an archive, its signature by lead@our.org, and the site's list of signers."""
-    if shutil.which("ssh-keygen") is None:
-        pytest.skip("ssh-keygen is not installed")
     folder = tmp_path_factory.mktemp("signed")
     for name in ("lead", "other"):
         keygen("-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from monai.bundle import create_workflow
+from monai.bundle import create_workflow, run
 
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.bundle.layers import read_layers, refuse_dropped
@@ -90,3 +90,10 @@ def test_overrides_of_every_command_are_layers() -> None:
             config_file=[str(BASE), str(PRIVATE)], bundle_root=str(BUNDLE), logging_file=False, exchange_filters=[]
         )
     assert "an override: 'exchange_filters' drops" in str(root_user_error(caught.value))
+
+
+@pytest.mark.parametrize("name", ["local_timeout", "local::sequence"])
+def test_an_override_that_monai_leaves_out_is_refused(name: str) -> None:
+    with pytest.raises(Exception) as caught:
+        run(config_file=str(BASE), bundle_root=str(BUNDLE), logging_file=False, **{name: None})
+    assert f"override '{name}' is None, which MONAI's command line leaves out" in str(root_user_error(caught.value))

@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedmonai.bundle.site_check import Finding, check_site, format_findings
 from fedmonai.commands.bundle import check
@@ -19,7 +20,8 @@ from fedmonai.data.provenance import write_manifest
 
 FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
 Look = Callable[..., Any]
-PARTS = ["configuration", "split train", "split val", "split test", "splits", "one batch"]
+SPLITS = [f"{what} {split}" for split in ("train", "val", "test") for what in ("split", "files")]
+PARTS = ["configuration", *SPLITS, "splits", "one batch"]
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +195,32 @@ def test_data_of_another_kind_are_named(make_site: Look, bad_text: Look) -> None
         stream["image"], stream["label"] = np.zeros((32, 32)), np.zeros((32, 32), np.uint8)
     text = bad_text(root, "configuration")
     assert "A_train.h5: no dataset 'kspace' (found: image, label)" in text
+
+
+def test_contact_sheet_is_the_only_file_that_is_written(make_site: Look, findings_of: Look, tmp_path: Path) -> None:
+    root = make_site()
+    before = sorted(root.rglob("*"))
+    found = findings_of(root, sheet=tmp_path / "sheet.png")
+    assert found["contact sheet"].good and sorted(root.rglob("*")) == before
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * 160 * 4, 3 * (160 + 14))  # four slices of the volume in each split
+
+
+def test_all_sites_and_the_table_over_them(
+    make_site: Look, capsys: pytest.CaptureFixture, tiny: dict[str, Any]
+) -> None:
+    roots = {name: make_site(name) for name in "AB"}
+    with h5py.File(roots["B"] / "train" / "B_train.h5", "r+") as stream:
+        stream.attrs["acquisition"], stream.attrs["spacing"] = "T2", [3.0, 2.0, 2.0]
+    with h5py.File(roots["A"] / "train" / "A_train.h5", "r+") as stream:
+        stream.attrs["acquisition"], stream.attrs["spacing"] = "T1", [3.0, 1.0, 1.0]
+    sites = {name: {"dataset_dir": str(root)} for name, root in roots.items()}
+    with pytest.raises(SystemExit) as caught:
+        check(bundle=str(FL_MR), sites=sites, output_dir=str(roots["A"].parent / "out"), **tiny)
+    lines = capsys.readouterr().out.splitlines()
+    assert caught.value.code == 0 and {"site 'A' can take part", "site 'B' can take part"} <= set(lines)
+    assert "differs: contrast: A T1, B T2" in lines and "differs: spacing: A 1 x 1 x 3, B 2 x 2 x 3 mm" in lines
+    assert [line.split()[1:3] for line in lines[-9:-2]][1:] == [[s, p] for s in "AB" for p in ("train", "val", "test")]
 
 
 def test_table_gives_one_verdict() -> None:

@@ -42,7 +42,10 @@ def test_memory_that_does_not_fit_is_refused_with_numbers(volume, monkeypatch):
 
 def test_device_memory_is_asked_for_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (123, 456))
-    assert module.available_device_memory(torch.device("cuda", 0)) == 123
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    # 30 bytes are PyTorch's own and lie idle: a tensor can have them
+    assert module.available_device_memory(torch.device("cuda", 0)) == 153
     assert module.available_device_memory(torch.device("cpu")) > 2**20
 
 

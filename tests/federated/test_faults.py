@@ -9,7 +9,6 @@ import os
 import pickle
 import resource
 import signal
-import sys
 import threading
 import zipfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from child_processes import in_child
 from ignite.engine import Events
 from run_results import rounds, same_run
 
@@ -37,21 +37,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_federation: Callable[..
     out = tmp_path_factory.mktemp("whole")
     tiny_federation(out).run()
     return out
-
-
-def in_child(work: Callable[[], Any]) -> int:
-    """Run ``work`` in a process of its own; its wait status."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            torch.set_num_threads(1)  # the parent's threads are not there any more
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1]
 
 
 def die_at(name: str, count: int, after: bool) -> None:

@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from loopback import Wire
 from monai.bundle import ConfigParser
 from run_results import rounds, same, same_run, site_state
 from tiny_sites import ROOT
 from worker_parts import tiny, tiny_bundle, tiny_config
 
 from fedmonai.bundle import site_process
+from fedmonai.bundle.federation import federation_from
 from fedmonai.errors import ConfigError, FederationError, root_user_error
 from fedmonai.federated.federation import Federation, attach
 from fedmonai.federated.local_pool import LocalPool
@@ -74,7 +76,8 @@ def there(bundle: Path, notes: Path, tmp_path_factory: pytest.TempPathFactory) -
     flags, threads = numeric_flags(), torch.get_num_threads()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        tiny(bundle, out, faults, resume=True, workers=2, **{"local::notes": str(notes)}).run()
+        ids = {"workers": 2, "devices": ["cpu", "cpu"], "local::notes": str(notes)}
+        tiny(bundle, out, faults, resume=True, **ids).run()
     finally:
         set_numeric_flags(flags)
     assert torch.get_num_threads() == threads
@@ -121,6 +124,7 @@ def test_sites_stay_in_their_worker_with_the_settings_of_this_process(there: Pat
     for one in found.values():
         assert one["threads"] == int(os.environ.get("OMP_NUM_THREADS", "1"))
         assert one["flags"] == {**numeric_flags(), "deterministic": 1}
+        assert one["device"] == repr(torch.device("cpu"))
 
 
 def test_nothing_is_left_behind(there: Path, notes: Path) -> None:
@@ -240,6 +244,15 @@ def test_what_workers_cannot_do_is_refused_in_a_line(bundle: Path, tmp_path: Pat
     assert said in refusal(tiny_config(bundle, tmp_path, **ids))
 
 
+def test_sites_elsewhere_are_processes_already(bundle: Path, tmp_path: Path) -> None:
+    parser = ConfigParser(tiny_config(bundle, tmp_path, workers=2))
+    parser.parse(True)
+    with pytest.raises(
+        ConfigError, match="workers is 2, but every site of a deployed federation is a process; set it to"
+    ):
+        federation_from(parser.ref_resolver, transport=Wire({}))
+
+
 def test_images_of_another_site_need_one_process(tmp_path: Path) -> None:
     configs = ROOT / "fl_mrcm" / "configs"
     parser = ConfigParser()
@@ -303,6 +316,23 @@ def test_shared_tensors_are_seen_as_they_were_placed() -> None:
     for one in (memory, other):
         one.close()
     assert not seen.any()  # it lives as long as somebody sees it
+
+
+def test_what_is_there_already_is_not_placed_again() -> None:
+    memory = SharedTensors()
+    weights = {"a": torch.randn(100), "b": torch.randn(100), "c": torch.randn(100)}
+    (first,) = memory.replace([weights])
+    assert memory.replace([weights, weights]) == [first, first]
+    weights["b"].add_(1)
+    weights["c"].data.zero_()  # not counted by the tensor itself
+    added = torch.randn(1000)
+    (second,) = memory.replace([{**weights, "d": added}])
+    assert second["a"] == first["a"] and second["b"] != first["b"] and second["c"] != first["c"]
+    assert same(memory.view(second), {**weights, "d": added})
+    (third,) = memory.replace([{"d": added, "e": torch.arange(64)}])  # where the others were
+    assert third["d"] == second["d"] and third["e"][0] < third["d"][0]
+    assert same(memory.view(third), {"d": added, "e": torch.arange(64)})
+    memory.close()
 
 
 def test_numeric_flags_pass_from_one_process_to_another() -> None:

@@ -13,9 +13,12 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components, mini
 
 from fedmonai.errors import ConfigError
 from fedmonai.losses.spanning_tree import edge_costs, grid_edges, minimum_spanning_trees, root_forest
+from fedmonai.losses.spanning_tree_cpu import LevelOrder
+from fedmonai.losses.tree_kernel import kernel
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-BACKENDS = ("compiled", "tensor")
+#: the kernel where it can be built
+BACKENDS = (*(() if kernel() is None else ("kernel",)), "compiled", "tensor")
 
 
 def kruskal(costs: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -92,13 +95,14 @@ def test_heavily_tied_costs_follow_the_tie_rule(backend: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_batch_equals_its_images_one_by_one_and_both_backends_agree(threads: int) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_equals_its_images_one_by_one_and_all_backends_agree(threads: int, backend: str) -> None:
     features = torch.rand(5, 2, 24, 20, generator=torch.Generator().manual_seed(1))
     costs = edge_costs(features)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        compiled = minimum_spanning_trees(costs, 24, 20, "compiled")
+        compiled = minimum_spanning_trees(costs, 24, 20, backend)
     finally:
         torch.set_num_threads(before)
     tensor = minimum_spanning_trees(costs, 24, 20, "tensor")
@@ -124,8 +128,8 @@ def test_parents_equal_scipy_breadth_first_search(backend: str, root: int) -> No
 
 def test_constant_image_is_510_deep_at_256() -> None:
     costs = torch.zeros(1, 2 * 256 * 256 - 512)
-    forest = root_forest(minimum_spanning_trees(costs, 256, 256), 256, 256)
-    assert forest.levels is not None
+    forest = root_forest(minimum_spanning_trees(costs, 256, 256), 256, 256, backend="compiled")
+    assert isinstance(forest.levels, LevelOrder)
     assert forest.levels.depth == 510
 
 

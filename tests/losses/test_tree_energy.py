@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -128,24 +131,19 @@ def test_tensor_backend_never_asks_the_device_for_a_value() -> None:
         float(loss)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("size", [(64, 48), (256, 256)])
-def test_cuda_equals_cpu_without_a_synchronization(size: tuple[int, int]) -> None:
+def test_cuda_equals_cpu_without_a_synchronization(size: tuple[int, int], cuda: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     cpu = [torch.rand(3, channels, *size, generator=generator) for channels in (2, 1, 2)]
     label = torch.randint(0, 3, (3, 1, *size), generator=generator)
     results = []
     for device in ("cpu", "cuda"):
-        logits, image, embedding = (values.to(device).requires_grad_() for values in cpu)
+        logits, image, embedding = (values.detach().clone().to(device).requires_grad_() for values in cpu)
         target = label.to(device)
-        torch.cuda.synchronize()
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
-        try:
+        with cuda() if device == "cuda" else nullcontext():
             loss = TreeEnergyLoss(2)(logits, target, image, [embedding])
             loss.backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         results.append([torch.as_tensor(value).detach().cpu() for value in (loss, logits.grad, embedding.grad)])
     for one, other in zip(*results, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))

@@ -295,3 +295,9 @@ def test_the_term_waits_for_the_discriminator_and_then_grows() -> None:
 def test_mistakes(arguments: dict, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         alignment(**arguments)
+
+
+def test_a_compiled_network_is_refused_before_the_first_round():
+    with pytest.raises(ConfigError, match="compile: false"):
+        FeatureAlignment("B", "A", share_features=True, compile=True)
+    FeatureAlignment("B", "A", alignment="none", compile=True)

@@ -130,19 +130,16 @@ def test_mistakes_are_refused():
         VolumeSSIM().update(({"pred": torch.ones(1, 1, 8, 8), "label": None}, batch))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("metric", [VolumeNMSE(), VolumePSNR(), VolumeSSIM()])
-def test_on_a_gpu_nothing_is_read_before_the_end(metric):
+def test_on_a_gpu_nothing_is_read_before_the_end(metric, cuda):
     pairs = []
     for batch in batches(all_slices()):
         metric.update(({"pred": batch["image"], "label": batch["label"]}, batch))
         pairs.append(({"pred": batch["image"].cuda(), "label": batch["label"].cuda()}, batch))
     expected = metric.compute()
     metric.reset()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with cuda():
         for pair in pairs:
             metric.update(pair)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert metric.compute() == pytest.approx(expected, rel=1e-5)

@@ -94,6 +94,27 @@ def test_pooled_latent_by_hand():
     assert pooled_latent(torch.zeros(3, 512, 16, 16)).shape == (3, 2048)
 
 
+def test_pooled_latent_is_the_adaptive_mean():
+    for size in ((1, 1), (2, 3), (5, 8), (7, 7)):
+        features = image(2, 3, *size).double()
+        wanted = torch.nn.functional.adaptive_avg_pool2d(features, 2).flatten(1)
+        torch.testing.assert_close(pooled_latent(features), wanted)
+
+
+@pytest.mark.parametrize("norm", ["instance", "instance_affine", "batch"])
+def test_gradients_are_those_of_activations_in_place_to_the_bit(norm):
+    gradients = []
+    for inplace in (False, True):
+        network = small(norm=norm)
+        for module in network.modules():
+            if isinstance(module, torch.nn.LeakyReLU):
+                assert not module.inplace, "a write into the view of instance normalization costs three copies"
+                module.inplace = inplace
+        network(image(2, 1, 33, 32)).square().mean().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(map(torch.equal, *gradients))
+
+
 def test_dropout_acts_in_training_only():
     network, x = small(dropout=0.5), image(1, 1, 32, 32)
     assert not torch.equal(network(x), network(x))

@@ -224,9 +224,9 @@ def test_other_mistakes_are_refused():
         PrepareKspace(CartesianMask(), 24, seed_from_file=True)({"kspace": slices((24, 24))["kspace"]})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("hybrid_kspace", [False, True])
-def test_on_a_gpu_equal_and_without_waiting(hybrid_kspace):
+def test_on_a_gpu_equal_and_without_waiting(hybrid_kspace, cuda):
     batch = slices((24, 24), (30, 28), (24, 24), coils=2, hybrid_kspace=hybrid_kspace)
     prepare = PrepareKspace(CartesianMask(), 24, seed_from_file=True)
     image, label = prepare(dict(batch))
@@ -236,10 +236,7 @@ def test_on_a_gpu_equal_and_without_waiting(hybrid_kspace):
         "target": batch["target"].pin_memory(),
     }
     prepare(dict(pinned), torch.device("cuda"), non_blocking=True)  # the first call loads the FFT plans
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with cuda():
         result = prepare(pinned, torch.device("cuda"), non_blocking=True)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert_within(result[0], image, ROUNDINGS)
-    assert_within(result[1], label, ROUNDINGS)
+    assert_within(result[0].cpu(), image, ROUNDINGS)
+    assert_within(result[1].cpu(), label, ROUNDINGS)

@@ -63,7 +63,7 @@ def size_note(volume: Volume, pad: int, max_size: int) -> list[str]:
 
 
 def sampling_note(volume: Volume) -> list[str]:
-    """How much of the k-space is there, and whether a target exists or follows from it."""
+    """Describe how much of the k-space is sampled, and whether a target exists or follows from it."""
     mask, share = sampled(volume)
     if volume.target is not None:
         return [f"k-space with its own target, {share:.1%} of the samples are not zero"]

@@ -113,7 +113,7 @@ def prepare_mri(
 
 @dataclass
 class _Conversion:
-    """The settings of one run, and what it has seen so far."""
+    """State of one run: its settings and the volumes so far."""
 
     root: Path | None
     sequence: str | None

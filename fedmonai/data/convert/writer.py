@@ -88,7 +88,7 @@ ORDER = ("checked", "written", "kept", "skipped", "failed")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to one input.
+    """Outcome of one input.
 
     Attributes:
         status: ``checked``, ``written``, ``kept`` (there already, by --resume), ``skipped`` (a copy of another

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A federation of artificial brain MR sites in the layout of fastMRI, the default data of every MR bundle.
+"""Federation of artificial brain MR sites in the layout of fastMRI, the default data of every MR bundle.
 
 The images are for trying methods and for tests. A number reached on them says nothing about patients' images.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fedmonai.data.generated.folder import generated_folder
+from fedmonai.data.generated.folder import generated_folder, whole_number
 from fedmonai.data.generated.mr_scan import Scan, magnitude_image
 from fedmonai.data.generated.mr_sites import SiteProfile, site_profile
 from fedmonai.errors import ConfigError
@@ -114,7 +113,7 @@ def generated_mri_site(
     profile = site_profile(site, shift, changed)
     counts = _subjects(subjects)
     numbers = {"slices": slices, "size": size, "seed": seed, "coils": coils}
-    numbers = {name: _whole(name, value, *_LIMITS[name]) for name, value in numbers.items()}
+    numbers = {name: whole_number(name, value, *_LIMITS[name]) for name, value in numbers.items()}
     names = _names("sequences", sequences)
     for sequence in names:
         if sequence not in SEQUENCES:
@@ -175,17 +174,7 @@ def _subjects(subjects: Sequence[int]) -> list[int]:
         raise ConfigError(
             f"subjects: {subjects} is not three numbers; give those of train, val and test, e.g. [6, 2, 2]."
         )
-    counts = [_whole("subjects", count, 0, 10_000) for count in subjects]
+    counts = [whole_number("subjects", count, 0, 10_000) for count in subjects]
     if not any(counts):
         raise ConfigError("subjects: no split has a subject; give at least one, e.g. [6, 2, 2].")
     return counts
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
-        raise ConfigError(f"{name}: {value!r} is not allowed; give a whole number from {low} to {high}.")
-    return number

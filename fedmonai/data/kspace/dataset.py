@@ -11,13 +11,14 @@ from typing import Any
 import monai.data
 import torch
 
-from fedmonai.data.cache import DiskCache, MemoryCache, NoCache, SliceCache, VolumeSlices
+from fedmonai.data.cache import DiskCache, MemoryCache, NoCache, SliceCache, VolumeSlices, fits_on_device
+from fedmonai.data.facts import FileFacts, kspace_facts
 from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_header, read_mask
 from fedmonai.data.provenance import VolumeFingerprint, kspace_fingerprint
 from fedmonai.errors import ConfigError
 from fedmonai.io import InputEntries, OutputPath
 
-CACHES = ("none", "memory", "disk", "device")
+CACHES = ("none", "memory", "disk", "device", "fastest")
 
 
 class KspaceDataset(monai.data.Dataset):
@@ -39,7 +40,8 @@ class KspaceDataset(monai.data.Dataset):
         resolution: largest height and width of an image, in pixels.
         cache: ``none`` reads the file at every access; ``memory`` holds everything, read now (shared by forked
             workers); ``device`` holds it on ``device`` (needs ``num_workers: 0`` on a GPU); ``disk`` keeps
-            memory-mapped arrays in ``cache_dir`` for this and later runs. Sizes are checked before reading.
+            memory-mapped arrays in ``cache_dir`` for this and later runs; ``fastest`` is ``device`` on a GPU with room
+            for them and ``memory`` elsewhere. Sizes are checked before reading.
         cache_dir: folder of the disk cache; it holds image data, so keep it where the images may be.
         device: of ``cache: device``.
         hybrid_kspace: False for masks that vary along the rows (radial, 2-D random): k-space stays as stored.
@@ -63,6 +65,9 @@ class KspaceDataset(monai.data.Dataset):
         ConfigError: no volumes; a file that is missing, damaged or of another form (each error names it); a slice
             range outside a volume; targets in some volumes only; a cache that does not fit or lacks its setting.
     """
+
+    #: what expressions of a config may use of an object
+    CONFIG_NAMES = ("on_host",)
 
     def __init__(
         self,
@@ -89,6 +94,11 @@ class KspaceDataset(monai.data.Dataset):
         self.slices = [(v, index) for v, volume in enumerate(volumes) for index in range(volume.first, volume.last)]
         self.cache = _make_cache(cache, volumes, self.spec, cache_dir, device, open_files)
 
+    @property
+    def on_host(self) -> bool:
+        """Whether items come from main memory, as a loader that pins its batches needs them."""
+        return not isinstance(self.cache, MemoryCache) or self.cache.device.type == "cpu"
+
     def __len__(self) -> int:
         """Number of slices (not of volumes, which is ``len(dataset.data)``)."""
         return len(self.slices)
@@ -96,6 +106,10 @@ class KspaceDataset(monai.data.Dataset):
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
         return (kspace_fingerprint(entry) for entry in self.data)
+
+    def file_facts(self) -> Iterator[FileFacts]:
+        """Coils, largest value, spacing and contrast of every volume, as its file says."""
+        return (kspace_facts(entry) for entry in self.data)
 
     def _transform(self, index: int) -> Any:
         position, number = self.slices[index]
@@ -199,6 +213,11 @@ def _make_cache(
 ) -> SliceCache:
     if cache == "none":
         return NoCache(volumes, spec, open_files)
+    if cache == "fastest":
+        place = torch.device(device or "cpu")
+        needed = NoCache(volumes, spec, open_files).nbytes()
+        fits = place.type != "cpu" and fits_on_device(needed, place)
+        return MemoryCache(volumes, spec, place if fits else None)
     if cache == "memory":
         return MemoryCache(volumes, spec)
     if cache == "device":
