@@ -18,7 +18,9 @@ from typing import Any
 import fire
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from packaging.requirements import Requirement
 
+import fedmonai
 from fedmonai.bundle.id_list import id_page
 
 ROOT = Path(__file__).parents[1]
@@ -53,12 +55,24 @@ def rendered(bundle: str, source: Path = SOURCE) -> dict[str, str]:
     folders = ["shared", *([settings["family"]] if "family" in settings else []), bundle]
     found = {path: folder for folder in folders for path in templates(folder, source)}
     absent = settings.get("without", [])
-    values = {"bundle": bundle, **settings}
+    values = {"bundle": bundle, "versions": pinned_versions(), **settings}
     return {
         path: environment.get_template(f"{folder}/{path}").render(values)
         for path, folder in found.items()
         if path not in absent
     }
+
+
+def pinned_versions(python: str = "3.12") -> dict[str, str]:
+    """The versions that ``make`` installs, by name, for one Python; of this package its own."""
+    found = {"fedmonai": fedmonai.__version__}
+    for file in ("constraints-common.txt", "constraints.txt"):
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
+            if line and not line.startswith(("#", "-")):
+                pin = Requirement(line)
+                if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+                    (found[pin.name],) = (one.version for one in pin.specifier)
+    return found
 
 
 def build(output: str | Path = ROOT / "bundles", source: str | Path = SOURCE) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -147,7 +148,11 @@ def check_federation(bundle: Path, sites: Path, out: Path) -> None:
         workflow.run()
     first, second = (record["loss"]["A"] for record in rounds(out))
     assert second < first
-    assert printed.getvalue().strip().splitlines()[-1] == f"report: {out / 'report.md'}"
+    said = printed.getvalue().strip().splitlines()
+    assert said[-1] == f"report: {out / 'report.md'}"
+    told = [line for line in said if line.startswith("round ")]
+    assert [line.split(":")[0] for line in told] == ["round 1/2", "round 2/2"]
+    assert all(re.search(r": loss [\d.e-]+, .*MB from the sites, [\d.]+ s$", line) for line in told)
     assert {path.name for path in (out / "figures").iterdir()} == {"convergence.png", "example_A.png", "example_B.png"}
     shared = workflow.parser.get_parsed_content("strategy").global_weights.keys()
     complete = workflow.parser.get_parsed_content("federation").sites.open("A").tensors.keys()

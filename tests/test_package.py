@@ -68,3 +68,9 @@ def test_wheel_names_its_command_and_version(wheel: zipfile.ZipFile) -> None:
         "fedmonai.__main__:main",
     ]
     assert f"\nVersion: {fedmonai.__version__}\n" in wheel.read(f"{info}/METADATA").decode()
+
+
+def test_the_version_is_said_once_and_repeated_elsewhere() -> None:
+    """``fedmonai/__init__.py`` says it; the build, the bundles' metadata (tests/scripts) and the citation follow."""
+    assert f"\nversion: {fedmonai.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -126,6 +126,8 @@ class Federation(Workflow):
         self._accumulator: Accumulator | None = None
         self._handler_states: dict[str, Any] | None = None
         #: bytes and seconds of the final test
+        #: of the round that ended last: bytes and seconds by site
+        self.round_costs: dict[str, Any] = {}
         self._final_costs: dict[str, Any] = {}
         #: the round that was recorded and is not committed yet
         self._pending: int | None = None
@@ -441,7 +443,8 @@ class Federation(Workflow):
         self.state.metrics = {**self.state.metrics, **metrics}
         folder.add_metrics(record.metric_rows())
         further = {"evaluated": validate, "best_round": best.round(), "best_metric": best.value()}
-        folder.add_round(record.as_dict(config=self.run_config.digest, **self.sites.costs.take(), **further))
+        self.round_costs = self.sites.costs.take()
+        folder.add_round(record.as_dict(config=self.run_config.digest, **self.round_costs, **further))
         self._pending = record.number
 
     def _show_best(self) -> None:

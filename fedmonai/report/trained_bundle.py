@@ -133,7 +133,7 @@ def _samples(tables: RunTables, sites: Sequence[str]) -> dict[str, int]:
 def _left(tables: RunTables, sites: Sequence[str]) -> dict[str, int]:
     """Bytes by what they were, over all rounds and the sites named."""
     totals: dict[str, int] = {}
-    for record in tables.rounds:
+    for record in (*tables.rounds, tables.run.get("final_test", {})):
         for site, kinds in record.get("bytes_up", {}).items():
             for items in kinds.values() if site in sites else ():
                 for item, size in items.items():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from build_bundles import SOURCE, build, rendered  # noqa: E402
+from build_bundles import SOURCE, build, pinned_versions, rendered  # noqa: E402
 
 BUNDLES = sorted(path.parent.name for path in SOURCE.glob("*/bundle.yaml"))
 
@@ -48,3 +49,13 @@ def test_own_files_win_and_parts_are_not_written(tmp_path: Path) -> None:
         "base.json": '{"a": {"b": 1}}\nmine\n',
         "hand.txt": "by hand",
     }
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_metadata_names_the_versions_that_are_installed(bundle: str) -> None:
+    metadata = json.loads((ROOT / "bundles" / bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    pins = pinned_versions()
+    core = {f"{name}_version": pins[package] for name, package in (("monai", "monai"), ("pytorch", "torch"))}
+    assert {**core, "numpy_version": pins["numpy"]}.items() <= metadata.items()
+    required = metadata["required_packages_version"]
+    assert required == {name: pins[name] for name in required} and "fedmonai" in required
