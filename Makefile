@@ -4,6 +4,7 @@
 # make gpu : the same on a real device where there is one, and a timed step of every bundle
 # make bundles : write what the bundles have in common from bundles_source
 # make lint-bundles : the static check of every bundle
+# make package : build sdist and wheel, install the wheel elsewhere, run a federation with it (dist/)
 # make integration : the tests that start real processes, NVFlare among them (minutes)
 # make integration-flower : those on Flower, in an environment of its own
 
@@ -18,7 +19,7 @@ DEMO := $(abspath runs/demo)
 # the range of requires-python in pyproject.toml
 IN_RANGE := import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")
 
-.PHONY: demo test test-all gpu bundles lint-bundles integration integration-flower clean
+.PHONY: demo test test-all gpu bundles lint-bundles package integration integration-flower clean
 
 .venv/package: pyproject.toml constraints.txt constraints-common.txt
 	@$(PYTHON) -c '$(IN_RANGE)'
@@ -27,7 +28,7 @@ IN_RANGE := import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) e
 	@touch $@
 
 .venv/development: .venv/package
-	$(INSTALL) --editable '.[test,onnx,mlflow,privacy]'
+	$(INSTALL) --editable '.[test,package,onnx,mlflow,privacy]'
 	@touch $@
 
 demo: .venv/package
@@ -52,7 +53,10 @@ bundles: .venv/development
 	$(BIN)/python scripts/build_bundles.py
 
 lint-bundles: .venv/package
-	@status=0; for bundle in bundles/*/; do $(BIN)/python -m fedmonai.bundle lint $$bundle || status=1; done; exit $$status
+	@status=0; for bundle in bundles/*/; do $(BIN)/fedmonai lint $$bundle || status=1; done; exit $$status
+
+package: .venv/development
+	$(BIN)/python scripts/try_package.py
 
 .venv/deployment: .venv/development
 	$(INSTALL) --editable '.[test,onnx,mlflow,nvflare]'
@@ -71,4 +75,4 @@ integration-flower: .venv-flower/deployment
 	.venv-flower/bin/python -m pytest -m integration tests/integration/test_flower.py tests/integration/test_flower_masks.py
 
 clean:
-	rm -rf .venv .venv-flower runs build *.egg-info
+	rm -rf .venv .venv-flower runs dist

@@ -26,6 +26,7 @@ from fedmonai.federated.protocol import RoundContext
 from fedmonai.methods.fl_mrcm import FeatureAlignment
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
+SMOKE = ["--channels", "2", "--size", "32", "--batch", "1", "--steps", "1", "--repeats", "2"]
 TARGET = 1.45
 SIDES = ("FL-MR", "FL-MRCM, features", "FL-MRCM, inputs")
 
@@ -101,7 +102,7 @@ def seconds_of(trainer: SupervisedTrainer, device: str) -> float:
     return (clock() - start) / trainer.state.epoch_length
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--size", type=int, default=128)
@@ -110,7 +111,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a ratio is above the target")
-    settings = parser.parse_args()
+    settings = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if not same_without_weight(settings):
         print("with lambda_adv = 0 the methods train differently: the times mean nothing", file=sys.stderr)

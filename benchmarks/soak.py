@@ -39,6 +39,7 @@ from fedmonai.federated.plan import SitePlan
 from fedmonai.methods.averaging import WeightedMean
 from fedmonai.seeding import derive_seed
 
+SMOKE = ["--rounds", "3", "--sites", "3", "--work", "{folder}"]
 BUNDLE = Path(__file__).parent / "tiny_bundle"
 SHARE_OF_FAULTS = 0.15
 WARM_UP = 10
@@ -244,7 +245,7 @@ def soak(settings: argparse.Namespace, folder: Path) -> bool:
     return all(good for _, _, good in checks)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--sites", type=int, default=20)
@@ -253,7 +254,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--die", type=int, default=0, help=argparse.SUPPRESS)
-    settings = parser.parse_args()
+    settings = parser.parse_args(arguments)
     if settings.work is not None:
         work(settings)
         return 0

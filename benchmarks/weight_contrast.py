@@ -33,6 +33,7 @@ from fedmonai.losses.weight_contrast import WeightContrastLoss
 from fedmonai.networks.reconstruction_unet import ReconstructionUNet
 
 FASTER, SHARE = 4.0, 0.10
+SMOKE = ["--repeats", "2", "--sites", "2", "--batch", "1", "--size", "32"]
 #: training steps that are timed; they take seconds each
 STEPS = 3
 METHODS = ("released loop", "plain loop", "closed form", "training step", "references")
@@ -162,7 +163,7 @@ def measure(repeats: int, sites: int, batch: int, size: int, device: str) -> tup
     return seconds, difference
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=9, help="2 or more, for quartiles")
     parser.add_argument("--sites", type=int, default=4)
@@ -170,13 +171,13 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
-    arguments = vars(parser.parse_args())
-    check = arguments.pop("check")
+    settings = vars(parser.parse_args(arguments))
+    check = settings.pop("check")
     torch.set_num_threads(1)
-    torch.set_default_device(arguments["device"])
-    seconds, difference = measure(**arguments)
-    machine = f"{platform.machine()}, 1 thread" if arguments["device"] == "cpu" else torch.cuda.get_device_name()
-    print(f"torch {torch.__version__}, {machine}, float32, load {os.getloadavg()[0]:.1f}, {arguments}")
+    torch.set_default_device(settings["device"])
+    seconds, difference = measure(**settings)
+    machine = f"{platform.machine()}, 1 thread" if settings["device"] == "cpu" else torch.cuda.get_device_name()
+    print(f"torch {torch.__version__}, {machine}, float32, load {os.getloadavg()[0]:.1f}, {settings}")
     print(f"largest relative difference from float64: {difference:.1e}\n")
     print("| what | median ms | quartiles | times the closed form |\n|---|---|---|---|")
     median = {method: statistics.median(values) for method, values in seconds.items()}

@@ -29,12 +29,13 @@ def first_line(error: BaseException, longest: int = 160) -> str:
 def root_user_error(error: BaseException | None) -> ConfigError | FederationError | None:
     """The user's mistake under the layers in which MONAI's parser wraps exceptions.
 
-    A component that does not take an argument of the config, lacks one, or is not there is such a mistake, too.
+    A component that does not take an argument of the config, lacks one, or is not there is such a mistake, too, and so
+    is an id inside of a section that is not there.
     """
     while error is not None:
         if isinstance(error, (ConfigError, FederationError)):
             return error
-        if mistake := _mistake_in_component(error):
+        if mistake := _mistake_in_component(error) or _mistake_in_id(error):
             return ConfigError(mistake)
         error = error.__cause__ or error.__context__
     return None
@@ -56,6 +57,19 @@ def _mistake_in_component(error: BaseException) -> str:
     written = unknown is not None and unknown[1] in named[2].split(",")
     if written or (cause.__traceback__ is not None and cause.__traceback__.tb_next is None):
         return f"component '{named[1]}': {first_line(cause)}; correct its arguments in the config."
+    return ""
+
+
+def _mistake_in_id(error: BaseException) -> str:
+    """What is wrong with an id that MONAI's parser was to set below something that is not there; else empty."""
+    trace = error.__traceback__ if isinstance(error, (KeyError, IndexError, ValueError)) else None
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name == "__setitem__" and frame.f_globals.get("__name__") == "monai.bundle.config_parser":
+            near = re.search("did you mean '[^']*'", str(error.__cause__))
+            hint = f"{near[0]}?" if near else "correct it, or give the section as a whole."
+            return f"config id '{frame.f_locals.get('id')}' stands in a section that is not there; {hint}"
+        trace = trace.tb_next
     return ""
 
 

@@ -36,7 +36,7 @@ def templates(folder: str, source: Path = SOURCE) -> Iterator[str]:
 
 def rendered(bundle: str, source: Path = SOURCE) -> dict[str, str]:
     """The files of a bundle that have a source: text by path in the bundle."""
-    environment = Environment(  # noqa: S701 (configs and licences, no HTML)
+    environment = Environment(  # noqa: S701 (configs and licenses, no HTML)
         loader=FileSystemLoader(source),
         block_start_string="<%",
         block_end_string="%>",

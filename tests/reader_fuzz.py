@@ -24,18 +24,17 @@ from typing import Any
 import h5py
 import nibabel as nib
 import numpy as np
-import pydicom
 import scipy.io
 import torch
+from dicom_files import write_dicom
 from PIL import Image
-from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from fedmonai.data.cache import _memory_map
 from fedmonai.data.cases.dataset import CaseSliceDataset
 from fedmonai.data.cases.read import read_case_file, volume_shape
 from fedmonai.data.convert.dicom import read_series
-from fedmonai.data.convert.readers import raw_subject, read_array, read_fastmri, read_nifti
+from fedmonai.data.convert.readers import raw_facts, read_array, read_fastmri, read_nifti
 from fedmonai.data.kspace.dataset import KspaceDataset
 from fedmonai.data.pictures import read_picture
 from fedmonai.data.weak.dataset import WeakSliceDataset
@@ -163,7 +162,7 @@ def hdf5_files(folder: Path) -> None:
 
 def read_hdf5_file(path: Path) -> Iterator[Any]:
     if path.name.startswith("kspace"):
-        yield raw_subject(path)
+        yield raw_facts(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # no target: a damaged name of one
             dataset = KspaceDataset([{"kspace": str(path), "volume": "a"}], resolution=8)
@@ -221,21 +220,8 @@ def read_picture_file(path: Path) -> Iterator[Any]:
 
 def dicom_files(folder: Path) -> None:
     for name, syntax in (("a.dcm", ExplicitVRLittleEndian), ("b.dcm", ImplicitVRLittleEndian)):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", "1.2.3.1"
-        meta.TransferSyntaxUID = syntax
-        dataset = pydicom.Dataset()
-        dataset.file_meta = meta
-        dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        dataset.Modality, dataset.SeriesInstanceUID, dataset.InstanceNumber = "MR", "1.2.3", 1
-        dataset.StudyInstanceUID, dataset.PatientID = "1.2", "X"
-        dataset.PhotometricInterpretation, dataset.SamplesPerPixel, dataset.PixelRepresentation = "MONOCHROME2", 1, 0
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
-        dataset.RescaleSlope, dataset.RescaleIntercept = 2, 1
-        dataset.PixelSpacing, dataset.ImageOrientationPatient = [0.5, 0.25], [1, 0, 0, 0, 1, 0]
-        dataset.ImagePositionPatient, dataset.SliceThickness = [0, 0, 0], 2
-        dataset.Rows, dataset.Columns, dataset.PixelData = 6, 4, RNG.bytes(48)
-        dataset.save_as(folder / name, enforce_file_format=True)
+        pixels = np.frombuffer(RNG.bytes(48), np.uint16).reshape(6, 4)
+        write_dicom(folder / name, pixels, syntax, PatientID="X", RescaleSlope=2, RescaleIntercept=1)
 
 
 def read_dicom_file(path: Path) -> Iterator[Any]:

@@ -50,6 +50,21 @@ def rounds(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
+def tensor_bytes(out: Path) -> list[dict[tuple[str, str, str, str], int]]:
+    """Bytes of the tensors of every round both ways, by site, kind and item; without those of the join."""
+    return [
+        {
+            (way, site, kind, item): size
+            for way in ("bytes_up", "bytes_down")
+            for site, kinds in line[way].items()
+            for kind, items in kinds.items()
+            for item, size in items.items()
+            if kind != "join" and item != "facts"
+        }
+        for line in rounds(out)
+    ]
+
+
 def rows(path: Path, **wanted: str) -> list[dict[str, str]]:
     """The rows of a table whose columns hold the wanted texts: rows(out / "metrics.csv", site="A")."""
     with path.open() as stream:

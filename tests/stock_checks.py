@@ -155,6 +155,36 @@ def check_federation(bundle: Path, sites: Path, out: Path) -> None:
     assert torch.load(best, weights_only=True).keys() == shared
     if shared != complete:
         assert torch.load(out / "models" / "B.pt", weights_only=True).keys() == complete
+    check_trained_bundles(bundle, folders["A"], out)
+
+
+def check_trained_bundles(bundle: Path, images: Path, out: Path) -> None:
+    """What a run leaves is a bundle: it loads, runs from any folder with nothing typed again, and says what it is."""
+    models = {path.stem: path for path in (out / "models").glob("*.pt")}
+    wanted = {out / "sites" / name / "bundle": models[name] for name in "AB" if name in models}
+    wanted |= {out / "bundle": models["model"]} if "model" in models else {}
+    assert wanted and set(wanted) == {path.parents[1] for path in out.rglob("metadata.json")}
+    for number, (trained, weights) in enumerate(wanted.items()):
+        loaded = load(trained.name, bundle_dir=str(trained.parent), source="github", device="cpu")
+        assert same(torch.load(weights, weights_only=True), loaded.state_dict())
+        assert not lint_bundle(trained).findings
+        check_metadata(trained, images, out)
+        metadata = json.loads((trained / "configs" / "metadata.json").read_text())
+        sites = [trained.parent.name] if trained.parent.parent.name == "sites" else ["A", "B"]
+        assert sorted(metadata["eval_metrics"]) == sites and metadata["federated"]["training_sites"] == sites
+        assert all(set(found) >= tiny_metrics(bundle) for found in metadata["eval_metrics"].values())
+        assert metadata["federated"]["left_the_sites_in_bytes"]["weights"] > 0
+        results = out / f"new_{number}"
+        inference = ConfigWorkflow(
+            str(trained / "configs" / "inference.json"),
+            workflow_type="infer",
+            logging_file=False,
+            dataset_dir=str(images),
+            output_dir=str(results),
+        )
+        inference.initialize()
+        inference.run()
+        assert any(results.iterdir())
 
 
 def check_load(bundle: Path, sites: Path, out: Path) -> None:
@@ -185,7 +215,7 @@ def check_overlap(bundle: Path, sites: Path, out: Path) -> None:
     kind.write(folder, None)
     found = found_at_site(bundle, folder, out)
     assert all(finding.good for finding in found.values()), format_findings("A", list(found.values()))
-    assert found["splits"].found.startswith("no image data or subject in two splits (")
+    assert found["splits"].found.startswith("no image data in two splits; ")
     name = kind.duplicate(folder)
     found = found_at_site(bundle, folder, out)
     assert [what for what, finding in found.items() if not finding.good] == ["splits"]

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from child_processes import in_child
 
 from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.run_log import RunFolder, save_atomic
@@ -32,20 +33,6 @@ from fedmonai.io import (
     write_table,
     write_text,
 )
-
-
-def in_child(work: Callable[[], Any]) -> int:
-    """Run ``work`` in a process of its own; its wait status."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1]
 
 
 def write_hdf5(data: np.ndarray, path: Path) -> None:

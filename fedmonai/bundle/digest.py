@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digest of a bundle and signature of its archive: what a site compares with what it has reviewed."""
+"""Digest of a bundle and signature of its archive, for a site to compare with what it has reviewed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["TRAVELLING", "bundle_digest", "bundle_files", "verify_signature"]
 PathLike = str | os.PathLike[str]
 #: parts of a bundle that go with a job; weights, data and results do not
 TRAVELLING = ("LICENSE", "configs", "docs")
-#: what a signature of ours is good for: one made for another purpose is refused
+#: purpose of our signatures; one made for another purpose is refused
 NAMESPACE = "fedmonai-bundle"
 _BLOCK = 1 << 20
 
@@ -27,7 +27,7 @@ def bundle_files(bundle: PathLike, parts: Iterable[str] | None = None) -> list[t
 
     Args:
         bundle: its folder.
-        parts: entries of the folder to look at; None for all of them: configs, docs, weights and whatever else.
+        parts: entries of the folder to look at; None for all of them: configs, docs, weights and all else.
             Hidden files and byte code are no part of a bundle.
 
     Raises:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 
 from fedmonai.bundle.ids import component_of, parameters_of, suggestion
@@ -17,19 +19,25 @@ from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.plan import SitePlan
+from fedmonai.federated.process_pool import ProcessPool
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.remote_pool import RemotePool, Transport
-from fedmonai.names import as_list
+from fedmonai.federated.site_pool import SitePool
+from fedmonai.names import as_list, shown
+from fedmonai.networks.prepare import usable_device
 
 __all__ = ["build_federation", "federation_from", "job_plan", "own_plan"]
 
 SEP = ReferenceResolver.sep
+#: program of a worker process
+WORKER = "fedmonai.bundle.site_process"
 #: for the gate, which imports nothing: the classes whose arguments a component takes, from ids of the same names, too
 CONFIG_ARGUMENTS = {
     "build_federation": (
         "fedmonai.federated.federation.Federation",
         "fedmonai.federated.plan.SitePlan",
         "fedmonai.federated.local_pool.LocalPool",
+        "fedmonai.federated.process_pool.ProcessPool",
     )
 }
 
@@ -40,7 +48,8 @@ def build_federation(**given: Any) -> Federation:
     ``num_rounds: 20`` at the top of ``federated.yaml`` is the argument ``num_rounds`` of
     :class:`~fedmonai.federated.federation.Federation`; no line passes it on. By name are filled: the arguments of the
     component ``strategy``, of the federation, of :class:`~fedmonai.federated.plan.SitePlan` and of
-    :class:`~fedmonai.federated.local_pool.LocalPool`. An id that the sites' ``train.json`` has, too, and that the
+    :class:`~fedmonai.federated.local_pool.LocalPool` or, with ``workers``, of
+    :class:`~fedmonai.federated.process_pool.ProcessPool`. An id that the sites' ``train.json`` has, too, and that the
     federation does not read for itself (``beta``, ``target_site``, ``num_rounds``), holds at every site; ``local`` and
     ``sites`` win over it. What the strategy declares is passed on to the sites.
 
@@ -69,12 +78,63 @@ def federation_from(
     """
     given = _job_arguments(resolver) if given is None else given
     strategy, plan = _strategy(resolver, given), _site_plan(resolver, given)
-    if transport is None:
-        pool: Any = LocalPool(plan, **_arguments(resolver, LocalPool, given, without=("plan",)))
-    else:
-        pool = RemotePool(plan, transport)
+    pool = _pool(resolver, given, plan, transport)
     arguments = _arguments(resolver, Federation, given, without=("sites", "strategy", "run_config"))
+    if "device" in arguments:
+        arguments["device"] = usable_device(arguments["device"])
     return Federation(pool, strategy, run_config=recorded_config(_config(resolver), plan), **arguments)
+
+
+def _pool(
+    resolver: ReferenceResolver, given: Mapping[str, Any], plan: SitePlan, transport: Transport | None
+) -> SitePool:
+    """The sites, where the config says that they live."""
+    options = _arguments(resolver, ProcessPool, given, without=("plan", "config", "program"))
+    workers = options.get("workers") or 0
+    if transport is not None:
+        if workers:
+            raise ConfigError(
+                f"workers is {workers}, but every site of a deployed federation is a process; set it to 0."
+            )
+        return RemotePool(plan, transport)
+    if workers:
+        _job_arguments(resolver)  # workers make the same of the config, which says all
+        return ProcessPool(plan, _worker_config(_config(resolver), plan), WORKER, **options)
+    if options.get("devices") is not None:
+        raise ConfigError(f"devices is {options['devices']}, but workers is 0; set workers, or name one with device.")
+    return LocalPool(plan, **_arguments(resolver, LocalPool, given, without=("plan",)))
+
+
+def _worker_config(config: Mapping[str, Any], plan: SitePlan) -> str:
+    """A federation's config as a text for worker processes; nothing but plain values reaches them.
+
+    Args:
+        config: all files merged and all overrides applied, not evaluated.
+        plan: made from it; bundle and folder of the run are its own.
+
+    Raises:
+        ConfigError: when an id holds a Python object.
+    """
+    given = {"bundle_root": str(plan.bundle_root), "output_dir": str(plan.output_dir)}
+    if plan.device is not None:
+        given["device"] = str(plan.device)
+    content = {str(key): _plain(str(key), value) for key, value in {**config, **given}.items() if key != "_meta_"}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {inner: _plain(f"{key}::{inner}", one) for inner, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(f"{key}::{index}", one) for index, one in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise ConfigError(
+        f"workers: id '{key}' holds a Python object ({type(value).__name__}), and sites in worker processes are built "
+        "from the bundle's files; put it in a config file, or set workers to 0."
+    )
 
 
 def job_plan(resolver: ReferenceResolver) -> SitePlan:
@@ -146,9 +206,9 @@ def _arguments(
 
 
 #: what the sites' plan takes from the strategy, and what a deployed site sets, in the place of ids
-_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "gate"}
-_PARAMETERS = {name for part in (SitePlan, LocalPool, Federation) for name in parameters_of(part)}
-_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy", "run_config"}
+_DECLARED = {"shared_keys", "local_keys", "attachments", "attachments_up", "at_once", "gate"}
+_PARAMETERS = {name for part in (SitePlan, LocalPool, ProcessPool, Federation) for name in parameters_of(part)}
+_ARGUMENTS = _PARAMETERS - _DECLARED - {"plan", "policy", "run_config", "config", "program"}
 #: ids that the federation reads for itself, or gives to each site, so that they mean something else at a site
 _OWN_IDS = _PARAMETERS - {"num_rounds"} | {"site", "standalone"}
 #: ids that are read by their names, for whoever asks which ids of a config have an effect
@@ -161,6 +221,9 @@ def _site_plan(resolver: ReferenceResolver, given: Mapping[str, Any]) -> SitePla
         raise ConfigError(f"the config of the federation has no '{missing[0]}'; every federated.yaml sets it.")
     if not isinstance(found["sites"], Mapping):
         raise ConfigError(f"sites is '{str(found['sites'])[:100]}'; give ids with their values by site.")
+    for one in as_list(found.get("exchange_filters")):
+        if not callable(one):
+            raise ConfigError(f"exchange_filters holds {shown(one)}, which is no filter; give a list of components.")
     config, known = _config(resolver), _base_ids(found)
     common = [name for name in config if name in known - _OWN_IDS and _is_plain(config[name])]
     shared = {name: resolver.get_resolved_content(name) for name in common}

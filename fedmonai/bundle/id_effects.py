@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids that would do nothing in the config at hand: each is refused, so that every id that is set acts."""
+"""Ids without effect in the config at hand: each is refused, so that every id that is set acts."""
 
 from __future__ import annotations
 
@@ -118,10 +118,11 @@ def _is_late(number: float, end: float, entry: IdEntry) -> bool:
 def refuse_without_effect(config: Mapping[str, Any], contents: Contents, table: IdTable) -> None:
     """Refuse top-level ids that were set but do nothing in this config.
 
-    Four ways to do nothing: the id belongs to another config (``--weighting`` beside ``train.json``, ``--preview``
+    Five ways to do nothing: the id belongs to another config (``--weighting`` beside ``train.json``, ``--preview``
     beside ``federated.yaml``), what read it was replaced (``--weighting`` under a strategy without weights), what reads
-    it is switched off (``latent_layer`` without ``save_latents``), or it acts in the other mode only (``lambda_adv``
-    where a site trains alone, ``epochs`` in a federation). A value that the bundle's config has itself passes. So does
+    it is switched off (``latent_layer`` without ``save_latents``), another id keeps it from it (``crf_radius`` with
+    ``crf_weight`` 0: what the table says under ``needs``), or it acts in the other mode only (``lambda_adv`` where a
+    site trains alone, ``epochs`` in a federation). A value that the bundle's config has itself passes. So does
     what files set that serve several configs which each read a part of it: a site's overlay, and at a site what a file
     of the federation gives to sites, as the demo gives sizes of generated images to those with data of their own.
 
@@ -160,6 +161,8 @@ def refuse_without_effect(config: Mapping[str, Any], contents: Contents, table: 
         if why and key in referred:
             why = "what reads it is switched off ('_disabled_')"
         mode = "" if in_federation or is_expression(value) else _other_mode(entry, at_site)
+        if not why and entry is not None and entry.needs and not _is_written(key, value, contents):
+            why = entry.lacks(lambda name: _value_of(name, config))
         if mode and (key in base or key in passed) and ((at_site and key in base) or key not in overlaid):
             why = mode
         if why:
@@ -234,17 +237,30 @@ def _switched_on(value: Any, config: Mapping[str, Any]) -> Any:
 
 def _is_true(value: Any, config: Mapping[str, Any]) -> bool:
     """Whether a switch is on; one that follows from more than settings counts as off, as nothing is built here."""
-    if isinstance(value, str) and is_expression(value):
-        settings: dict[str, Any] = {}
-        pending = [value]
-        while pending:
-            for name in {one.split(SEP)[0] for one in referred_ids(pending.pop())} - settings.keys():
-                if name not in config or any(str(key).endswith("_target_") for key, _ in walk({name: config[name]})):
-                    return False
-                settings[name] = config[name]
-                pending.append(config[name])
-        value = ConfigParser({**settings, "_switch": value}).get_parsed_content("_switch")
+    value = _evaluated(value, config)
+    if value is ...:
+        return False
     return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
+
+
+def _value_of(name: str, config: Mapping[str, Any]) -> Any:
+    """The value of an id; ``...`` if the config has no such id or it follows from more than settings."""
+    return _evaluated(config[name], config) if name in config else ...
+
+
+def _evaluated(value: Any, config: Mapping[str, Any]) -> Any:
+    """A value whose references and expressions are evaluated; ``...`` where they name more than settings."""
+    if not (isinstance(value, str) and is_expression(value)):
+        return value
+    settings: dict[str, Any] = {}
+    pending = [value]
+    while pending:
+        for name in {one.split(SEP)[0] for one in referred_ids(pending.pop())} - settings.keys():
+            if name not in config or any(str(key).endswith("_target_") for key, _ in walk({name: config[name]})):
+                return ...
+            settings[name] = config[name]
+            pending.append(config[name])
+    return ConfigParser({**settings, "_value": value}).get_parsed_content("_value")
 
 
 def _is_written(key: str, value: Any, contents: Contents, at_sites: bool = False) -> bool:

@@ -50,7 +50,7 @@ def _row(entry: IdEntry, defaults: Mapping[str, Any]) -> dict[str, Any]:
         "default": text,
         "allowed": allowed,
         "read": entry.read,
-        "meaning": entry.meaning,
+        "meaning": entry.meaning + (f" (needs {entry.needed()})" if entry.needs else ""),
         "files": list(defaults),
     }
 
@@ -84,7 +84,7 @@ def id_page(bundle: str | Path) -> str:
     parts = [
         "# Ids",
         "",
-        "Written from `configs/ids.yaml` and the configs by `python -m fedmonai.bundle ids . --page True`. Every id",
+        "Written from `configs/ids.yaml` and the configs by `fedmonai ids . --page True`. Every id",
         "is an override: `--lr 5e-4` beside `configs/train.json`, `--local::lr 5e-4` or `--sites::B::lr 5e-4` beside",
         "`configs/federated.yaml`. Read: where an id acts, when a site's config runs alone, in a federation, or both.",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +37,7 @@ _FIELDS = {"min": "low", "max": "high"}
 
 @dataclass(frozen=True)
 class IdEntry:
-    """One id of the table.
+    """Entry of the table: one id.
 
     In the file the numbers' limits are called ``min``, ``above`` and ``max``.
 
@@ -53,11 +53,15 @@ class IdEntry:
         choices: all values that it takes, alone or as the entries of a list.
         unit: of a number.
         data: whether an overlay of a data set (``configs/data``) may set it.
+        machine: whether it says where and on what something runs, which trained weights do not depend on.
         open: whether its keys are names that a user gives (classes, sites).
         at_sites: what a federation decides in its place, so that its sites refuse the id.
         until: ids that hold how many epochs or rounds there are, which a number of the id may not exceed; the first
             that the config has counts.
         before: likewise, if the number has to be smaller to have an effect.
+        needs: ids without which this one does nothing: ``{crf_weight: true}`` for one that is on (a switch, a number
+            other than 0, a list with entries), false for one that is off, else the values of which it has one. All
+            have to hold; of a list of mappings, one mapping.
     """
 
     name: str
@@ -71,10 +75,31 @@ class IdEntry:
     choices: tuple[Any, ...] = ()
     unit: str = ""
     data: bool = False
+    machine: bool = False
     open: bool = False
     at_sites: str = ""
     until: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    needs: tuple[Mapping[str, Any], ...] = ()
+
+    def lacks(self, value_of: Callable[[str], Any]) -> str:
+        """What keeps the id from having an effect, as a message says it; empty if nothing does.
+
+        Args:
+            value_of: the value of an id; ``...`` where it is not known, which counts for the id.
+        """
+        found = []
+        for choice in self.needs:
+            values = {name: value_of(name) for name in choice}
+            unmet = [name for name, value in values.items() if value is not ... and not _meets(value, choice[name])]
+            if not unmet:
+                return ""
+            found.append(f"{_need(unmet[0], choice[unmet[0]])}, which is {values[unmet[0]]!r:.60}")
+        return f"it needs {' or '.join(found)}" if found else ""
+
+    def needed(self) -> str:
+        """What the id needs, as a table says it; empty if nothing."""
+        return " or ".join(" and ".join(_need(*need) for need in choice.items()) for choice in self.needs)
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -114,8 +139,21 @@ class IdEntry:
         return text + ", or null" * self.optional
 
 
+def _meets(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, bool):
+        return bool(value) is wanted
+    return any(one in as_list(wanted) for one in as_list(value))
+
+
+def _need(name: str, wanted: Any) -> str:
+    """What is wanted of an id: ``crf_weight``, ``no local_steps``, ``layout pairs or volumes``."""
+    if isinstance(wanted, bool):
+        return name if wanted else f"no {name}"
+    return f"{name} {' or '.join(str(one) for one in as_list(wanted))}"
+
+
 class IdTable(Mapping[str, IdEntry]):
-    """Entries by id.
+    """Table of ids: entries by id.
 
     Args:
         content: entries as a file holds them: ``{id: {meaning: ..., kind: ...}}``.
@@ -143,6 +181,11 @@ class IdTable(Mapping[str, IdEntry]):
             raise ConfigError(f"configs/{TABLE_FILE}: {error}") from error
         for file, content in contents.items():
             table = table.extended(content.get(TABLE_SECTION), file.name)
+        for entry in table.values():
+            for name in (name for choice in entry.needs for name in choice if name not in table):
+                raise ConfigError(
+                    f"{TABLE_FILE}: '{entry.name}' needs '{name}', which is no id of the bundle; correct it."
+                )
         return table
 
     def extended(self, content: Any, where: str = "an overlay") -> IdTable:
@@ -203,4 +246,8 @@ def _entry(name: str, spec: Any, where: str) -> IdEntry:
     for key in ("until", "before"):
         if key in names:
             names[key] = tuple(str(one) for one in as_list(names[key]))
+    needs = names.get("needs", ())
+    names["needs"] = (needs,) if isinstance(needs, Mapping) else tuple(as_list(needs))
+    if not all(isinstance(choice, Mapping) and choice for choice in names["needs"]):
+        raise ConfigError(f"{prefix}: needs is {needs!r:.60}; give ids with what they have to be, as {{mixing: true}}.")
     return IdEntry(name=name, **names)

@@ -18,6 +18,8 @@ __all__ = ["SITE_CONFIG", "is_expression", "refuse_out_of_range", "refuse_wrong_
 SEP = ReferenceResolver.sep
 #: file in ``configs`` whose ids ``local`` and ``sites`` override
 SITE_CONFIG = "train.json"
+#: sections of a federation with checks of their own
+_SITE_SECTIONS = ("local", "sites")
 #: how a kind of value is given on the command line
 _REMEDY = {"bool": "True or False", "number": "a number"}
 
@@ -94,6 +96,8 @@ def refuse_out_of_range(config: Mapping[str, Any], table: IdTable) -> None:
             entry = table.get(str(key).lstrip("+"))
             if entry is None or isinstance(value, Mapping) or is_expression(value):
                 continue
+            if entry.kind == "map" and not (value is None and entry.optional) and key not in _SITE_SECTIONS:
+                raise ConfigError(f"config id '{prefix}{key}' is {value!r:.80}; give a mapping, as {{name: value}}.")
             if entry.kind == "list" and isinstance(value, (int, float)):
                 raise ConfigError(f"config id '{prefix}{key}' is {value!r}; give a list, [{value!r}].")
             if entry.is_number and not isinstance(value, str) and not entry.allows(value):

@@ -15,6 +15,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import optional_import
 
 from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
+from fedmonai.bundle.layers import refuse_dropped
 from fedmonai.errors import ConfigError
 from fedmonai.gate.reading import COMPONENT_KEYS, config_files, walk
 from fedmonai.gate.references import unknown_ids as gate_unknown_ids
@@ -107,7 +108,7 @@ def _component(section: Any) -> Any:
 
 
 def component_of(target: Any) -> Any:
-    """What a dotted name stands for; None where there is nothing, or no dotted name."""
+    """Object of a dotted name; None where there is none."""
     module, _, name = str(target).rpartition(".")
     component, there = optional_import(module, name=name) if module else (None, False)
     return component if there else None
@@ -154,7 +155,7 @@ def refuse_unknown(config: Mapping[str, Any], known: set[str], open_ids: Collect
     start = f"unknown config id '{name}' (value {value_at(config, name)!r:.80})"
     if hint := suggestion(last, siblings, parent):
         raise ConfigError(f"{start}; {hint} Nothing in this bundle reads '{name}'.")
-    raise ConfigError(f"{start}: nothing in this bundle reads it; `python -m fedmonai.bundle ids .` lists its ids.")
+    raise ConfigError(f"{start}: nothing in this bundle reads it; `fedmonai ids .` lists its ids.")
 
 
 #: keys of a section that an error lists; a whole config has too many to be read
@@ -165,16 +166,18 @@ def apply_overrides(parser: ConfigParser, ids: Mapping[str, Any]) -> None:
     """Put ``ids`` into a config in their order, as ``ConfigParser.update`` does, which ends in a bare ``KeyError``.
 
     The last level of an id may be new in an existing section (``sites::B::lr``), all levels before it must be there.
-    Whether anything reads the id is the question of :func:`fedmonai.bundle.live_config.check_config`.
+    Whether anything reads the id is checked by :func:`fedmonai.bundle.live_config.check_config`.
 
     Args:
         parser: the config, not parsed yet.
         ids: values by id, such as ``{"local::lr": 0.001}``; ``#`` separates levels too.
 
     Raises:
-        ConfigError: when a level does not exist, naming the nearest key that does.
+        ConfigError: when a level does not exist, naming the nearest key that does; when overlays or filters of the
+            config would be dropped.
     """
     refuse_order(ids)
+    refuse_dropped([("the config", parser.get()), ("an override", ids)])
     for name, value in ids.items():
         _check_place(parser.config, str(name))
         parser[str(name)] = value
@@ -235,7 +238,11 @@ def _below(section: Any, level: str, name: str, path: str, last: bool) -> Any:
         return section.get(level)
     missing = f"id '{name}': there is no '{path + SEP if path else ''}{level}'"
     keys = [str(key) for key in section if key != "_meta_"]
+    hint = suggestion(level, keys)
+    at_sites = path == "local" or (path.startswith(f"sites{SEP}") and path.count(SEP) == 1)
+    if at_sites and not hint.startswith("did you mean"):
+        raise ConfigError(f"{missing}; an id inside of a section of train.json is set in an overlay of the sites.")
     if not keys:
         raise ConfigError(f"{missing}; '{path}' is empty, give it as a whole.")
-    hint = suggestion(level, keys) or "`python -m fedmonai.bundle ids .` lists the ids."
+    hint = hint or "`fedmonai ids .` lists the ids."
     raise ConfigError(f"{missing} in {where}; {hint}")

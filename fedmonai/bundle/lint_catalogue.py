@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle uses: its components, forms of expressions and ids, for whoever reviews it; nothing is imported."""
+"""Catalogue of what a bundle uses: components, forms of expressions, ids, for its reviewer; nothing is imported."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def holds_code(root: Path) -> bool:
 
 
 def special_files(root: Path) -> Iterator[tuple[str, str, str]]:
-    """(file, id, problem) of links and of whatever else is no file or folder: reading one could lead anywhere."""
+    """(file, id, problem) of links and of all else that is neither file nor folder."""
     for path in sorted(root.rglob("*")):
         name = ascii(path.relative_to(root).as_posix())[1:-1]
         if path.is_symlink():

@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
+from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.layers import read_layers
+from fedmonai.command_line import isolated
 from fedmonai.errors import ConfigError
 from fedmonai.gate.config import merged_problems
 from fedmonai.gate.names import names_for
 from fedmonai.gate.reading import config_files
 from fedmonai.gate.references import SITE_SECTIONS
 
-__all__ = ["SiteGate", "isolated", "merged_config", "refuse_merged", "run_gated"]
+__all__ = ["SiteGate", "merged_config", "refuse_merged", "run_gated"]
 
 
 def merged_config(files: Sequence[str | Path], ids: Mapping[str, Any]) -> dict[str, Any]:
     """Config files and overrides as MONAI's workflow merges them; nothing is evaluated."""
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
-    parser.update(pairs=dict(ids))
+    parser = read_layers(files)
+    apply_overrides(parser, ids)
     return dict(parser.get())
 
 
@@ -152,8 +152,3 @@ def run_gated(bundle: str, files: Sequence[str], ids: Mapping[str, Any], allow: 
         *words,
     ]
     return subprocess.run(command, check=False).returncode  # noqa: S603 (MONAI's own module, words of this user)
-
-
-def isolated(module: str) -> list[str]:
-    """Arguments of Python that run a module and import nothing from the folder in which the process is started."""
-    return ["-P" if sys.version_info >= (3, 11) else "-I", "-m", module]

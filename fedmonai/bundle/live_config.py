@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config as it runs: checked when a workflow begins, recorded beside its results."""
+"""Live config: the config as it runs, checked when a workflow begins and recorded beside its results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any, cast
 
 import yaml
-from monai.bundle import ConfigWorkflow, ReferenceResolver, load, run
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, create_workflow, load, run
 
 from fedmonai.bundle.id_effects import (
     refuse_beyond_the_end,
@@ -23,11 +23,14 @@ from fedmonai.bundle.id_effects import (
 from fedmonai.bundle.id_table import TABLE_SECTION, IdTable
 from fedmonai.bundle.id_values import refuse_out_of_range, refuse_wrong_kinds
 from fedmonai.bundle.ids import known_ids, read_configs, refuse_order, refuse_unknown
+from fedmonai.bundle.layers import refuse_dropped
+from fedmonai.bundle.trained import warn_of_other_settings
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.interruption import end_in_one_line
 from fedmonai.io import FileName, InputPath, OutputPath, write_text
+from fedmonai.names import as_list
 
-__all__ = ["check_config", "live_config", "live_resolver", "plain_values", "save_run_config"]
+__all__ = ["check_config", "find_resolver", "live_config", "live_resolver", "plain_values", "save_run_config"]
 
 
 def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
@@ -43,23 +46,30 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     Returns:
         the live config.
 
+    Where the config says '.' for ``bundle_root``, it becomes the bundle that the config lies in. Weights that are used
+    with other values than they were trained with are warned of.
+
     Raises:
         ConfigError: on an unknown id, naming the nearest known one; on a text where the bundle has a switch or a
             number; on a value out of range (a batch of 0); on an id that has no effect, be it that a federation decides
             in its place (a site's epochs), that it needs one, that nothing reads it, or that the run ends before it; on
-            an id that drops what was set before; when ``bundle_root`` is no bundle.
+            an id that drops what was set before, such as another file's overlays or filters; when
+            ``bundle_root`` is no bundle.
     """
     if _is_command_line():
         sys.excepthook = _one_line_for_mistakes
         end_in_one_line()
-    bundle_root = _loaded_bundle() or bundle_root
+    resolver = live_resolver()
+    bundle_root = _loaded_bundle() or _at_home(resolver, bundle_root)
     if not Path(bundle_root, "configs").is_dir():
         raise ConfigError(
             f"bundle_root '{bundle_root}' has no folder 'configs'; change into the bundle's folder or "
             "give --bundle_root."
         )
     refuse_order(_command_line_ids())
+    refuse_dropped(_layers())
     config = live_config()
+    _refuse_left_out()
     contents = read_configs(bundle_root)
     table = IdTable.of_bundle(bundle_root, contents).extended(config.get(TABLE_SECTION))
     refuse_unknown(config, known_ids(contents.values(), table), table.names(open=True))
@@ -69,6 +79,7 @@ def check_config(bundle_root: InputPath = ".") -> dict[str, Any]:
     refuse_unread_ids(config, table)
     refuse_without_effect(config, contents, table)
     refuse_beyond_the_end(config, contents, table)
+    warn_of_other_settings(config, resolver)
     return config
 
 
@@ -87,12 +98,39 @@ def live_resolver() -> ReferenceResolver:
     Raises:
         RuntimeError: when no parser is at work.
     """
+    resolver = find_resolver()
+    if resolver is None:
+        raise RuntimeError("this is a config component; it was called without a MONAI config parser")
+    return resolver
+
+
+def find_resolver() -> ReferenceResolver | None:
+    """The resolver of the parser that is resolving the caller, or None when no parser is at work."""
     for frame in _callers():
         resolver: Any = frame.f_locals.get("self")
         whole = resolver.items.get("") if isinstance(resolver, ReferenceResolver) else None
         if whole is not None and isinstance(whole.get_config(), Mapping):
             return cast(ReferenceResolver, resolver)
-    raise RuntimeError("this is a config component; it was called without a MONAI config parser")
+    return None
+
+
+def _at_home(resolver: ReferenceResolver, bundle_root: InputPath) -> InputPath:
+    """The folder of the bundle that the workflow's config lies in, where the config says no more than '.'.
+
+    So a bundle runs from any folder. The value is put where the parser keeps what it has resolved: this check comes
+    before anything that reads it.
+    """
+    if dict(resolver.items[""].get_config()).get("bundle_root") != ".":
+        return bundle_root
+    for frame in _callers():
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            folder = Path(workflow.config_root_path)
+            if folder.name != "configs" or not (folder / "metadata.json").is_file() or folder.parent.samefile("."):
+                break
+            resolver.resolved_content["bundle_root"] = str(folder.parent)
+            return folder.parent
+    return bundle_root
 
 
 def _loaded_bundle() -> Path | None:
@@ -108,9 +146,32 @@ def _loaded_bundle() -> Path | None:
 
 
 def _command_line_ids() -> list[str]:
-    """The overrides of ``monai.bundle run`` in the order given: whoever comes later has only what they add up to."""
+    """The overrides of ``monai.bundle run`` in the order given, which the merged config does not show."""
     command = inspect.unwrap(run).__code__
     return [str(key) for frame in _callers() if frame.f_code is command for key in frame.f_locals["override"]]
+
+
+def _refuse_left_out() -> None:
+    """Refuse an override that is None: MONAI's command line leaves it out, and the value of the file stays."""
+    code = inspect.unwrap(run).__code__
+    for frame in _callers():
+        if frame.f_code is code:
+            for name in (name for name, value in frame.f_locals["override"].items() if value is None):
+                raise ConfigError(f"override '{name}' is None, which MONAI's command line leaves out; give '$None'.")
+
+
+def _layers() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The files and overrides that MONAI has made the config of, as far as the caller's frames name them.
+
+    A ``ConfigWorkflow`` made in Python keeps neither; ``monai.bundle run`` and ``create_workflow`` do.
+    """
+    code = inspect.unwrap(create_workflow).__code__
+    for frame in _callers():
+        if frame.f_code is code:
+            for file in as_list(frame.f_locals["config_file"]):
+                yield str(file), ConfigParser.load_config_file(file) or {}
+            yield "an override", frame.f_locals["_args"]
+            return
 
 
 def _callers() -> Iterator[FrameType]:
@@ -129,7 +190,7 @@ def _callers() -> Iterator[FrameType]:
 
 def _is_command_line() -> bool:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec is not None and spec.name in ("monai.bundle.__main__", "fedmonai.bundle.__main__")
+    return spec is not None and spec.name == "monai.bundle.__main__"
 
 
 def _one_line_for_mistakes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -159,7 +220,7 @@ def save_run_config(output_dir: OutputPath, name: FileName = "config.yaml") -> s
 
 
 def plain_values(value: Any) -> Any:
-    """YAML takes plain values only; objects given through the Python API are written as the name of their class."""
+    """A value as YAML can hold it: objects given through the Python API become the name of their class."""
     if isinstance(value, Mapping):
         return {str(k): plain_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

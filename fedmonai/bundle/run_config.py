@@ -17,8 +17,8 @@ from fedmonai.federated.run_log import RunConfig
 
 __all__ = ["recorded_config"]
 
-#: where a run lies and how it is continued: no result depends on them
-_WITHOUT = ("_meta_", "bundle_root", "output_dir", "resume", "resume_round")
+#: where a run lies, how it is continued and in how many processes: no result depends on them
+_WITHOUT = ("_meta_", "bundle_root", "output_dir", "resume", "resume_round", "workers")
 
 
 def recorded_config(config: Mapping[str, Any], plan: SitePlan) -> RunConfig:

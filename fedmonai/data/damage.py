@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input files that cannot be used: one kind of error for all readers, and the one place that makes it of others."""
+"""Input files that cannot be used: the error that all readers raise, and the conversion of other errors to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def damage_named(what: str, remedy: str = "") -> Iterator[None]:
     """Turn whatever a library raises in this block, which only reads a file, into an :class:`InputError`.
 
     h5py, nibabel, pydicom, scipy and PIL raise more than a dozen kinds on damaged files, by where the damage is:
-    OSError, RuntimeError, KeyError, OverflowError, zlib.error, MemoryError, ... A list of them was never complete, so a
+    OSError, RuntimeError, KeyError, OverflowError, zlib.error, MemoryError, ... No list of them would be complete, so a
     reader puts the calls of its library, and nothing else, into one such block.
 
     Args:

@@ -17,7 +17,7 @@ __all__ = ["VolumeFolder"]
 
 
 class VolumeFolder(monai.data.Dataset):
-    """Dataset of whatever images lie in a folder; one example is one file or one DICOM series with all its slices.
+    """Dataset of all images in a folder; one example is one file or one DICOM series with all its slices.
 
     Every item holds ``volume`` (a name that is unique in the folder), ``source`` (the path it came from), ``kind``, and
     what :meth:`read` returns. Subclasses say which :attr:`kinds` of files they take and override :meth:`read`.

@@ -309,7 +309,15 @@ def _hashes(path: Path) -> int:
 SHOWN = 3  # changed files that a message names
 
 
-def compare_splits(datasets: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class SplitComparison:
+    """What was found of the splits: one line, and whether it is a warning."""
+
+    found: str
+    warning: bool = False
+
+
+def compare_splits(datasets: Mapping[str, Any]) -> SplitComparison:
     """Compare the names, image data and subjects of the volumes of all splits; say what was compared.
 
     A dataset lists its volumes with ``volume_fingerprints()`` (``volume``, ``content``, ``subject``, ``whole`` of each,
@@ -320,7 +328,8 @@ def compare_splits(datasets: Mapping[str, Any]) -> str:
         datasets: split to dataset.
 
     Returns:
-        One line, or nothing where no dataset lists anything.
+        What was compared, empty where no dataset lists anything; a warning names the subjects of which blocks of slices
+        lie in two splits, as a split by slices leaves them.
 
     Raises:
         ConfigError: two splits share a name, image data or a subject; the message names both volumes.
@@ -330,6 +339,7 @@ def compare_splits(datasets: Mapping[str, Any]) -> str:
         for name in _names(dataset):
             seen.add("name", name, split, name)
     count = named = 0
+    places: dict[str, list[str]] = defaultdict(list)
     for split, dataset in datasets.items():
         volumes = dataset.volume_fingerprints() if hasattr(dataset, "volume_fingerprints") else ()
         for volume in tqdm(volumes, desc=f"compare {split}", unit="volume", leave=False, disable=None):
@@ -337,9 +347,19 @@ def compare_splits(datasets: Mapping[str, Any]) -> str:
             seen.add("content", volume.content, split, volume.volume)
             if volume.subject is not None:
                 seen.add("subject", volume.subject, split, volume.volume, volume.whole)
-    if count:
-        return f"no image data or subject in two splits ({count} volumes, {named} of them name their subject)"
-    return "no volume in two splits" if seen.seen else ""
+                places[volume.subject] += [] if split in places[volume.subject] else [split]
+    shared = {subject: splits for subject, splits in places.items() if len(splits) > 1}
+    if shared:
+        listed = "; ".join(f"{subject} in {' and '.join(splits)}" for subject, splits in list(shared.items())[:SHOWN])
+        more = f" ({len(shared)} subjects in all)" if len(shared) > SHOWN else ""
+        return SplitComparison(
+            f"blocks of slices of one subject in two splits: {listed}{more}; results are not those of new subjects",
+            True,
+        )
+    if not count:
+        return SplitComparison("no name of a volume in two splits" if seen.seen else "")
+    said = f"no subject in two splits ({named} of {count} volumes name theirs)"
+    return SplitComparison(f"no image data in two splits; {said if named else 'no volume names its subject'}")
 
 
 def changed_files(parser: ConfigParser) -> str:

@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from fedmonai import __file__ as package_file
 from fedmonai.bundle.ids import apply_overrides, suggestion
+from fedmonai.bundle.layers import refuse_dropped
 from fedmonai.errors import ConfigError, FederationError, unwrapped
 from fedmonai.experiments.plan import Method, Plan
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
+from fedmonai.federated.process_pool import ProcessPool
 from fedmonai.io import load_checked, write_table, write_text
 from fedmonai.report.comparison import ComparedRun
 
 __all__ = ["PlannedRun", "check_runs", "compared_runs", "execute", "planned_runs", "source_state", "write_cross_site"]
 
-#: a run's inputs beside its results, so that a changed plan is never mistaken for the one that was run
+#: a run's inputs beside its results; a changed plan is told from the one that was run
 RECORD = "planned.json"
 #: the state of the program that made the run; a continued run keeps the newest
 SOURCE = "source.json"
@@ -77,7 +79,7 @@ def source_state() -> dict[str, Any]:
 
     if git("ls-files", "--error-unmatch", "fedmonai/__init__.py") is None:  # installed, or in somebody else's checkout
         return {"commit": None, "changed": False}
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "fedmonai", "bundles", "scripts")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "fedmonai", "bundles", "plans")
     return {"commit": git("rev-parse", "--short=12", "HEAD"), "changed": bool(changed)}
 
 
@@ -89,7 +91,7 @@ def planned_runs(plan: Plan, output_dir: str | Path) -> Iterator[PlannedRun]:
 
 
 def check_runs(runs: Sequence[PlannedRun], bundles: str | Path = "bundles") -> None:
-    """Find out whether every run can start, before the first of them takes its hours; nothing is trained.
+    """Check that every run can start, before the first of them begins; nothing is trained.
 
     A method's first run that is not finished is made ready to its first round: ids, components, and all its sites with
     their data. Its other seeds differ in the seed only.
@@ -105,13 +107,13 @@ def check_runs(runs: Sequence[PlannedRun], bundles: str | Path = "bundles") -> N
             checked.add(run.method.name)
             try:
                 _prepared(run, bundles).close()
-            except Exception as error:  # whatever a value makes a component say, the person who gave it is told
+            except Exception as error:  # any exception of a component is a message for the author of the plan
                 raise ConfigError(f"method '{run.method.name}' cannot start: {_innermost(error)}") from error
             gc.collect()  # engines and their handlers refer to each other, and a site holds its data
 
 
 def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
-    """Run, or continue, one run in this process and return its federation; a finished run costs nothing.
+    """Run, or continue, one run in this process and return its federation; a finished run is not repeated.
 
     Raises:
         ConfigError: when the folder holds a run of another plan, or the run's own config is mistaken.
@@ -124,7 +126,7 @@ def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
         federation: Any = workflow.parser.get_parsed_content("federation")
         if not _is_finished(run.folder):
             federation.prepare()
-            # not before: what could not start shall not keep the corrected plan out of its folder
+            # only now: a run that could not start leaves its folder free for the corrected plan
             write_text(run.record, run.folder / RECORD)
             write_text(json.dumps(source_state()) + "\n", run.folder / SOURCE)
             workflow.run()
@@ -134,7 +136,7 @@ def execute(run: PlannedRun, bundles: str | Path = "bundles") -> Any:
 def write_cross_site(federation: Federation, path: str | Path) -> bool:
     """Test the personal model of every site on the test split of every tested site, and write a table of means.
 
-    For a finished run in this process. The evaluation leaves no trace at the sites. A site's test data are prepared as
+    For a finished run in this process. The evaluation changes nothing at the sites. A site's test data are prepared as
     that site prepares them (mask, size), whichever model is tested.
 
     Args:
@@ -148,8 +150,10 @@ def write_cross_site(federation: Federation, path: str | Path) -> bool:
         whether there are such models; a method with one global model for all has no matrix.
     """
     sites, plan = federation.sites, federation.sites.plan
+    if isinstance(sites, ProcessPool):  # its workers have ended; the files are all that is needed
+        sites = LocalPool(plan, resident_sites=1)
     if not isinstance(sites, LocalPool):
-        raise ConfigError("the models of sites elsewhere stay there; cross_site needs a federation in this process.")
+        raise ConfigError("the models of sites elsewhere stay there; cross_site needs a federation on this machine.")
     files = {name: plan.own_model(name) for name in plan.names if plan.own_model(name).is_file()}
     if not files:
         return False
@@ -184,6 +188,7 @@ def _workflow(run: PlannedRun, bundles: str | Path) -> ConfigWorkflow:
     root = Path(bundles) / run.method.bundle
     files = ["configs/federated.yaml", *run.method.overlays]
     _check_files(run.method, Path(bundles), files)
+    refuse_dropped([(file, ConfigParser.load_config_file(root / file) or {}) for file in files])
     workflow = ConfigWorkflow([str(root / file) for file in files], workflow_type="train", logging_file=False)
     own = {"bundle_root": str(root), "output_dir": str(run.folder), "seed": run.seed, "resume": True}
     # copied: ids such as sites::A::sequence change what the parser holds, and all methods share the plan's values

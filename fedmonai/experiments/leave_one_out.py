@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave one out: every site of a federation in turn is the outside one; train without it, then adapt to it."""
+"""Leave one out: for every site a federation without it, then the adaptation to it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from fedmonai.bundle.id_effects import read_ids
 from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.layers import read_layers
 from fedmonai.errors import ConfigError
 from fedmonai.federated.plan import overlay_files
 from fedmonai.io import read_strictly, write_text
@@ -27,7 +28,7 @@ OUTSIDE_CONFIG = "configs/outside.yaml"
 
 def leave_one_out(
     output_dir: str,
-    bundle_root: str = "bundles/iop_fl",
+    bundle_root: str,
     config_file: str | Sequence[str] = "configs/federated.yaml",
     outside_sites: Mapping[str, Any] | Sequence[str] | str | None = None,
     outside: Mapping[str, Any] | None = None,
@@ -59,8 +60,7 @@ def leave_one_out(
     """
     root = Path(bundle_root).resolve()
     files = [str(root / name) for name in as_list(config_file)]
-    parser = ConfigParser()
-    parser.read_config(files)
+    parser = read_layers(files)
     apply_overrides(parser, {"bundle_root": str(root), **ids})
     specs: dict[str, dict[str, Any]] = {name: spec or {} for name, spec in parser.get_parsed_content("sites").items()}
     chosen = _outside_sites(outside_sites, specs)
@@ -156,9 +156,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 PLAN_KEYS = ("about", "seeds", "bundle", "overlays", "ids", "outside_sites", "outside", "adaptations")
 
 
-def run_plan(
-    plan: str | Path, output_dir: str, bundles: str = "bundles"
-) -> tuple[str, dict[int, dict[str, list[Path]]]]:
+def run_plan(plan: str | Path, output_dir: str, bundles: str) -> tuple[str, dict[int, dict[str, list[Path]]]]:
     """Run or continue :func:`leave_one_out` for every seed of a plan.
 
     Args:

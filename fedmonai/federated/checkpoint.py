@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedmonai.errors import ConfigError, first_line
+from fedmonai.federated.background import Background, Snapshot
 from fedmonai.federated.messages import STATE_FORMAT, FormatError, check_format
 from fedmonai.federated.run_log import RunConfig, RunFolder, save_atomic
 from fedmonai.io import load_checked, read_weights, sync_folder
@@ -125,6 +126,10 @@ class Checkpoint:
     the commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so there is a
     way back of one round: from a damaged file, from a state that no site can train from, or by ``resume_round``.
 
+    A commit is written beside the next round, from a snapshot. One is outstanding at most, and what it replaces is
+    removed after it is on disk, so a kill at any time leaves a commit to resume from. What keeps it from being written
+    is raised by the next :meth:`join`, which comes before the next commit, the final test and every way back.
+
     Args:
         output_dir: folder of the run.
         key_metric_mode: see :class:`BestModelTracker`.
@@ -150,6 +155,9 @@ class Checkpoint:
         #: notes on the run as a whole
         self.notes: list[str] = []
         self._commits: list[dict[str, int]] = []
+        self._background, self._snapshot = Background(), Snapshot()
+        #: name and weights of a best model that the next commit writes before its state
+        self._model: tuple[str, Mapping[str, Tensor]] | None = None
 
     def note(self, note: str) -> None:
         """Log a note and keep it for ``run.json``."""
@@ -194,28 +202,76 @@ class Checkpoint:
     def _is_previous(self, state: Mapping[str, Any]) -> bool:
         return state.get("file") == self.previous.name
 
-    def commit(self, state: Mapping[str, Any], again: bool = False) -> list[dict[str, int]]:
+    def keep_best(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Have the best model, the weights as they are when the round is committed, written with the commit."""
+        self._model = (name, weights)
+
+    def commit(
+        self,
+        state: Mapping[str, Any],
+        write_sites: Callable[[], None],
+        keep_sites: Callable[[list[dict[str, int]]], None],
+        again: bool = False,
+    ) -> None:
         """Commit a state of tensors and plain values, with ``round`` and ``site_rounds`` among them.
+
+        Returns when the copy is taken: until the next :meth:`join` it is not known to be on disk.
 
         Args:
             state: the state; the best rounds and the notes are added to it.
+            write_sites: sees that the states of the sites that ``site_rounds`` refers to are on disk.
+            keep_sites: deletes all states but those that the commits on disk refer to, the newest last.
             again: for the round that was committed last. The way back is always an earlier round: a second commit of a
                 round must not push it out.
 
-        Returns:
-            the rounds of the sites' states that the commits on disk refer to, the newest last.
+        Raises:
+            FederationError: when the commit before it could not be written.
         """
+        self.join()
+        added = {"best": self.best.state_dict(), "notes": list(self.notes)}
+        name, weights = self._model or ("", {})
+        copied = self._snapshot.take({"state": {"format": STATE_FORMAT, **state, **added}, "model": weights})
+        self._model = None
+
+        def write() -> None:
+            if name:
+                save_atomic(copied["model"], self.folder.model(name))
+            write_sites()
+            self._write(copied["state"], again)
+            if not again:
+                self._commits = [*self._commits[-1:], copied["state"]["site_rounds"]]
+                keep_sites(self._commits)
+
+        self._background.start(write)
+
+    def _write(self, state: Mapping[str, Any], again: bool) -> None:
         self.folder.sync()
         fresh = self.path.with_name("federation.new.pt")
-        added = {"best": self.best.state_dict(), "notes": list(self.notes)}
-        save_atomic({"format": STATE_FORMAT, **state, **added}, fresh)
+        save_atomic(state, fresh)
         if self.path.exists() and not again:
             self.path.replace(self.previous)
         fresh.replace(self.path)
         sync_folder(self.path.parent)
-        if not again:
-            self._commits = [*self._commits[-1:], dict(state["site_rounds"])]
-        return self._commits
+
+    def join(self) -> None:
+        """Wait until the last commit is on disk.
+
+        Raises:
+            FederationError: when it cannot be written; the commits before it are whole.
+        """
+        self._background.join()
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether a commit may be on its way to the disk."""
+        return self._background.busy
+
+    def close(self) -> None:
+        """Wait for the last commit, and release the folder for other processes."""
+        try:
+            self._background.settle()
+        finally:
+            self.folder.close()
 
     def read(self, check_states: Callable[[Mapping[str, int]], None], wanted: int | None = None) -> dict[str, Any]:
         """The newest commit that can be read, or that of a round; what is wrong with a newer one is noted.

@@ -11,7 +11,6 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import Checkpoint
 from fedmonai.federated.protocol import Strategy
-from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site_evaluation import SiteEvaluation, write_site_evaluation
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.io import load_checked
@@ -37,7 +36,7 @@ class Evaluations:
 
     def __init__(self, sites: SitePool, strategy: Strategy, checkpoint: Checkpoint, key_metric: str) -> None:
         self.sites, self.strategy, self.key_metric = sites, strategy, key_metric
-        self.folder, self.best = checkpoint.folder, checkpoint.best
+        self.checkpoint, self.folder, self.best = checkpoint, checkpoint.folder, checkpoint.best
 
     def validate(self, number: int, names: Iterable[str]) -> tuple[dict[str, dict[str, float]], list[str]]:
         """Evaluate on the validation splits after a round.
@@ -70,8 +69,7 @@ class Evaluations:
                 "and continue with --resume True."
             )
         if values and self.best.update_mean(values, number):
-            weights = {k: t.clone() for k, t in self.strategy.global_weights.items()}
-            save_atomic(weights, self.folder.model(self._global_name()))
+            self.checkpoint.keep_best(self._global_name(), self.strategy.global_weights)
         return counted, notes
 
     def test(
@@ -83,7 +81,8 @@ class Evaluations:
             notes, and the sites that could not be tested with their reasons.
         """
         notes, failed = [], {}
-        chosen = {name: self._chosen(name, last_round) for name in names}
+        best = self._best_weights()
+        chosen = {name: best or self._last(name, last_round) for name in names}
         for result in self.sites.test(chosen, initial, self.best):
             write_site_evaluation(self.folder, result)
             notes += [*self._failure("test", result), *_held_back("test", result)]
@@ -101,11 +100,13 @@ class Evaluations:
         """The best global weights are a complete ``model.pt`` if all is shared, else ``shared.pt``."""
         return "model" if self.sites.shares_all() else "shared"
 
-    def _chosen(self, site: str, last_round: int) -> tuple[Mapping[str, Tensor], int]:
+    def _best_weights(self) -> tuple[Mapping[str, Tensor], int] | None:
+        """The best weights and their round; ``None`` where nothing was ever validated to choose by."""
         number = self.best.round()
-        if number is None:  # never validated: there is nothing to choose by
-            return self.strategy.evaluation_message(site).weights or {}, last_round
-        return load_checked(self.folder.model(self._global_name())), number
+        return None if number is None else (load_checked(self.folder.model(self._global_name())), number)
+
+    def _last(self, site: str, last_round: int) -> tuple[Mapping[str, Tensor], int]:
+        return self.strategy.evaluation_message(site).weights or {}, last_round
 
     @staticmethod
     def _failure(what: str, result: SiteEvaluation) -> list[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,13 +19,13 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.checkpoint import Checkpoint, changes_since, restoring, start_from
 from fedmonai.federated.evaluation import Evaluations
 from fedmonai.federated.local_training import load_stateful, reset_engine, stateful_parts
-from fedmonai.federated.protocol import Strategy
+from fedmonai.federated.protocol import Accumulator, Strategy
 from fedmonai.federated.run_log import RoundRecord, RunConfig, describe_environment, save_atomic, summary
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 from fedmonai.interruption import announced
 from fedmonai.io import InputPath, load_checked, to_device
-from fedmonai.names import as_list
+from fedmonai.names import as_list, shown
 from fedmonai.seeding import derive_seed
 
 __all__ = ["Federation", "attach"]
@@ -56,6 +55,8 @@ class Federation(Workflow):
         fraction: share of the training sites that takes part in a round, in (0, 1]; drawn anew from (seed, round).
         min_sites: fewest sites whose updates make a round.
         val_interval: rounds between validations; the last round is always validated.
+        validated_fraction: share of the training sites that is validated, in (0, 1]; drawn once from the seed: rounds
+            are compared over the same sites, and those that are drawn anew would nearly never be among them.
         key_metric: validation metric that chooses the best round.
         key_metric_mode: ``max`` or ``min``.
         resume: continue the run in the folder; without a committed round there it starts from the beginning.
@@ -82,6 +83,7 @@ class Federation(Workflow):
         fraction: float = 1.0,
         min_sites: int = 1,
         val_interval: int = 1,
+        validated_fraction: float = 1.0,
         key_metric: str = "psnr",
         key_metric_mode: str = "max",
         resume: bool = False,
@@ -98,6 +100,7 @@ class Federation(Workflow):
         twice = strategy.observers_train
         self.observers = [name for name in observers if twice or name not in self.train_sites]
         _check_numbers(num_rounds, fraction, min_sites, val_interval, len(self.train_sites))
+        _check_share("validated_fraction", validated_fraction)
         super().__init__(
             device=device,
             max_epochs=num_rounds,
@@ -109,6 +112,7 @@ class Federation(Workflow):
         self.sites, self.strategy = sites, strategy
         self.fraction, self.min_sites, self.val_interval = fraction, min_sites, val_interval
         self.seed = sites.plan.seed
+        self.val_sites = self._drawn(validated_fraction, 1, "validated")
         self.guard = sites.plan.guard or UpdateValidator()
         self.usual_norm = UsualNorm(self.guard.max_norm_ratio)
         self.key_metric, self.init_ckpt, self.method = key_metric, init_ckpt, method
@@ -119,7 +123,10 @@ class Federation(Workflow):
         self._queue: list[str] = []
         self._messages: dict[str, ExchangeObject] = {}
         self._updates: dict[str, ExchangeObject] = {}
+        self._accumulator: Accumulator | None = None
         self._handler_states: dict[str, Any] | None = None
+        #: bytes and seconds of the final test
+        self._final_costs: dict[str, Any] = {}
         #: the round that was recorded and is not committed yet
         self._pending: int | None = None
         self._stage = "before the first round"
@@ -148,8 +155,14 @@ class Federation(Workflow):
         return self._work_left
 
     def close(self) -> None:
-        """Release the run's folder; :meth:`run` does it at its end."""
-        self.checkpoint.folder.close()
+        """Wait for the last commit, then let go of the run's folder and end the sites' processes.
+
+        :meth:`run` does it at its end.
+        """
+        try:
+            self.checkpoint.close()
+        finally:
+            self.sites.close()
 
     def run(self) -> None:  # type: ignore[override]
         """Run the rounds that are left and test the best model.
@@ -191,7 +204,7 @@ class Federation(Workflow):
     def _where_it_stops(self) -> str:
         """What is printed when a user stops the process."""
         folder = self.sites.plan.output_dir
-        if not self.checkpoint.exists():
+        if not (self.checkpoint.exists() or self.checkpoint.outstanding):
             return f"stopped {self._stage}; '{folder}' holds no committed round to resume: start again."
         return f"stopped {self._stage}; what is committed in '{folder}' is whole: resume with --resume True."
 
@@ -200,10 +213,13 @@ class Federation(Workflow):
         own = self.strategy.participants(round_number, self.train_sites, self.seed)
         if own is not None:
             return sorted(own)
+        return self._drawn(self.fraction, self.min_sites, "participants", round_number)
+
+    def _drawn(self, share: float, fewest: int, *what: Any) -> list[str]:
+        """A share of the training sites, sorted; a function of the seed and of what they are drawn for."""
         # rounded first: 0.28 of 25 sites is 7 and not, for the last bit of the product, 8
-        count = max(self.min_sites, math.ceil(round(self.fraction * len(self.train_sites), 9)))
-        chosen = random.Random(derive_seed(self.seed, "participants", round_number)).sample(self.train_sites, count)
-        return sorted(chosen)
+        count = max(fewest, math.ceil(round(share * len(self.train_sites), 9)))
+        return sorted(random.Random(derive_seed(self.seed, *what)).sample(self.train_sites, count))
 
     def _prepare(self) -> bool:
         checkpoint, plan = self.checkpoint, self.sites.plan
@@ -218,15 +234,15 @@ class Federation(Workflow):
                     f"resume_round is {self.resume_round}, but output_dir '{plan.output_dir}' holds no committed "
                     "round; leave it out, or correct --output_dir."
                 )
-            self._start(self._open_sites())
+            self._start(self._open_sites(1))
         else:
             state = checkpoint.read(self.sites.check_states, self.resume_round)
             if not self._has_work(state):
                 return False
+            self.sites.return_to(self._site_rounds(state))
             for note in changes_since(state, plan.names, self.seed, self.run_config):
                 checkpoint.note(note)
-            self.sites.return_to(self._site_rounds(state))
-            self._open_sites()
+            self._open_sites(state["round"] + 1)
             self._continue(state)
         if self.run_config.digest:
             checkpoint.folder.write_once(self.run_config.file, self.run_config.text)
@@ -251,10 +267,17 @@ class Federation(Workflow):
         )
         return False
 
-    def _open_sites(self) -> dict[str, Tensor]:
-        """Open every site once, so that a mistake in any of them ends the run before the first round."""
+    def _open_sites(self, round_number: int) -> dict[str, Tensor]:
+        """Open every site once, so that a mistake in any of them ends the run before the first round.
+
+        Of sites that take part now and then, those of the first round and those that do not train: the others are
+        opened when they are first asked, where a mistake costs them the round.
+        """
         weights: dict[str, Tensor] = {}
         names = self.sites.plan.names
+        if self.fraction < 1:
+            others = (set(self.test_sites) | set(self.observers)) - set(self.train_sites)
+            names = sorted(others.union(self.participants(round_number)))
         for name in names:
             structure = self.sites.structure(name)
             if structure is None:
@@ -322,6 +345,7 @@ class Federation(Workflow):
         self.state.iteration = (number - 1) * len(self._queue)
         self._messages = self.strategy.configure_round(number, list(self._queue))
         self._updates = {}
+        self._accumulator = self.strategy.accumulator() if self.sites.plan.at_once else None
         self.sites.begin_round(number, self._messages)
 
     def _observe(self, number: int) -> None:
@@ -340,28 +364,27 @@ class Federation(Workflow):
         update = self._ask(name, self._messages.pop(name))
         if update is None:
             return {"site": name, "loss": math.nan}
-        self._updates[name] = update  # last: what failed is in no average
+        if self._accumulator is None:
+            self._updates[name] = update  # last: what failed is in no average
+        else:
+            self._accumulator.add(update)
         return {"site": name, "loss": float((update.statistics or {}).get("loss", math.nan))}
 
     def _ask(self, name: str, message: ExchangeObject, observer: bool = False) -> ExchangeObject | None:
         """The checked update of a site, recorded; ``None`` for a site that is left out."""
         number, record = self.state.epoch, self.record
-        started = time.perf_counter()
-        record.sent(name, message)
         try:
             update = self.sites.train(name, message)
             declared = self.strategy.attachments_up
             norm = self.guard.check_update(update, self.strategy.global_weights, number, declared, observer)
             self.strategy.check_update(name, update)
             if observer:
-                record.observed(name, update)
+                record.observed(name)
             else:
                 record.completed(name, update, norm)
         except Exception as error:  # whatever a site's own code raises, the round goes on without it
             self._leave_out(name, error)
             return None
-        finally:
-            record.spent(name, time.perf_counter() - started)
         return update
 
     def _leave_out(self, name: str, error: Exception) -> None:
@@ -372,11 +395,14 @@ class Federation(Workflow):
 
     def _end_round(self) -> None:
         number = self.state.epoch
-        for name, refusal in self.usual_norm.outliers(self.record.update_norm).items():
+        for name, refusal in self.usual_norm.outliers(self.record.update_norm, self.strategy.global_weights).items():
             self._leave_out(name, refusal)
         if len(self.record.loss) < self.min_sites:
             raise FederationError(self._too_few(number))
-        self.strategy.aggregate(number, self._updates)
+        if self._accumulator is None:
+            self.strategy.aggregate(number, self._updates)
+        else:
+            self._accumulator.finish()
         self._updates = {}
         self.record.attachments = self.strategy.describe_round()
         self._record_round(validate=number % self.val_interval == 0 or number == self.state.max_epochs)
@@ -389,6 +415,7 @@ class Federation(Workflow):
             f"round {number}: {len(record.loss)} of {len(record.participants)} sites finished, min_sites is "
             f"{self.min_sites}. {reasons}. The state after round {number - 1} is in '{folder}'"
         )
+        self.checkpoint.join()
         earlier = self.checkpoint.read_previous(self.sites.check_states)
         if record.all_diverged() and number not in self._given_up:
             self._given_up.add(number)
@@ -403,7 +430,8 @@ class Federation(Workflow):
         record, best, folder = self.record, self.checkpoint.best, self.checkpoint.folder
         metrics = record.train_summary()
         if validate:
-            found, notes = self.evaluations.validate(record.number, self.train_sites)
+            record.validated = self.val_sites
+            found, notes = self.evaluations.validate(record.number, self.val_sites)
             record.notes += notes
             for metric, values in found.items():
                 metrics |= summary(f"val_{metric}", values)
@@ -413,7 +441,7 @@ class Federation(Workflow):
         self.state.metrics = {**self.state.metrics, **metrics}
         folder.add_metrics(record.metric_rows())
         further = {"evaluated": validate, "best_round": best.round(), "best_metric": best.value()}
-        folder.add_round(record.as_dict(config=self.run_config.digest, **further))
+        folder.add_round(record.as_dict(config=self.run_config.digest, **self.sites.costs.take(), **further))
         self._pending = record.number
 
     def _show_best(self) -> None:
@@ -422,11 +450,12 @@ class Federation(Workflow):
             self.state.best_metric, self.state.best_metric_epoch = best.value(), best.round()
 
     def _commit(self, finished: bool = False) -> None:
-        """Write the state of the round that was recorded last, if it is not on disk yet."""
+        """Have the state of the round that was recorded last written beside what follows, if it is not yet."""
         again = self._pending is None
         if again and not finished:
             return
         number = self.state.epoch if self._pending is None else self._pending
+        self.checkpoint.join()  # before the states of the sites are taken: one commit is outstanding, not two
         site_rounds = self.sites.save_states(number)
         state = {
             "round": number,
@@ -442,23 +471,24 @@ class Federation(Workflow):
             "threads": torch.get_num_threads(),
             "config": dict(self.run_config.values),
         }
-        commits = self.checkpoint.commit(state, again)
-        if not again:
-            self.sites.keep_states(commits)
+        self.checkpoint.commit(state, self.sites.write_states, self.sites.keep_states, again)
         self._pending = None
 
     def _finish(self) -> None:
         """Save the last weights, test the best ones, and mark the run as finished."""
         self._commit()
+        self.checkpoint.join()
         self._stage = "in the final test"
         folder = self.checkpoint.folder
         save_atomic(self.strategy.global_weights, folder.model("model_final"))
         initial = load_checked(folder.model("initial"))
         notes, failed = self.evaluations.test(self.test_sites, initial, self.state.epoch)
         self.checkpoint.notes += notes
+        self._final_costs = self.sites.costs.take()
         tested = len(failed) < len(self.test_sites)
         if tested:
             self._commit(finished=True)
+            self.checkpoint.join()
         folder.write_json("run.json", self._description())
         if not tested:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(failed.items()))
@@ -486,6 +516,8 @@ class Federation(Workflow):
             "shared_keys": list(keys.patterns),
             "local_keys": list(keys.local),
             "device": str(self.state.device),
+            "wire_dtype": self.sites.plan.wire_dtype,
+            **({"final_test": self._final_costs} if self._final_costs else {}),
             **describe_environment(),
             "notes": self.checkpoint.notes,
         }
@@ -496,8 +528,13 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
 
     In a config this is a component of its own, because a handler inside the engine's section could not refer to the
     engine.
+
+    Raises:
+        ConfigError: when something else than handlers is given.
     """
-    for handler in handlers or []:
+    for handler in as_list(handlers):
+        if not hasattr(handler, "attach"):
+            raise ConfigError(f"handlers holds {shown(handler)}, which is no handler; give a list of components.")
         handler.attach(engine)
         engine.handlers.append(handler)
     return engine
@@ -505,7 +542,8 @@ def attach(engine: Federation, handlers: Sequence[Any] | None = None) -> Federat
 
 def _known(sites: Sequence[str], config_id: str, names: Sequence[str] | None) -> list[str]:
     chosen = list(sites) if names is None else sorted(dict.fromkeys(as_list(names)))
-    unknown = [name for name in chosen if name not in sites]
+    known = set(sites)
+    unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         what = f"names '{unknown[0]}', which is no site" if unknown else "is empty"
         raise ConfigError(f"{config_id} {what}; the sites of this federation are {', '.join(sites)}.")
@@ -515,11 +553,15 @@ def _known(sites: Sequence[str], config_id: str, names: Sequence[str] | None) ->
 def _check_numbers(num_rounds: int, fraction: float, min_sites: int, val_interval: int, num_sites: int) -> None:
     if num_rounds < 1:
         raise ConfigError(f"num_rounds is {num_rounds}; give 1 or more.")
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction is {fraction}; give the share of sites per round, above 0 and at most 1.")
+    _check_share("fraction", fraction)
     if not 1 <= min_sites <= num_sites:
         raise ConfigError(
             f"min_sites is {min_sites}; give a number from 1 to the number of training sites ({num_sites})."
         )
     if val_interval < 1:
         raise ConfigError(f"val_interval is {val_interval}; give 1 or more rounds.")
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 < share <= 1:
+        raise ConfigError(f"{name} is {share}; give a share of the training sites, above 0 and at most 1.")

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -13,13 +15,17 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.federated.checkpoint import BestModelTracker, check_optimizer, read_site_state, restoring
+from fedmonai.federated.costs import Costs, SentBefore
 from fedmonai.federated.local_training import UpdateBuffers
+from fedmonai.federated.messages import WEIGHTS, SharedKeys, kind_of_training, message_bytes
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import save_atomic
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation, evaluate_site, final_test, validation
+from fedmonai.federated.state_files import StateFiles
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.federated.wire_form import Rounded
 
 __all__ = ["LocalPool"]
 
@@ -46,6 +52,9 @@ class LocalPool:
         self.simulated = simulated
         self.state_rounds: dict[str, int] = {}
         self.notes: list[str] = []
+        self.costs = Costs()
+        self._sent_before = SentBefore()
+        self._rounded: Rounded = {}
         # all sites are sent the same tensors, which are looked through once
         self._guard = (plan.guard or UpdateValidator()).once()
         # the bound is one of updates; a site that held the server's weights against its own would answer, refusal by
@@ -53,7 +62,12 @@ class LocalPool:
         self._guard.max_norm = None
         self._resident: OrderedDict[str, SiteAlgo] = OrderedDict()
         self._dirty: set[str] = set()
+        #: states that were taken and are not on disk yet; only whoever writes them takes them out
+        self._unwritten: dict[Path, dict[str, Any]] = {}
+        self._files = StateFiles(plan)
         self._updates = UpdateBuffers()
+        #: weights and buffers of all sites that keep none of their own
+        self._common: dict[str, Tensor] = {}
         self._round = 0
         self._before: dict[str, int] = {}
 
@@ -80,12 +94,13 @@ class LocalPool:
             site.other_trainer = self._trainer_of
         if name in self.state_rounds:
             self._load(site, name, self.state_rounds[name])
+        site.share_memory(self._common)
         self._resident[name] = site
         return site
 
     def _load(self, site: SiteAlgo, name: str, number: int) -> None:
         path = self.plan.state_file(name, number)
-        state = read_site_state(path)
+        state = self._unwritten.get(path) or read_site_state(path)
         with restoring(path, "resume with the configuration of the first run or choose another output_dir."):
             check_optimizer(state["optimizer"], site.trainer.optimizer)
             site.load_state_dict(state)
@@ -94,13 +109,19 @@ class LocalPool:
         """Continue from these states: what is in memory is dropped."""
         self._resident.clear()
         self._dirty.clear()
+        self._unwritten.clear()
+        self._common = {}  # a site that is built anew begins with weights of its own
+        self._sent_before = SentBefore()
         self.state_rounds = dict(state_rounds)
+        self._files.find()
 
     def evict(self, name: str) -> None:
         """Drop a site from memory together with what is known of its state: it is built anew when it is opened."""
         self._resident.pop(name, None)
         self._dirty.discard(name)
         self.state_rounds.pop(name, None)
+        if not self._resident:
+            self._common = {}  # as it was built, not as it was trained
 
     def _trainer_of(self, name: str) -> Any:
         """The trainer of another site, for methods that exist in simulation only."""
@@ -121,29 +142,42 @@ class LocalPool:
 
     def shares_all(self) -> bool:
         """Whether the shared weights are a whole network."""
-        return not self.open(self.plan.names[0]).private
+        site = next(iter(self._resident.values()), None) or self.open(self.plan.names[0])
+        return not site.private
 
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
         """Begin a round; the memory of the updates of the round before is used again."""
         self._round = round_number
         self._before = dict(self.state_rounds)
         self._updates.end_round()
+        self._rounded = {}
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Train a site; its update's tensors are borrowed until the next round begins.
 
+        Where the plan has them used up ``at_once``, they are borrowed until the next site trains, and are its own.
+
         Raises:
             Exception: whatever stopped the training.
         """
-        site = self.open(name)
-        site.train(message)
-        if site.observing:  # neither weights to send nor a state to keep
-            update = site.get_weights()
-        else:
-            self.mark_changed(name)
-            update = site.get_weights({"out": self._updates.take(site.reference)})
+        kind, sent = kind_of_training(message), self.plan.wire.message_down(message, self._rounded)
+        self.costs.sent(name, kind, self._sent_before.sizes(name, message, sent, self._round - 1))
+        started = time.perf_counter()
+        try:
+            site = self.open(name)
+            site.train(sent)
+            if site.observing:  # neither weights to send nor a state to keep
+                update = site.get_weights()
+            else:
+                self.mark_changed(name)
+                # a filter may write to what it is given
+                lent = self.plan.at_once and not (site.exchange_filters or site.post_weight_filters)
+                update = site.get_weights({"out": site.reference if lent else self._updates.take(site.reference)})
+        finally:
+            self.costs.worked(name, kind, time.perf_counter() - started)
         note_release(self.plan.folder(name), update)
-        return update
+        self.costs.received(name, kind, message_bytes(update))
+        return self.plan.wire.full(update, message.weights or {})
 
     def mark_changed(self, name: str) -> None:
         """Note that a site's state is newer than its file."""
@@ -160,6 +194,7 @@ class LocalPool:
             self._resident.pop(name, None)
         if written:
             self.state_rounds.pop(name)
+            self.plan.state_file(name, self._round).unlink(missing_ok=True)
             if name in self._before:
                 self.state_rounds[name] = self._before[name]
 
@@ -167,8 +202,14 @@ class LocalPool:
         self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
     ) -> Iterator[SiteEvaluation]:
         """Evaluate the sites in ``messages`` on their validation splits, one after another."""
+        done: Rounded = {}
         for name, message in messages.items():
-            yield evaluate_site(name, self._validation(name, message, number, best, key_metric))
+            sent = self.plan.wire.message_down(message, done)
+            self.costs.sent(name, "validate", self._sent_before.sizes(name, message, sent, number))
+            started = time.perf_counter()
+            found = evaluate_site(name, self._validation(name, sent, number, best, key_metric))
+            self.costs.worked(name, "validate", time.perf_counter() - started)
+            yield found
 
     def _validation(
         self, name: str, message: ExchangeObject, number: int, best: BestModelTracker, key_metric: str
@@ -183,40 +224,62 @@ class LocalPool:
         best: BestModelTracker,
     ) -> Iterator[SiteEvaluation]:
         """Test the sites in ``chosen`` (the best weights and their round for each), one after another."""
-        for name, weights in chosen.items():
+        wire, keys = self.plan.wire, SharedKeys(self.plan.shared_keys, self.plan.local_keys)
+        done: Rounded = {}
+        first = wire.down({key: tensor for key, tensor in initial.items() if key in keys}, done)
+        whole = {**initial, **first}
+        for name, (weights, best_round) in chosen.items():
+            sent = wire.down(weights, done)
+            self.costs.sent(
+                name, "test", self._sent_before.tested(name, {"initial": (first, 0), WEIGHTS: (sent, best_round)})
+            )
             number = best.round(name)
             own_model = None if number is None else (self.plan.own_model(name), number)
-            yield evaluate_site(name, self._final_test(name, initial, weights, own_model))
+            started = time.perf_counter()
+            found = evaluate_site(name, self._final_test(name, whole, (sent, best_round), own_model))
+            self.costs.worked(name, "test", time.perf_counter() - started)
+            yield found
 
     def _final_test(self, name: str, *arguments: Any) -> Iterator[ModelEvaluation]:
         yield from final_test(self.open(name), *arguments)
 
     def save_states(self, round_number: int) -> dict[str, int]:
-        """Write the state of every site that has changed; return the round of each site's newest file."""
+        """Take the state of every site that has changed; return the round of each site's newest one."""
         self._round = round_number
         for name in sorted(self._dirty & set(self._resident)):
-            self._write(name)
+            self._unwritten[self._state_file(name)] = self._resident[name].state_dict()
         return dict(self.state_rounds)
+
+    def write_states(self) -> None:
+        """Write the states that were taken.
+
+        Raises:
+            FederationError: when one cannot be written.
+        """
+        for path in list(self._unwritten):
+            save_atomic(self._unwritten[path], path)
+            del self._unwritten[path]  # now: the site may be opened again, from one or from the other
 
     def _offload(self, name: str) -> None:
         if name in self._dirty:
-            self._write(name)
+            path = self._state_file(name)
+            save_atomic(self._resident[name].state_dict(), path)
         del self._resident[name]
 
-    def _write(self, name: str) -> None:
-        save_atomic(self._resident[name].state_dict(), self.plan.state_file(name, self._round))
+    def _state_file(self, name: str) -> Path:
+        """The file of a site's state as it is now, which is the newest from here on."""
         self.state_rounds[name] = self._round
+        self._files.note(name, self._round)
         self._dirty.discard(name)
+        return self.plan.state_file(name, self._round)
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state file of a commit cannot be read."""
-        for name, number in state_rounds.items():
-            read_site_state(self.plan.state_file(name, number))
+        self._files.check(state_rounds)
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Delete state files that none of ``commits`` refers to."""
-        for name in self.plan.sites:
-            wanted = {self.plan.state_file(name, commit[name]) for commit in commits if name in commit}
-            for path in self.plan.folder(name).glob("round_*.pt"):
-                if path not in wanted:
-                    path.unlink()
+        self._files.keep(commits)
+
+    def close(self) -> None:
+        """Does nothing: all sites are in this process."""

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "KINDS",
     "MESSAGE_FORMAT",
     "STATE_FORMAT",
+    "WEIGHTS",
     "FormatError",
     "KeepSharedKeys",
     "Reply",
@@ -29,6 +31,7 @@ __all__ = [
     "attachments_of",
     "check_format",
     "copy_weights",
+    "kind_of_training",
     "message_bytes",
     "pack",
     "pack_reply",
@@ -41,7 +44,7 @@ __all__ = [
 
 #: format versions: a number goes up when what is written is no longer understood by the version before;
 #: ``tests/golden/formats`` holds one file of each, so that no change goes unnoticed. Of :func:`pack`
-MESSAGE_FORMAT = 1
+MESSAGE_FORMAT = 2
 #: of ``federation.pt`` and of the sites' ``round_NNNN.pt``
 STATE_FORMAT = 2
 #: of a job's ``fedmonai.json``
@@ -127,7 +130,7 @@ def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], key
 
 def message_bytes(message: ExchangeObject) -> dict[str, int]:
     """Bytes of every named item of a message: ``weights`` and each attachment."""
-    sizes = {"weights": _tensor_bytes((message.weights or {}).values())}
+    sizes = {WEIGHTS: _tensor_bytes((message.weights or {}).values())}
     for name, tensors in attachments_of(message).items():
         sizes[name] = _tensor_bytes(tensors.values())
     return sizes
@@ -135,6 +138,12 @@ def message_bytes(message: ExchangeObject) -> dict[str, int]:
 
 def _tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def kind_of_training(message: ExchangeObject | None) -> str:
+    """Whether a message asks for local training (``train``) or for attachments alone (``observe``)."""
+    statistics = message.statistics or {} if message is not None else {}
+    return "observe" if statistics.get("observe") else "train"
 
 
 class KeepSharedKeys:
@@ -164,6 +173,11 @@ class KeepSharedKeys:
 #: what a site can be asked: to build itself, local training, the evaluation after a round, the final test
 KINDS = ("join", "train", "validate", "test")
 _SEPARATOR = "::"
+#: the item of a message that is not an attachment
+WEIGHTS = "weights"
+_DIGEST = re.compile("[0-9a-f]{64}")
+#: sets of tensors that a site is asked to keep at a time, at most
+MOST_KEPT = 8
 
 
 @dataclass
@@ -176,6 +190,9 @@ class Request:
         round: the strategy's round, not the transport's counter.
         message: weights and attachments, if the kind needs them.
         facts: plain values: lists and dicts with ``str`` keys of numbers, strings, booleans and ``None``.
+        digests: the digest of each item (``weights`` or an attachment) that the site is to keep.
+        held: items among them that are not sent: the site holds them from an earlier request.
+        keep: digests of items of earlier requests that the site goes on keeping.
 
     Example:
         >>> tensors, plain = pack_request(Request("train", "A", 3, weights_message({"weight": torch.zeros(2)})))
@@ -189,11 +206,17 @@ class Request:
     round: int
     message: ExchangeObject | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    held: list[str] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Reply:
     """Reply of a site; one with an ``error`` has no message.
+
+    One whose facts name what it ``needs`` has none either: the site no longer holds these items of the request, and is
+    to be sent the whole of it.
 
     Example:
         >>> unpack_reply(*pack_reply(Reply(error="no data")))
@@ -205,21 +228,30 @@ class Reply:
     error: str | None = None
 
 
-def pack(message: ExchangeObject | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack(message: ExchangeObject | None, held: Collection[str] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """One flat dict of tensors (weights under their own keys, attachments as ``name::key``), and plain values.
 
-    Flat, so that a runtime's own filters find weights where they look for them.
+    Flat, so that a runtime's own filters find weights where they look for them. Tensors of bfloat16, which numpy and so
+    most runtimes do not have, travel as the 16-bit integers of the same bytes.
+
+    Args:
+        message: weights, attachments, statistics.
+        held: items that are left out.
     """
     plain: dict[str, Any] = {"format": MESSAGE_FORMAT}
     if message is None:
         return {}, {**plain, "empty": True}
-    tensors = {key: tensor.detach() for key, tensor in (message.weights or {}).items()}
+    kept = {} if WEIGHTS in held else message.weights or {}
+    tensors = {key: tensor.detach() for key, tensor in kept.items()}
     attachments: dict[str, list[str]] = {}
     for name, content in attachments_of(message).items():
-        attachments[name] = list(content)
-        tensors.update({f"{name}{_SEPARATOR}{key}": tensor.detach() for key, tensor in content.items()})
+        if name not in held:
+            attachments[name] = list(content)
+            tensors.update({f"{name}{_SEPARATOR}{key}": tensor.detach() for key, tensor in content.items()})
+    halves = [key for key, tensor in tensors.items() if tensor.dtype == torch.bfloat16]
+    tensors.update({key: tensors[key].contiguous().view(torch.int16) for key in halves})
     statistics = {str(key): value for key, value in (message.statistics or {}).items()}
-    return tensors, {**plain, "statistics": statistics, "attachments": attachments}
+    return tensors, {**plain, "statistics": statistics, "attachments": attachments, "bfloat16": halves}
 
 
 def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> ExchangeObject | None:
@@ -232,6 +264,9 @@ def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> ExchangeO
     if plain.get("empty"):
         return None
     rest = dict(tensors)
+    for key in list(plain.get("bfloat16", [])):
+        if key in rest and rest[key].dtype == torch.int16:  # else a filter has changed it, which validators refuse
+            rest[key] = rest[key].view(torch.bfloat16)
     found: dict[str, dict[str, Tensor]] = {}
     for name, keys in dict(plain.get("attachments", {})).items():
         named = {key: f"{name}{_SEPARATOR}{key}" for key in keys}
@@ -243,21 +278,27 @@ def unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> ExchangeO
 
 
 def pack_request(request: Request) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A request for any wire: its tensors, and plain values that JSON can hold."""
-    tensors, plain = pack(request.message)
-    named = {"kind": request.kind, "site": request.site, "round": request.round, "facts": request.facts}
+    """A request for any wire: its tensors without those that the site holds, and plain values that JSON can hold."""
+    tensors, plain = pack(request.message, request.held)
+    named = {name: getattr(request, name) for name in ("kind", "site", "round", "facts", "digests", "held", "keep")}
     return tensors, {**named, "message": plain}
 
 
 def unpack_request(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Request:
-    """The request that :func:`pack_request` took apart.
+    """The request that :func:`pack_request` took apart, still without what the site holds.
 
     Raises:
         ConfigError: when it has another form, a FormatError when it was packed in another format.
     """
     with _reading("request"):
         message = unpack(tensors, plain["message"])
-        return Request(plain["kind"], plain["site"], int(plain["round"]), message, dict(plain["facts"]))
+        digests, held, keep = dict(plain["digests"]), list(plain["held"]), list(plain["keep"])
+        if not set(held) <= set(digests) or len(digests) + len(keep) > MOST_KEPT:
+            raise ValueError(f"{len(digests) + len(keep)} sets to keep, {len(held)} of them held")
+        if not all(isinstance(one, str) and _DIGEST.fullmatch(one) for one in (*digests.values(), *keep)):
+            raise ValueError("a digest is no SHA-256")
+        numbers = plain["kind"], plain["site"], int(plain["round"])
+        return Request(*numbers, message, dict(plain["facts"]), digests, held, keep)
 
 
 def pack_reply(reply: Reply) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.federated.wire_form import WireForm
 from fedmonai.io import InputPath, OutputPath
 from fedmonai.names import as_list
 
@@ -53,12 +54,14 @@ class SitePlan:
         local_steps: iterations per round instead of epochs.
         local_timeout: seconds that a local training may take.
         exchange_filters: callables ``(message, extra) -> message`` on every update before it leaves a site.
+        wire_dtype: type in which float32 weights travel; see :class:`~fedmonai.federated.wire_form.WireForm`.
         guard: validator of received messages.
         device: device of the sites' training; ``None`` leaves it to the sites' config.
         shared_keys: regular expressions of the tensors that leave a site; see :meth:`serving`.
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
         attachments: names of attachments that the strategy may send to a site.
         attachments_up: names of those that it takes from one.
+        at_once: whether an update is used up before the next site trains, so that a site may lend its own tensors.
         policy: bounds that a deployed site sets.
         gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
             site sets it, and no config can.
@@ -90,12 +93,14 @@ class SitePlan:
     local_steps: int | None = None
     local_timeout: float | None = None
     exchange_filters: Sequence[Callable[[ExchangeObject, dict], ExchangeObject]] = ()
+    wire_dtype: str = "float32"
     guard: UpdateValidator | None = None
     device: Any = None
     shared_keys: str | Sequence[str] = (".*",)
     local_keys: str | Sequence[str] = ()
     attachments: Sequence[str] = ()
     attachments_up: Sequence[str] = ()
+    at_once: bool = False
     policy: SitePolicy = field(default_factory=SitePolicy)
     gate: Callable[[str, str, Sequence[str], Mapping[str, Any]], None] | None = field(default=None, compare=False)
 
@@ -106,16 +111,22 @@ class SitePlan:
             )
         # a frozen value sets its own attributes this way
         put = object.__setattr__
-        put(self, "sites", {_checked_name(name): dict(spec or {}) for name, spec in self.sites.items()})
+        put(self, "sites", {_checked_name(name): _checked_spec(name, spec) for name, spec in self.sites.items()})
         put(self, "local", dict(self.local or {}))
         put(self, "bundle_root", str(self.bundle_root))
         put(self, "base", tuple(as_list(self.base)))
         put(self, "output_dir", Path(self.output_dir))
+        WireForm(self.wire_dtype)  # refuses what is none
 
     @property
     def names(self) -> list[str]:
         """All site names, sorted."""
         return sorted(self.sites)
+
+    @property
+    def wire(self) -> WireForm:
+        """Form in which the shared weights travel."""
+        return WireForm(self.wire_dtype)
 
     def refuse_unknown(self, name: str) -> None:
         """Refuse a name that is no site's.
@@ -127,7 +138,8 @@ class SitePlan:
             raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(self.names)}.")
 
     def serving(self, strategy: Strategy) -> SitePlan:
-        """The plan with what a strategy declares: what is shared, and which attachments it sends down."""
+        """The plan with what a strategy declares: what is shared, which attachments it sends down, when it adds up."""
+        compared = (self.guard or UpdateValidator()).max_norm_ratio is not None
         keys, up, down = strategy.shared_keys, strategy.attachments_up, strategy.attachments_down
         return replace(
             self,
@@ -135,7 +147,19 @@ class SitePlan:
             local_keys=keys.local,
             attachments=tuple(down),
             attachments_up=tuple(up),
+            at_once=not compared and strategy.accumulator() is not None,
         )
+
+    def described(self) -> dict[str, str]:
+        """What sites are built from, but components and the device, as texts by id: equal plans say the same."""
+        said: dict[str, str] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in ("sites", "local"):
+                said |= {f"{one.name}::{key}": repr(inner) for key, inner in value.items()}
+            elif one.name not in ("exchange_filters", "guard", "device", "policy", "gate"):
+                said[one.name] = repr(value)
+        return said
 
     def folder(self, name: str) -> Path:
         """Folder of a site: its private state and examples."""
@@ -171,7 +195,7 @@ class SitePlan:
             self._check_file(name, file)
         if self.gate is not None:
             self.gate(name, str(self.bundle_root), files, {**given, **ids})
-        shared = ("seed", "local_epochs", "local_steps", "local_timeout", "exchange_filters", "guard")
+        shared = ("seed", "local_epochs", "local_steps", "local_timeout", "exchange_filters", "wire_dtype", "guard")
         return {
             **{what: getattr(self, what) for what in (*shared, "shared_keys", "local_keys", "attachments")},
             "bundle_root": self.bundle_root,
@@ -234,6 +258,12 @@ def _refuse_evaluated(name: str, key: str, value: Any) -> None:
             f"site '{name}': id '{key}' is '{value}', which the site would evaluate; give its value, or put it in a "
             "config file and name the file as overlay."
         )
+
+
+def _checked_spec(name: str, spec: Any) -> dict[str, Any]:
+    if not isinstance(spec, (Mapping, type(None))):
+        raise ConfigError(f"sites: '{name}' is {spec!r:.60}; give ids with their values, as {{dataset_dir: ...}}.")
+    return dict(spec or {})
 
 
 def _checked_name(name: str) -> str:

@@ -39,6 +39,7 @@ class SitePolicy:
         min_cases: fewest cases that a mean metric, and fewest samples that a mean loss, may be taken over.
         max_epsilon: bound on epsilon over all runs in ``ledgers`` together; training without noise is then refused.
         ledgers: folder with the states of all runs, and the pattern of this site's folders in it.
+        packages: packages that the site trusts besides what the project does, whose classes may be parts of a network.
 
     Example:
         >>> policy = SitePolicy(attachments=["target_latents"])
@@ -54,6 +55,7 @@ class SitePolicy:
     min_cases: int = 1
     max_epsilon: float | None = None
     ledgers: tuple[Path, str] | None = None
+    packages: Sequence[str] = ()
 
     def check_site(self, site: SiteAlgo) -> None:
         """Refuse a site that was built to share more, or from less, than is allowed.

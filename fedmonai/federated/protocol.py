@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from ignite.engine import Engine
@@ -24,7 +24,7 @@ from torch import Tensor
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import SharedKeys, weights_message
 
-__all__ = ["RoundContext", "SiteHandler", "Strategy", "refuse_foreign_hooks"]
+__all__ = ["Accumulator", "RoundContext", "SiteHandler", "Strategy", "refuse_foreign_hooks"]
 
 #: hooks whose names classes of other libraries have, too
 _GENERAL = frozenset({"attach", "forget", "initialize", "load_state_dict", "set_random_state", "state_dict"})
@@ -144,6 +144,16 @@ class SiteHandler:
         """Take over a state written by :meth:`state_dict`."""
 
 
+class Accumulator(Protocol):
+    """What takes the updates of one round as they come, for a strategy that does not need them together."""
+
+    def add(self, update: ExchangeObject) -> None:
+        """Take in a checked update; those of a round come in sorted order of the sites. Its tensors are borrowed."""
+
+    def finish(self) -> None:
+        """Make of all that came the new global weights; the same to the bit as :meth:`Strategy.aggregate`."""
+
+
 class Strategy(ABC):
     """Base of all strategies, the server half of a method: who gets what in a round, what becomes of the updates.
 
@@ -216,6 +226,13 @@ class Strategy(ABC):
         The weights of an update are borrowed until the next round, when their memory is written over: what is kept
         longer has to be copied. Attachments are the strategy's own.
         """
+
+    def accumulator(self) -> Accumulator | None:
+        """What takes the updates of a round one by one; ``None`` where they are needed together.
+
+        It is used where no bound compares the updates of a round either: no more than one is then in memory.
+        """
+        return None
 
     def forget(self, sites: Collection[str]) -> None:  # noqa: B027 (most strategies keep nothing of single sites)
         """Drop what is kept of sites that are no longer in the federation."""

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,16 +27,17 @@ from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
 from fedmonai.federated.validation import COUNTS, PRIVACY, InvalidUpdate
 
-__all__ = ["Joined", "Release", "Trained", "reason_told"]
+__all__ = ["Joined", "Needed", "Release", "Trained", "reason_told"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Outcome of a join: the site as it was built."""
+    """Outcome of a join: the site as it was built, and the weights of its network as the seed draws them."""
 
     site: SiteAlgo
+    start: Mapping[str, Tensor]
     with_weights: bool
 
 
@@ -45,10 +48,20 @@ class Trained:
     site: SiteAlgo
 
 
-Outcome = Joined | Trained | SiteEvaluation | Exception
+@dataclass(frozen=True)
+class Needed:
+    """Outcome of a request that names tensors which the site no longer holds, by their items."""
+
+    items: list[str]
+
+
+Outcome = Joined | Trained | SiteEvaluation | Needed | Exception
 
 #: what a statistic of an update may be called, besides the metrics of training
 STATISTICS = {*COUNTS, *PRIVACY, "round", "observe", "loss"}
+#: what these are called, and how many an update or an evaluation may hold
+METRIC_OF_TRAINING = re.compile(r"train_[A-Za-z0-9_.-]{1,60}")
+MOST_METRICS = 32
 
 
 class Release:
@@ -57,14 +70,16 @@ class Release:
     Nothing else makes replies, and there is nothing in one that is not named here:
 
     =============  ==================================================================================================
-    join           names, shapes and types of the shared tensors, names of the private ones; with weights: those that
-                   every site draws from the federation's seed, of a site built for this reply and not trained
+    join           names, shapes and types of the shared tensors, names of the private ones, as ``network_def`` gives
+                   them by itself; with weights: those that it draws from the federation's seed
     train          the update after the site's filters: the shared tensors, attachments that the strategy declares and
-                   the site admits, counts, the mean loss, metrics of training, what the noise has spent
+                   the site admits, counts, the mean loss, what the noise has spent; metrics of training where every
+                   batch has ``min_cases`` samples
     validate,      mean metrics over at least ``min_cases`` cases, and the number of cases; of fewer the number alone
     test
-    all            the round of the site's state, notes without file names, and of an error its code and the number
-                   under which the site's own log has the text
+    all            the round of the site's state, seconds of work, notes without file names, and of an error its code
+                   and the number under which the site's own log has the text; or, in place of everything else, which
+                   items it needs again, of those that this server has sent it in this run
     =============  ==================================================================================================
 
     Args:
@@ -80,8 +95,23 @@ class Release:
         """File of the weights before any training, which depend on the federation's seed and on no data."""
         return self.plan.folder(self.name) / "initial.pt"
 
-    def reply(self, request: Request, outcome: Outcome, state_round: int | None, notes: Sequence[str] = ()) -> Reply:
-        """The reply to a request; what must not leave becomes an error in it."""
+    def reply(
+        self,
+        request: Request,
+        outcome: Outcome,
+        state_round: int | None,
+        notes: Sequence[str] = (),
+        started: float | None = None,
+    ) -> Reply:
+        """The reply to a request; what must not leave becomes an error in it.
+
+        Args:
+            request: what was asked.
+            outcome: what it brought about.
+            state_round: the round of the site's state; ``None`` for none.
+            notes: what the server is to know besides.
+            started: reading of :func:`time.perf_counter` when the site began to work on it.
+        """
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -90,8 +120,10 @@ class Release:
             reply = Reply(error=self.reason(error))
         if state_round is not None:
             reply.facts["state_round"] = int(state_round)
-        if notes:
-            reply.facts["notes"] = list(notes)
+        if said := [*reply.facts.get("notes", ()), *notes]:
+            reply.facts["notes"] = said
+        if started is not None:
+            reply.facts["seconds"] = round(time.perf_counter() - started, 3)
         return reply
 
     def reason(self, error: Exception) -> str:
@@ -101,13 +133,15 @@ class Release:
     def _joined(self, request: Request, outcome: Joined) -> Reply:
         site = outcome.site
         self.policy.check_site(site)
+        form, own = ({k: (t.shape, t.dtype) for k, t in one.items()} for one in (outcome.start, site.tensors))
+        if form != own:  # names and shapes could be made of the data as weights could
+            raise PolicyError("the network that the job trains is not the one of its network_def; correct its bundle.")
         described = {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in site.reference.items()}
         reply = Reply(None, {"structure": described, "private": list(site.private)})
         if outcome.with_weights:
             if int(request.facts["state_round"]) != 0:
                 raise PolicyError("weights to start from leave a site before its first training only.")
-            # the site has just been built; a file could have been written by a component of the job since
-            reply.message = weights_message({key: tensor.detach().clone() for key, tensor in site.reference.items()})
+            reply.message = weights_message({key: outcome.start[key].clone() for key in site.shared})
         return reply
 
     def _trained(self, request: Request, outcome: Trained) -> Reply:
@@ -116,15 +150,16 @@ class Release:
         update = site.get_weights()
         self._check_tensors(update, site)
         self._check_statistics(update.statistics or {})
+        notes = self._without_metrics_of_few(update, site)
         note_release(self.plan.folder(self.name), update)
         self.policy.check_budget(site, 0)  # what was spent meanwhile counts, too
-        return Reply(update)
+        return Reply(update, {"notes": notes} if notes else {})
 
     def _check_tensors(self, update: ExchangeObject, site: SiteAlgo) -> None:
         for key, tensor in (update.weights or {}).items():
             expected = site.reference.get(key)
-            same = expected is not None and isinstance(tensor, Tensor)
-            if not same or (tensor.shape, tensor.dtype) != (expected.shape, expected.dtype):  # type: ignore[union-attr]
+            same = expected is not None and isinstance(tensor, Tensor) and tensor.shape == expected.shape
+            if not same or tensor.dtype != self.plan.wire.sent_dtype(expected.dtype):  # type: ignore[union-attr]
                 raise PolicyError(f"a filter has made '{key}', which is not shared in this form; nothing is sent.")
         for name in attachments_of(update):
             if not self.policy.admits_attachment(name, self.plan.attachments_up):
@@ -133,12 +168,27 @@ class Release:
                     "switch it off, or ask the site for attachments."
                 )
 
-    @staticmethod
-    def _check_statistics(statistics: Mapping[str, Any]) -> None:
+    def _check_statistics(self, statistics: Mapping[str, Any]) -> None:
+        names = [str(name) for name in statistics if str(name) not in STATISTICS]
+        if len(names) > MOST_METRICS:
+            raise PolicyError(f"{len(names)} metrics of training are more than {MOST_METRICS}; nothing is sent.")
         for name, value in statistics.items():
-            known = name in STATISTICS or str(name).startswith("train_")
+            known = name in STATISTICS or METRIC_OF_TRAINING.fullmatch(str(name))
             if not known or not (isinstance(value, (int, float)) or name == "privacy_epsilon"):
                 raise PolicyError(f"'{str(name)[:50]}' is no count, loss or metric of training; nothing is sent.")
+
+    def _without_metrics_of_few(self, update: ExchangeObject, site: SiteAlgo) -> list[str]:
+        """Take metrics of training out of an update that could be of too few samples; the note that says so."""
+        statistics = update.statistics or {}
+        metrics = [name for name in statistics if name not in STATISTICS]
+        if not metrics or site.smallest_batch >= self.policy.min_cases:
+            return []
+        for name in metrics:  # a handler may take one of a single batch
+            del statistics[name]
+        return [f"metrics of training stay at the site: its batches hold {site.smallest_batch} samples (min_cases)"]
+
+    def _needed(self, request: Request, outcome: Needed) -> Reply:
+        return Reply(None, {"needs": [item for item in outcome.items if item in request.held]})
 
     def _evaluated(self, request: Request, outcome: SiteEvaluation) -> Reply:
         found = [self._numbers(one) for one in outcome.found]
@@ -147,6 +197,8 @@ class Release:
     def _numbers(self, one: ModelEvaluation) -> dict[str, Any]:
         enough = one.num_cases >= self.policy.min_cases
         metrics = {str(name): float(value) for name, value in one.metrics.items()} if enough else {}
+        if len(metrics) > MOST_METRICS:
+            raise PolicyError(f"{len(metrics)} metrics of an evaluation are more than {MOST_METRICS}; nothing is sent.")
         where = {"model": one.model, "split": one.split, "round": one.round}
         return {**where, "metrics": metrics, "num_cases": one.num_cases}
 
@@ -154,6 +206,7 @@ class Release:
         Joined: _joined,
         Trained: _trained,
         SiteEvaluation: _evaluated,
+        Needed: _needed,
     }
 
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -13,11 +16,23 @@ from torch import Tensor
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import BestModelTracker
-from fedmonai.federated.messages import Reply, Request, SharedKeys, weights_message
+from fedmonai.federated.costs import Costs
+from fedmonai.federated.frames import digest_of
+from fedmonai.federated.messages import (
+    WEIGHTS,
+    Reply,
+    Request,
+    SharedKeys,
+    kind_of_training,
+    message_bytes,
+    pack_request,
+    weights_message,
+)
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.run_log import SiteError, reason_of
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, dtype_named, validated_reply
+from fedmonai.federated.wire_form import Rounded
 
 __all__ = ["RemotePool", "Transport"]
 
@@ -47,45 +62,106 @@ class RemotePool:
     All sites of a round work at the same time. Private weights, single cases and personal models are on the sites' own
     disks; the server's commit names the round of every site's state, a site goes back to it where it is ahead.
 
+    Weights make one trip: those that a site was sent with ``validate`` after a round are named by their digest in
+    ``train`` of the next one, and so are the best ones and those before training in ``test``, if the site was sent
+    them. A site keeps what the requests say; one that has lost it asks, and is sent the whole. Validation and training
+    stay two requests: answered as one, the metrics of a round, its handlers and its commit would wait for the end of
+    the next round's training, and whoever stops a run early would have trained, and released, one update for nothing.
+
     Args:
-        plan: what the sites are built from; here only their names and what is shared count.
+        plan: what the sites are built from; here only their names, what is shared and in which form count.
         transport: what carries requests and replies.
+        by_digest: name weights that a site holds instead of sending them; a transport that does not copy tensors gains
+            nothing from it.
     """
 
-    def __init__(self, plan: SitePlan, transport: Transport) -> None:
-        self.plan, self.transport = plan, transport
+    def __init__(self, plan: SitePlan, transport: Transport, by_digest: bool = True) -> None:
+        self.plan, self.transport, self.by_digest = plan, transport, by_digest
         self.state_rounds: dict[str, int] = {}
         self.notes: list[str] = []
+        self.costs = Costs()
         self._joined: dict[str, Reply] | None = None
         self._requests: dict[str, Request] = {}
+        self._started: dict[str, float] = {}
         self._kept: list[Mapping[str, int]] = []
         self._silent: set[str] = set()
         self._before: dict[str, int] = {}
+        self._sets = {name: _KnownSets() for name in plan.names}
+        self._best: BestModelTracker | None = None
 
-    def _ask(self, kind: str, name: str, number: int, message: ExchangeObject | None = None, **facts: Any) -> None:
+    def _ask(
+        self,
+        kind: str,
+        name: str,
+        number: int,
+        message: ExchangeObject | None = None,
+        digests: Mapping[str, tuple[int, str]] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Send a request.
+
+        Args:
+            kind: what is asked.
+            name: the site.
+            number: the round.
+            message: weights and attachments, in the form of the wire.
+            digests: by item of the message, the round after which these weights were the global ones, and their digest.
+            facts: plain values.
+        """
         state_round = self.state_rounds.get(name, 0)
         facts["state_round"] = state_round
         if self._kept:
             facts["kept"] = sorted({state_round, *(commit[name] for commit in self._kept if name in commit)})
         request = Request(kind, name, number, message, facts)
-        self._requests[name] = Request(kind, name, number, None, facts)  # what its reply is held against
+        if digests:
+            best = self._best.round() if self._best is not None else None
+            self._sets[name].name_in(request, digests, best)
+        self._send(request)
+
+    def _send(self, request: Request) -> None:
+        self._requests[request.site] = request  # what its reply is held against
+        sent = {item: size for item, size in _sizes(request.message).items() if item not in request.held}
+        sent["facts"] = _length(pack_request(request)[1])
+        self.costs.sent(request.site, _kind(request), sent)
+        self._started[request.site] = time.perf_counter()
         self.transport.send(request)
         noted: list[str] = getattr(self.transport, "notes", [])
         self._note(*noted)
         noted.clear()
 
     def _reply(self, name: str) -> Reply:
+        """The reply to what was sent last; a site that needs what the request left out is sent the whole of it."""
+        reply = self._received(name)
+        if "needs" in reply.facts:
+            request = self._requests[name]
+            self._note(f"site '{name}' no longer held the {' and '.join(reply.facts['needs'])} it was sent before")
+            self._sets[name].lost()
+            self._send(replace(request, held=[], keep=[]))
+            reply = self._received(name)  # nothing was left out, so asking again is no valid reply
+        request = self._requests.pop(name)
+        if reply.error is not None:
+            raise SiteError(reply.error)
+        self._sets[name].arrived(request)
+        return reply
+
+    def _received(self, name: str) -> Reply:
+        request = self._requests[name]
         try:
             reply = self.transport.wait(name)
         except SiteError:
             self._silent.add(name)  # it is not asked again in this round
             raise
-        reply, left_out = validated_reply(reply, self._requests[name])
+        waited = time.perf_counter() - self._started[name]
+        reply, left_out = validated_reply(reply, request)
+        seconds = min(reply.facts.get("seconds", waited), waited)
+        self.costs.worked(name, _kind(request), seconds)
+        self.costs.waited(name, _kind(request), waited - seconds)
+        statistics = reply.message.statistics if reply.message is not None else None
+        facts = {"facts": _length({"facts": reply.facts, "error": reply.error, "statistics": statistics})}
+        self.costs.received(name, _kind(request), _sizes(reply.message) | facts)
         if "state_round" in reply.facts:
             self.state_rounds[name] = reply.facts["state_round"]
         self._note(*(f"site '{name}': {note}" for note in [*reply.facts["notes"], *left_out]))
-        if reply.error is not None:
-            raise SiteError(reply.error)
         return reply
 
     def _note(self, *notes: str) -> None:
@@ -159,24 +235,37 @@ class RemotePool:
         """Send every participant its own message."""
         self._silent = set()
         self._before = {name: self.state_rounds.get(name, 0) for name in messages}
-        for name, message in messages.items():
-            self._ask("train", name, round_number, message)
+        for name, message, digests in self._in_wire_form(messages, round_number - 1):
+            self._ask("train", name, round_number, message, digests)
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Wait for the site's update; the message was sent when the round began."""
         update = self._reply(name).message
         if update is None:
             raise SiteError("the reply holds no update")
-        return update
+        return self.plan.wire.full(update, message.weights or {})
 
     def validate(
         self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
     ) -> Iterator[SiteEvaluation]:
         """Let all sites evaluate at the same time. A site that was silent in this round is not asked."""
-        for name in self._asked(messages):
+        self._best = best
+        asked = {name: messages[name] for name in self._asked(messages)}
+        for name, message, digests in self._in_wire_form(asked, number):
             facts = {"key_metric": key_metric, "mode": best.mode, "best": _record(best, name)}
-            self._ask("validate", name, number, messages[name], **facts)
+            self._ask("validate", name, number, message, digests, **facts)
         yield from self._evaluations(messages)
+
+    def _in_wire_form(
+        self, messages: Mapping[str, ExchangeObject], number: int
+    ) -> Iterator[tuple[str, ExchangeObject, dict[str, tuple[int, str]]]]:
+        """Messages as they are sent, with the digests of their weights, which were the global ones after a round."""
+        digests = _Digests() if self.by_digest else None
+        done: Rounded = {}
+        for name, full in messages.items():
+            message = self.plan.wire.message_down(full, done)
+            weights = message.weights or {}
+            yield name, message, {} if digests is None or not weights else {WEIGHTS: (number, digests.of(weights))}
 
     def test(
         self,
@@ -190,11 +279,15 @@ class RemotePool:
         """
         self._silent = set()
         keys = SharedKeys(self.plan.shared_keys, self.plan.local_keys)
-        first = {key: tensor for key, tensor in initial.items() if key in keys}
+        done: Rounded = {}
+        first = self.plan.wire.down({key: tensor for key, tensor in initial.items() if key in keys}, done)
+        digests = _Digests()
         for name, (weights, number) in chosen.items():
-            message = weights_message(weights)
+            message = weights_message(self.plan.wire.down(weights, done))
             message["initial"] = first
-            self._ask("test", name, number, message, mode=best.mode, best=_record(best, name))
+            sets = {WEIGHTS: (number, message.weights), "initial": (0, first)}
+            named = {item: (n, digests.of(one)) for item, (n, one) in sets.items() if one and self.by_digest}
+            self._ask("test", name, number, message, named, mode=best.mode, best=_record(best, name))
         yield from self._evaluations(chosen)
 
     def _asked(self, names: Mapping[str, Any]) -> list[str]:
@@ -220,12 +313,91 @@ class RemotePool:
         """The round of each site's newest state, which it has written before its reply left."""
         return dict(self.state_rounds)
 
+    def write_states(self) -> None:
+        """Does nothing: the sites have written them."""
+
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Does nothing: a site checks its own files when it is asked to continue from one."""
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Let the sites know, with the next request, which of their states the commits refer to."""
         self._kept = list(commits)
+
+    def close(self) -> None:
+        """Does nothing: whoever gave the transport closes it."""
+
+
+def _sizes(message: ExchangeObject | None) -> dict[str, int]:
+    """Bytes of a message by item; whether it is one at all is for validators to say."""
+    try:
+        return {} if message is None else message_bytes(message)
+    except (AttributeError, TypeError):
+        return {}
+
+
+def _length(plain: Mapping[str, Any]) -> int:
+    """Bytes of plain values as JSON; 0 for what is none, which validators refuse."""
+    try:
+        return len(json.dumps(plain))
+    except (TypeError, ValueError, RecursionError):
+        return 0
+
+
+def _kind(request: Request) -> str:
+    return kind_of_training(request.message) if request.kind == "train" else request.kind
+
+
+class _Digests:
+    """Digests of sets of tensors: one for all sites that are sent the same tensors with the same request."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[str, int], ...], str] = {}
+        self._tensors: list[Mapping[str, Tensor]] = []  # as long as they live, no other tensor has their identity
+
+    def of(self, tensors: Mapping[str, Tensor]) -> str:
+        """The digest of a set."""
+        identity = tuple((key, id(tensor)) for key, tensor in tensors.items())
+        if identity not in self._known:
+            self._known[identity] = digest_of(tensors)
+            self._tensors.append(tensors)
+        return self._known[identity]
+
+
+class _KnownSets:
+    """What one site holds of the weights that it was sent, as far as the server knows."""
+
+    #: a site that loses what it was sent this often is sent the whole from then on: something on the way changes it
+    MOST_LOSSES = 3
+
+    def __init__(self) -> None:
+        self._held: set[str] = set()
+        self._rounds: dict[int, str] = {}
+        self._losses = 0
+
+    def name_in(self, request: Request, digests: Mapping[str, tuple[int, str]], best_round: int | None) -> None:
+        """Name in a request the sets that it is about, those of them that need not be sent, and what else to keep.
+
+        Kept are the weights before training (round 0), the best ones and those of the last request.
+        """
+        if self._losses >= self.MOST_LOSSES:
+            return
+        request.digests = {item: digest for item, (_, digest) in digests.items()}
+        request.held = [item for item, digest in request.digests.items() if digest in self._held]
+        kept = {digest for number, digest in self._rounds.items() if number in (0, best_round)}
+        request.keep = sorted((kept & self._held) - set(request.digests.values()))
+        named = {*request.digests.values(), *request.keep}
+        rounds = {**self._rounds, **dict(digests.values())}
+        self._rounds = {number: digest for number, digest in rounds.items() if digest in named}
+
+    def arrived(self, request: Request) -> None:
+        """Note that a site has answered a request, so that it holds what this one says."""
+        if request.digests:
+            self._held = {*request.digests.values(), *request.keep}
+
+    def lost(self) -> None:
+        """Note that the site does not hold what it should."""
+        self._held.clear()
+        self._losses += 1
 
 
 def _record(best: BestModelTracker, name: str) -> list[Any] | None:

@@ -22,7 +22,6 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 import fedmonai
 from fedmonai.errors import ConfigError, FederationError, first_line
-from fedmonai.federated.messages import message_bytes
 from fedmonai.io import make_folder, private_opener, save, write_text, writing
 from fedmonai.names import printable
 
@@ -298,7 +297,7 @@ class SiteError(RuntimeError):
 
 
 class RoundRecord:
-    """Record of a round: who took part, who failed and why, and what was sent.
+    """Record of a round: who took part, who failed and why.
 
     Args:
         number: the round, from 1.
@@ -321,10 +320,9 @@ class RoundRecord:
         self.num_samples: dict[str, int] = {}
         self.update_norm: dict[str, float] = {}
         self.diverged: set[str] = set()
-        self.seconds_per_site: dict[str, float] = {}
-        self.bytes_up: dict[str, dict[str, int]] = {}
-        self.bytes_down: dict[str, dict[str, int]] = {}
         self.observers: list[str] = []
+        #: the sites that were asked to validate
+        self.validated: list[str] = []
         self.attachments: dict[str, Any] = {}
         #: by site what its noise has spent; epsilon is the text "unbounded" where an update had left without noise
         self.privacy: dict[str, dict[str, float | str]] = {}
@@ -338,31 +336,21 @@ class RoundRecord:
             if name.startswith("train_"):
                 self.train_metrics.setdefault(name.removeprefix("train_"), {})[site] = float(value)
         self.num_samples[site] = int(statistics["num_samples"])
-        _add(self.bytes_up.setdefault(site, {}), message_bytes(update))
         self.update_norm[site] = norm
         spent = {k.removeprefix("privacy_"): v for k, v in statistics.items() if str(k).startswith("privacy_")}
         if spent:
             self.privacy[site] = {n: value if isinstance(value, str) else float(value) for n, value in spent.items()}
 
-    def observed(self, site: str, update: ExchangeObject) -> None:
-        """Note what a site contributed without training."""
+    def observed(self, site: str) -> None:
+        """Note a site that contributed without training."""
         self.observers.append(site)
-        _add(self.bytes_up.setdefault(site, {}), message_bytes(update))
-
-    def sent(self, site: str, message: ExchangeObject) -> None:
-        """Note what a site is sent; one that observes and trains is sent two messages."""
-        _add(self.bytes_down.setdefault(site, {}), message_bytes(message))
-
-    def spent(self, site: str, seconds: float) -> None:
-        """Note how long a site took."""
-        self.seconds_per_site[site] = self.seconds_per_site.get(site, 0.0) + seconds
 
     def fail(self, site: str, error: BaseException) -> None:
         """Note why a site is left out, in place of what was noted of its update; what it spent on privacy is spent."""
         self.failed[site] = reason_of(error)
         if _is_divergence(error):
             self.diverged.add(site)
-        per_site = (self.loss, self.num_samples, self.update_norm, self.bytes_up, *self.train_metrics.values())
+        per_site = (self.loss, self.num_samples, self.update_norm, *self.train_metrics.values())
         for noted in per_site:
             noted.pop(site, None)  # type: ignore[attr-defined]
 
@@ -396,25 +384,18 @@ class RoundRecord:
             "participants": self.participants,
             "completed": sorted(self.loss),
             "observers": self.observers,
+            "validated": self.validated,
             "failed": self.failed,
             "seconds": time.perf_counter() - self.started,
-            "seconds_per_site": self.seconds_per_site,
             "num_samples": self.num_samples,
             "update_norm": self.update_norm,
             "loss": self.loss,
             "train_metrics": self.train_metrics,
-            "bytes_up": self.bytes_up,
-            "bytes_down": self.bytes_down,
             "attachments": self.attachments,
             **({"privacy": self.privacy} if self.privacy else {}),
             "notes": self.notes,
             **further,
         }
-
-
-def _add(total: dict[str, int], sizes: Mapping[str, int]) -> None:
-    for name, size in sizes.items():
-        total[name] = total.get(name, 0) + size
 
 
 def summary(name: str, values: Mapping[str, float]) -> dict[str, float]:

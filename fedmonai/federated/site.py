@@ -35,6 +35,7 @@ from fedmonai.federated.messages import (
 from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.federated.protocol import RoundContext, SiteHandler, refuse_foreign_hooks
 from fedmonai.federated.validation import UpdateValidator
+from fedmonai.federated.wire_form import WireForm
 from fedmonai.seeding import derive_seed, seed_local_training
 
 __all__ = ["SiteAlgo"]
@@ -67,6 +68,7 @@ class SiteAlgo(MonaiAlgo):
         exchange_filters: callables ``(message, extra) -> message`` applied to every update before it leaves.
         attachments: names of the attachments that the strategy may send to this site.
         guard: validator of received messages; the default refuses non-finite values and wrong shapes.
+        wire_dtype: type in which float32 weights travel; see :class:`~fedmonai.federated.wire_form.WireForm`.
         kwargs: further arguments of ``MonaiAlgo`` (``config_train_filename``, ``train_kwargs``, ...).
 
     Raises:
@@ -92,6 +94,7 @@ class SiteAlgo(MonaiAlgo):
         exchange_filters: Sequence[Callable[[ExchangeObject, dict], ExchangeObject]] = (),
         attachments: Sequence[str] = (),
         guard: UpdateValidator | None = None,
+        wire_dtype: str = "float32",
         **kwargs: Any,
     ) -> None:
         for name, value in (
@@ -110,6 +113,7 @@ class SiteAlgo(MonaiAlgo):
         self.exchange_filters = list(exchange_filters)
         self.attachments = tuple(attachments)
         self.guard = guard or UpdateValidator()
+        self.wire = WireForm(wire_dtype)
         self.monitor = LocalTrainingMonitor(local_timeout)
         self.round = 0
         self.observing = False
@@ -143,6 +147,24 @@ class SiteAlgo(MonaiAlgo):
         self.monitor.attach(self.trainer)
         self.tensors: dict[str, Tensor] = self.network.state_dict(keep_vars=False)
         self.shared, self.private = self.keys.split(self.tensors)
+        self.reference = {k: self.tensors[k] for k in self.shared}
+
+    def share_memory(self, common: dict[str, Tensor]) -> None:
+        """Hold weights and buffers in ``common`` from now on; an empty dict becomes those of this site.
+
+        For sites of one process that begin every local training and evaluation with weights that they are sent. A site
+        that keeps any of them, or weights of another form, holds its own.
+        """
+        if self.private or any(handler.needs_previous for handler in self.site_handlers):
+            return
+        if not common:
+            common.update(self.tensors)
+            return
+        if common.keys() != self.tensors.keys() or not all(_same_form(common[k], t) for k, t in self.tensors.items()):
+            return
+        for key, tensor in self.network.state_dict(keep_vars=True).items():
+            tensor.data = common[key]
+        self.tensors = self.network.state_dict(keep_vars=False)
         self.reference = {k: self.tensors[k] for k in self.shared}
 
     @property
@@ -192,7 +214,7 @@ class SiteAlgo(MonaiAlgo):
         )
         try:
             copy_weights(data.weights or {}, self.tensors, self.shared)
-            self.received = data.weights if self.exchange_filters else None
+            self.received = data.weights if self.exchange_filters or self.wire.rounds else None
             seed = derive_seed(self.seed, self.site, self.round)
             seed_local_training(seed, self.trainer.data_loader, self._randomizables())
             take_part = self._observe if self.observing else self._train_locally
@@ -200,6 +222,7 @@ class SiteAlgo(MonaiAlgo):
         except BaseException:
             self._abandon(before)
             raise
+        self.trainer.optimizer.zero_grad(set_to_none=True)  # a site that waits holds no gradients
         self.phase = FlPhase.IDLE
 
     def _checked(self, data: ExchangeObject, extra: dict) -> ExchangeObject:
@@ -211,9 +234,16 @@ class SiteAlgo(MonaiAlgo):
         filters: list[Any] = self.pre_filters or []
         for apply in filters:
             data = apply(data, extra)
+        if self.wire.rounds and isinstance(data.weights, Mapping):
+            data = copy.copy(data)  # in process the message is the server's
+            data.weights = self.decoded(data.weights)
         self.guard.check_weights(data.weights, self.reference)
         self.guard.check_attachments(data, self.attachments)
         return data
+
+    def decoded(self, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Weights in the form of the wire as this site computes with them."""
+        return self.wire.received(weights, self.reference)
 
     def _randomizables(self) -> list[Any]:
         owned = [self.trainer.prepare_batch, *self.handlers]
@@ -250,7 +280,8 @@ class SiteAlgo(MonaiAlgo):
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
         """The shared keys as fresh tensors, counts, mean loss and metrics of local training, and attachments.
 
-        With ``out`` in ``extra`` (tensors by shared key) the shared values are written there instead of to fresh ones.
+        With ``out`` in ``extra`` (tensors by shared key) the shared values are written there instead of to fresh ones;
+        with :attr:`reference` the site's own tensors are lent, until it trains again.
         A request for a stored model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the
         shared keys and filtered.
         """
@@ -266,12 +297,14 @@ class SiteAlgo(MonaiAlgo):
             counts = {"num_samples": self.num_samples, "num_steps": self.monitor.iterations, "round": self.round}
             counts["num_batches"] = len(self.trainer.data_loader)
             weights = {k: torch.empty_like(t) for k, t in self.reference.items()} if out is None else out
-            copy_weights(self.reference, weights, self.shared)
+            if out is not self.reference:
+                copy_weights(self.reference, weights, self.shared)
             message = weights_message(weights, **counts, loss=self.loss)
             message.statistics |= self._training_metrics()
         for handler in self.site_handlers:
             message.update(handler.contribute(self.trainer))
-        return self._filtered(message, [*(self.post_weight_filters or []), *self.exchange_filters], extra)
+        message = self._filtered(message, [*(self.post_weight_filters or []), *self.exchange_filters], extra)
+        return self.wire.up(message, self.received)
 
     def _filtered(self, message: ExchangeObject, filters: Sequence[Any], extra: dict) -> ExchangeObject:
         for apply in filters:
@@ -437,6 +470,10 @@ class SiteAlgo(MonaiAlgo):
             )
         if self.trainer.scaler is not None and "scaler" in state:
             self.trainer.scaler.load_state_dict(state["scaler"])
+
+
+def _same_form(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device, one.stride()) == (other.shape, other.dtype, other.device, other.stride())
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def validation(
         metrics = site.evaluate(message, {"split": "val", "model": model}).metrics
         own = model == "personal" and key_metric in metrics
         if own and best.update(metrics[key_metric], number, site.site):
-            save_atomic(site.complete_model(message.weights or {}, model), own_model)
+            save_atomic(site.complete_model(site.decoded(message.weights), model), own_model)
         yield ModelEvaluation(model, "val", number, metrics, site.num_cases, site.cases)
 
 
@@ -99,6 +99,7 @@ def final_test(
     for reference in site.references():
         metrics = site.evaluate_reference(reference, "test")
         yield ModelEvaluation(reference, "test", 0, metrics, site.num_cases, site.cases)
+    initial = site.decoded(initial)
     for model in site.models():
         metrics = site.evaluate_weights(initial, "test")
         yield ModelEvaluation(model, "test", 0, metrics, site.num_cases, site.cases)
@@ -106,7 +107,7 @@ def final_test(
         if model == "personal" and own_model is not None:
             weights, number = load_checked(own_model[0]), own_model[1]
         else:
-            weights, number = chosen
+            weights, number = site.decoded(chosen[0]), chosen[1]
         metrics = site.evaluate_weights(weights, "test")
         yield ModelEvaluation(model, "test", number, metrics, site.num_cases, site.cases)
 

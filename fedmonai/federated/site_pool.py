@@ -10,6 +10,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from fedmonai.federated.checkpoint import BestModelTracker
+from fedmonai.federated.costs import Costs
 from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.site_evaluation import SiteEvaluation
 
@@ -20,6 +21,7 @@ class SitePool(Protocol):
     """The sites of a federation, wherever they live.
 
     :class:`~fedmonai.federated.local_pool.LocalPool` keeps them in this process,
+    :class:`~fedmonai.federated.process_pool.ProcessPool` in worker processes of this machine,
     :class:`~fedmonai.federated.remote_pool.RemotePool` asks them over a transport.
     """
 
@@ -29,6 +31,8 @@ class SitePool(Protocol):
     state_rounds: dict[str, int]
     #: notes on sites that are part of no reply; the engine records them and empties the list
     notes: list[str]
+    #: bytes and seconds; the engine records and clears them
+    costs: Costs
 
     def return_to(self, state_rounds: Mapping[str, int]) -> None:
         """Continue from these states, ``{site: round}``; a site without one begins with a fresh private state."""
@@ -55,7 +59,7 @@ class SitePool(Protocol):
         """
 
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
-        """The update of a site's local training. Its tensors are borrowed until the next round begins.
+        """The update of a site's local training, in full values. Its tensors are borrowed until the next round begins.
 
         Raises:
             Exception: whatever stopped the training.
@@ -84,10 +88,19 @@ class SitePool(Protocol):
         """
 
     def save_states(self, round_number: int) -> dict[str, int]:
-        """See that every site's state after a round is on disk; return the round of each site's newest one."""
+        """Take every site's state after a round, or see that it is on disk; return the round of each newest one."""
+
+    def write_states(self) -> None:
+        """See that the states that were taken are on disk; called from another thread, beside the next round."""
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state of a commit is within reach and cannot be used."""
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
-        """Delete the states that none of ``commits`` (the round of each site's state) refers to."""
+        """Delete older states that none of ``commits`` (the round of each site's state) refers to.
+
+        Called from another thread, beside the next round, of which there may be newer states.
+        """
+
+    def close(self) -> None:
+        """End what the pool has started outside of this process."""

@@ -7,7 +7,7 @@ import copy
 import math
 import re
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -20,9 +20,10 @@ from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, attachments_of
 from fedmonai.federated.privacy import UNBOUNDED
 from fedmonai.federated.run_log import SiteError
+from fedmonai.federated.scan import scan
 from fedmonai.names import LARGEST_COUNT, printable, shown
 
-__all__ = ["InvalidUpdate", "UpdateValidator", "UsualNorm", "dtype_named", "update_norm", "validated_reply"]
+__all__ = ["InvalidUpdate", "UpdateValidator", "UsualNorm", "dtype_named", "validated_reply"]
 
 
 #: what every update counts; a strategy may weight by each of them
@@ -44,14 +45,14 @@ class InvalidUpdate(ValueError):  # noqa: N818 (what it is, is a message)
 
 
 @torch.no_grad()
-def update_norm(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """Euclidean norm of the difference between weights and what was sent, over all but integer tensors."""
-    changes = [
-        torch.linalg.vector_norm((t - reference[key].to(t.device)).abs(), dtype=torch.float64)
-        for key, t in weights.items()
-        if t.numel() and (t.is_floating_point() or t.is_complex())
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """Euclidean norm over all but integer tensors."""
+    norms = [
+        torch.linalg.vector_norm(tensor.abs(), dtype=torch.float64).cpu()
+        for tensor in tensors
+        if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex())
     ]
-    return float(torch.linalg.vector_norm(torch.stack([one.cpu() for one in changes]))) if changes else 0.0
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
 class UsualNorm:
@@ -60,7 +61,8 @@ class UsualNorm:
     A bound that is given as a number is too large for one network or too small for another. What is usual is the median
     of the round's norms where :data:`FEWEST` updates or more say it, which fewer than half of them cannot move out of
     the range of the others; below that the largest norm that was accepted in the last :data:`ROUNDS` rounds with an
-    update. The first round of so few sites has no bound. Norms of 0 (nothing was trained) say nothing.
+    update; in the first round of so few sites the norm of the weights that they started from. Norms of 0 (nothing was
+    trained, no weights) say nothing.
 
     The bound keeps single updates from ruining the model. It does not find who goes wrong within it: with few sites one
     of them may raise what is usual by the ratio in every round.
@@ -86,9 +88,16 @@ class UsualNorm:
         #: the largest accepted norm of each of the last rounds
         self.largest: list[float] = []
 
-    def outliers(self, norms: Mapping[str, float]) -> dict[str, InvalidUpdate]:
-        """The sites of a round whose updates are refused, with the reason; the norms of the others are remembered."""
-        usual, what = self._usual(norms)
+    def outliers(
+        self, norms: Mapping[str, float], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, InvalidUpdate]:
+        """The sites of a round whose updates are refused, with the reason; the norms of the others are remembered.
+
+        Args:
+            norms: of the updates, by site.
+            weights: what the sites started from.
+        """
+        usual, what = self._usual(norms, weights or {})
         limit = math.inf if self.ratio is None or not usual else self.ratio * usual
         refused = {
             site: InvalidUpdate(
@@ -103,10 +112,12 @@ class UsualNorm:
             self.largest = [*self.largest, max(accepted)][-self.ROUNDS :]
         return refused
 
-    def _usual(self, norms: Mapping[str, float]) -> tuple[float, str]:
+    def _usual(self, norms: Mapping[str, float], weights: Mapping[str, Tensor]) -> tuple[float, str]:
         moved = [norm for norm in norms.values() if norm > 0]
         if len(moved) >= self.FEWEST:
             return median(moved), "the median of the round"
+        if not self.largest:
+            return _norm(weights.values()), "the norm of the weights to start from"
         return max(self.largest, default=0.0), f"the largest of the last {len(self.largest)} rounds"
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,8 +162,8 @@ class UpdateValidator:
         max_norm_ratio: float | None = MAX_NORM_RATIO,
     ) -> None:
         for name, bound in (("max_abs", max_abs), ("max_norm", max_norm)):
-            if bound is not None and not bound > 0:
-                raise ConfigError(f"guard: {name} is {bound}; give a positive number, or null for no bound.")
+            if bound is not None and not (isinstance(bound, (int, float)) and bound > 0):
+                raise ConfigError(f"guard: {name} is {bound!r}; give a positive number, or null for no bound.")
         if max_norm_ratio is not None and not max_norm_ratio >= 1:
             raise ConfigError(f"guard: max_norm_ratio is {max_norm_ratio}; give 1 or more, or null for no bound.")
         self.max_abs = max_abs
@@ -189,8 +200,7 @@ class UpdateValidator:
         if not isinstance(message, ExchangeObject):
             raise InvalidUpdate(f"the update is {type(message).__name__}, not a message")
         reference = {} if observer else reference
-        self._check_plausible(message.weights, reference)
-        norm = update_norm(message.weights or {}, reference)
+        norm = self._check_range(self._of_structure(message.weights, reference), reference=reference)
         self._check_norm(norm)
         self._check_statistics(message.statistics or {}, round_number, () if observer else COUNTS)
         self.check_attachments(message, attachments)
@@ -198,16 +208,18 @@ class UpdateValidator:
 
     def check_weights(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
         """Check keys, shapes, types and values of ``weights`` against ``reference``."""
-        self._check_plausible(weights, reference)
-        if self.max_norm is not None:
-            self._check_norm(update_norm(weights or {}, reference))
+        weights = self._of_structure(weights, reference)
+        if self.max_norm is None:
+            self._check_range({name: tensor for name, tensor in weights.items() if not self._is_known(tensor)})
+        else:
+            self._check_norm(self._check_range(weights, reference=reference))
 
-    def _check_plausible(self, weights: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor]) -> None:
+    def _of_structure(self, weights: object, reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         weights = {} if weights is None else weights
         if not isinstance(weights, Mapping):
             raise InvalidUpdate(f"the weights are {type(weights).__name__}, not tensors by name")
         self.check_structure(weights, reference)
-        self._check_range(weights)
+        return weights
 
     @staticmethod
     def check_structure(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
@@ -228,23 +240,19 @@ class UpdateValidator:
             for key, tensor in tensors.items():
                 if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                     raise InvalidUpdate(f"attachment '{name}': '{key}' is not a float tensor")
-            self._check_range(tensors, prefix=f"attachment '{name}': ")
+            unread = {key: tensor for key, tensor in tensors.items() if not self._is_known(tensor)}
+            self._check_range(unread, prefix=f"attachment '{name}': ")
 
     def _check_norm(self, norm: float) -> None:
         if self.max_norm is not None and norm > self.max_norm:
             raise InvalidUpdate(f"the update has norm {norm:.3g}, more than max_norm = {self.max_norm:.3g}")
 
-    def _check_range(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-        tensors = {k: t for k, t in tensors.items() if t.numel() and not self._is_known(t)}
-        if not tensors:
-            return
-        # one pass per tensor and one read-back: a NaN makes both ends of the range NaN, and they cost a twentieth of
-        # the maximum norm on a CPU
-        real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors.values()]
-        ends = [end.double() for tensor in real for end in torch.aminmax(tensor.detach())]
-        values = torch.stack(ends).abs().tolist()
-        peaks = [max(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
-        for key, peak in zip(tensors, peaks, strict=True):
+    def _check_range(
+        self, tensors: Mapping[str, Tensor], prefix: str = "", reference: Mapping[str, Tensor] | None = None
+    ) -> float:
+        """Refuse values out of range; the norm of the difference to ``reference``, which takes no second pass."""
+        found = scan(tensors, reference)
+        for key, peak in found.peaks.items():
             if not math.isfinite(peak):
                 raise InvalidUpdate(f"{prefix}'{key}' holds NaN or infinite values")
             if self.max_abs is not None and peak > self.max_abs:
@@ -252,6 +260,7 @@ class UpdateValidator:
         if self._passed is not None:
             self._passed = {key: known for key, known in self._passed.items() if known[0]() is not None}
             self._passed |= {id(t): (weakref.ref(t), t._version) for t in tensors.values() if not t.is_inference()}
+        return found.norm
 
     def _is_known(self, tensor: Tensor) -> bool:
         known = self._passed.get(id(tensor)) if self._passed is not None and not tensor.is_inference() else None
@@ -336,7 +345,9 @@ def validated_reply(reply: Any, request: Request) -> tuple[Reply, list[str]]:
     facts = _common(reply.facts, request)
     error = None if reply.error is None else _text("error", reply.error)
     message = None
-    if error is None:
+    if error is None and "needs" in reply.facts:
+        facts["needs"] = _needed(reply.facts["needs"], request)
+    elif error is None:
         if request.kind == "join":
             facts |= _joined(reply.facts)
         elif request.kind in ("validate", "test"):
@@ -367,7 +378,20 @@ def _common(facts: Mapping[str, Any], request: Request) -> dict[str, Any]:
     if not isinstance(notes, (list, tuple)):
         raise _useless(f"notes is {shown(notes)}, not a list")
     found["notes"] = [_text("a note", note) for note in notes[:_MOST_NOTES]]
+    if "seconds" in facts:
+        seconds = _number("seconds", facts["seconds"])
+        if not 0 <= seconds <= MOST:  # false for NaN
+            raise _useless(f"seconds is {seconds:g}")
+        found["seconds"] = seconds
     return found
+
+
+def _needed(items: Any, request: Request) -> list[str]:
+    """What a site needs again: of what the request did not send, and nothing else."""
+    named = isinstance(items, (list, tuple)) and items and all(isinstance(item, str) for item in items)
+    if not named or not set(items) <= set(request.held):
+        raise _useless(f"it needs {shown(items)}, which the request did not leave out")
+    return list(items)
 
 
 def _joined(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,10 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+ -]{0,99}")
 _CODE = re.compile(
     r"\.(py[cdiowz]?|so|dll|dylib|pth|sh|bat|exe|egg|whl|zip|conf|cfg|toml|ini|ya?ml|json|pkl|pickle)$", re.IGNORECASE
 )
+#: files from which a site or a federation continues, and its tables and logs; no config names one
+_KEPT = re.compile(r"(round|initial|federation)[^/]*\.pt|.*\.(csv|jsonl|log)", re.IGNORECASE)
+#: names of arguments that are files, not folders
+_FILE = r"(.*_)?(file|path)"
 _FORMS = {
     INPUT: "a reference to a folder and a written rest, as in $@dataset_dir + '/name'",
     OUTPUT: "a reference to the folder of the results and a written rest, as in $@output_dir + '/name'",
@@ -219,12 +223,25 @@ class Values:
         if found.reads_ids:
             given = {**{name: f"@{name}" for name in parameters if name in self.config}, **given}
             given = {name: value for name, value in given.items() if name not in (found.forms or {})}
+        for name, one in parameters.items():
+            # of the packages of others, which write beside where the process runs if nobody says where
+            if (
+                one.kind == OUTPUT
+                and self._may_be_missing(given.get(name))
+                and found.name in self.names.catalogue.components
+            ):
+                yield name, f"is not given, and {found.name} would write where it runs; give {_FORMS[OUTPUT]}"
         for key, value in given.items():
             kind = parameters[key].kind if key in parameters else ""
             if not kind and re.fullmatch(self.names.policy.path_arguments, key):
                 kind = FREE
             if kind in _FORMS and not all(self._fits(one, kind) for one in self.of(value)):
                 yield key, f"{value!r:.80} cannot be told here, or leads away; give {_FORMS[kind]}"
+            elif kind == OUTPUT and re.fullmatch(_FILE, key) and any(map(_is_folder, self.of(value))):
+                yield key, f"{value!r:.80} is a folder; give a file in it, as in $@output_dir + '/name.pt'"
+
+    def _may_be_missing(self, value: Any) -> bool:
+        return any(form == Written(None) for form in self.of(value))
 
     def _fits(self, form: Any, kind: str) -> bool:
         if form == Written(None):
@@ -240,7 +257,7 @@ class Values:
         return kind != OUTPUT or self._is_writable(form)
 
     def _is_writable(self, form: Below) -> bool:
-        if _CODE.search(form.rest):
+        if _CODE.search(form.rest) or any(map(_KEPT.fullmatch, form.rest.split("/"))):
             return False
         if form.root == "bundle_root":
             return form.rest.lstrip("/").split("/")[0] in self.names.policy.result_folders
@@ -304,10 +321,16 @@ def _holds_text(form: Any) -> bool:
     return isinstance(form, Below) or (isinstance(form, Written) and isinstance(form.value, str))
 
 
+def _is_folder(form: Any) -> bool:
+    """Whether a path is a folder of results itself, so that a file written in its place would lie beside it."""
+    return isinstance(form, Below) and form.rest.count("/") < (2 if form.root == "bundle_root" else 1)
+
+
 def _is_name(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return isinstance(value, bool)
-    return bool(_NAME.fullmatch(str(value))) and ".." not in str(value) and not _CODE.search(str(value))
+    text = str(value)
+    return bool(_NAME.fullmatch(text)) and ".." not in text and not _CODE.search(text) and not _KEPT.fullmatch(text)
 
 
 def _is_rest(rest: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptation of a network to a new site's unlabelled images: what is measured, and when it had better not start."""
+"""Evaluation of a network that adapts to a new site's unlabeled images, and the guard against unsure predictions."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class AdaptationEvaluator:
     Two things need no label and are always measured, on the images that are adapted on: the mean ``entropy`` of the
     predictions, as a share of the largest, and the mean share of every expert of a routed network. With an evaluator
     that has labels come its metrics. ``passes.csv`` (means), ``cases.csv`` and ``shares.csv`` are written as it goes,
-    one line is printed per pass, and ``adaptation.json`` ends it, whose result is that of the *last* pass: to pick the
-    best pass one would need labels.
+    one line is printed per pass. ``adaptation.json``, written at the end, has the result of the *last* pass: to
+    choose the best one takes labels.
 
-    Minimizing an entropy makes a network surer of what it predicts, right or wrong. Where predictions are unsure, not
-    at an edge but everywhere, there is nothing to tell the two apart, and the adaptation is not started [ours]: with
+    Minimizing the entropy makes a network more certain of its predictions, right or wrong. Where they are uncertain not
+    only at edges but everywhere, the adaptation is not started [ours]: with
     ``max_entropy`` 0.1, when the mean entropy is above a tenth of its largest value. Edges do not reach that: an organ
     of 15 pixels across in 48 x 48 has 4 % of all pixels on its edge. The first loss of IOP-FL is then about 1. The
     network is left as it was, and a printed line says so.
 
-    The evaluator has its own loader, and nothing of it comes back to the trainer; random numbers are put back, so that
+    The evaluator has its own loader and changes nothing of the trainer; random numbers are restored, so that
     the adapted weights are the same with and without it.
 
     Args:
@@ -143,7 +143,7 @@ class AdaptationEvaluator:
     def _measure(self, engine: Engine, number: int) -> None:
         """Entropy, shares and, with labels, the metrics of the adapting network."""
         network, inferer = engine.network, self.inferer if number else None  # type: ignore[attr-defined]
-        entropy, recorder = self._examine(engine, network, inferer)
+        entropy, recorder = self._measure_unlabeled(engine, network, inferer)
         self.entropies.append(entropy)
         self._write("passes.csv", [(self.site, self.model, number, "entropy", entropy)])
         shares = recorder.shares()
@@ -158,7 +158,7 @@ class AdaptationEvaluator:
         self._score(self.model, network, number, inferer)
 
     @torch.no_grad()
-    def _examine(
+    def _measure_unlabeled(
         self, engine: Engine, network: nn.Module, inferer: Callable[..., Any] | None
     ) -> tuple[float, ShareRecorder]:
         """Mean entropy of the predictions on the images that are adapted on, and the shares behind them."""

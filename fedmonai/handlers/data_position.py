@@ -56,7 +56,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
         self.begin(0)
 
     def begin(self, iteration: int) -> None:
-        """Go to where a round begins that ``iteration`` iterations came before."""
+        """Begin a round after ``iteration`` iterations of earlier rounds."""
         self._round = 0 if self.continue_epoch else iteration
         self._pass, self._skip = divmod(iteration, len(self)) if self.continue_epoch else (0, 0)
 
@@ -75,7 +75,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
 
 
 class ResumablePosition(SiteHandler):
-    """Position in the data: a sampler is told, when a round begins, how many iterations the site has made before.
+    """Handler that tells the sampler at the start of a round how many iterations the site has made before.
 
     A site keeps that number over rounds, restarts and failures, so the sampler needs no state of its own.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean of every term of the loss, kept on the device and read once per epoch."""
+"""Mean of every term of the loss, kept on the device and read once per epoch."""
 
 from __future__ import annotations
 

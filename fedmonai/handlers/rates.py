@@ -76,7 +76,7 @@ def _round(engine: Engine, runs: int) -> int:
 
 
 class _OverTraining(SiteHandler):
-    """What follows the share of all iterations of a training that are done: those of ``num_rounds`` equal rounds.
+    """Base of handlers that follow the share of all iterations that are done, over ``num_rounds`` equal rounds.
 
     It is computed from the round and not counted, so rounds that a site misses and restarts change nothing. Without a
     federation one run of the trainer is everything (``num_rounds`` 1). Under a stock ``MonaiAlgo``, which does not tell
@@ -94,7 +94,7 @@ class _OverTraining(SiteHandler):
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """What happens before an iteration."""
+        """Act before an iteration."""
         raise NotImplementedError
 
     def _begin(self, engine: Engine) -> None:

@@ -24,7 +24,7 @@ __all__ = ["SaveMasks", "SaveReconstruction", "SaveSegmentation", "VolumeResults
 
 
 class VolumeResults(ABC):
-    """Handler that writes one file per iteration of an evaluator over a folder of volumes, whole or not at all.
+    """Handler that writes one file per iteration of an evaluator over a folder of volumes; no file is ever incomplete.
 
     Before the first iteration it refuses results of an earlier run; after the last one it writes the table and prints
     a line per file, and one per file that the folder's data set left out (its ``skipped``).
@@ -63,7 +63,7 @@ class VolumeResults(ABC):
 
     @abstractmethod
     def found(self, row: dict[str, Any]) -> str:
-        """What the line about a row says in brackets."""
+        """Note in brackets on the printed line of a row."""
 
     def add_row(self, *values: Any) -> None:
         """Note a line of the table."""
@@ -109,7 +109,7 @@ SUFFIXES = {"nifti": ".nii.gz", "hdf5": ".h5"}
 
 
 class SaveReconstruction(VolumeResults):
-    """Write every volume of a :class:`~fedmonai.data.kspace.folder.ReconstructionFolder`, whole or not at all.
+    """Write every volume of a :class:`~fedmonai.data.kspace.folder.ReconstructionFolder` as one complete file.
 
     ``<volume>_reconstruction.nii.gz`` lies in the patient space of its input: DICOM and HDF5 as (column, row, slice),
     NIfTI on the voxel grid of the input. ``<volume>_reconstruction.h5`` holds ``reconstruction`` float32 (slices, rows,
@@ -224,7 +224,7 @@ RED = np.array([1.0, 0.15, 0.1])
 
 
 class SaveSegmentation(VolumeResults):
-    """Write the mask of every volume of a :class:`~fedmonai.data.cases.folder.SegmentationFolder`, whole or not at all.
+    """Write the mask of every volume of a :class:`~fedmonai.data.cases.folder.SegmentationFolder` as one complete file.
 
     ``<volume>_mask.nii.gz`` (uint8 class numbers, the largest logit wins) has the shape and the affine of its input,
     voxel by voxel; that of a DICOM series is (column, row, slice) in the patient space of the series.
@@ -316,7 +316,7 @@ MASK_SUFFIXES = {"picture": ".png", "hdf5": ".h5"}
 
 
 class SaveMasks(VolumeResults):
-    """Write the mask of every file of a :class:`~fedmonai.data.weak.folder.PictureFolder`, whole or not at all.
+    """Write the mask of every file of a :class:`~fedmonai.data.weak.folder.PictureFolder` as one complete file.
 
     Predictions are classes ``(N, rows, columns)`` (:class:`fedmonai.transforms.slices.ClassesInPlaned`). A picture gets
     ``<volume>_mask.png``, gray, with the size of the picture; an HDF5 file ``<volume>_mask.h5`` with ``mask`` uint8 of

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 
 from fedmonai.bundle.federation import federation_from, job_plan, own_plan
 from fedmonai.bundle.ids import apply_overrides
+from fedmonai.bundle.layers import read_layers
 from fedmonai.bundle.lint_merged import SiteGate, refuse_merged
 from fedmonai.errors import ConfigError, unwrapped
 from fedmonai.federated.plan import SitePlan
@@ -19,8 +20,12 @@ from fedmonai.federated.remote_pool import Transport
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, named_files, refuse_other_files, unpacked_bundle
 from fedmonai.integrations.site_settings import SiteSettings, apply_site_policy
+from fedmonai.report.trained_bundle import write_site_bundle
 
 __all__ = ["federation_config", "run_server", "site_service"]
+
+#: folder of the job's bundle in a run's; what the run trains is its folder 'bundle'
+JOB_BUNDLE = "job_bundle"
 
 
 def federation_config(deployment: Deployment, bundle: Path, output_dir: Path) -> ConfigParser:
@@ -30,8 +35,7 @@ def federation_config(deployment: Deployment, bundle: Path, output_dir: Path) ->
         ConfigError: on a file that is no config of the bundle, an override without a place, or no sites.
     """
     refuse_other_files(bundle, named_files(deployment))
-    parser = ConfigParser()
-    parser.read_config([str(bundle / file) for file in deployment.files])
+    parser = read_layers([bundle / file for file in deployment.files])
     apply_overrides(parser, deployment.ids)
     sites: Any = parser.get("sites")
     if not isinstance(sites, Mapping) or not all(isinstance(spec, (Mapping, type(None))) for spec in sites.values()):
@@ -51,7 +55,7 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     """
     deployment = Deployment.read(folder)
     state = settings.state(root, deployment.run, name)
-    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), state / "bundle", settings.allow)
+    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), state / JOB_BUNDLE, settings.allow)
     parser = federation_config(deployment, bundle, state)
     sites = parser["sites"]
     if name not in sites:
@@ -66,7 +70,8 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     decided = dict(settings.ids)
     if plan.policy.own_machine:  # who tries a job there names folders in it
         decided = {**plan.local, **(plan.sites[name] or {}), **decided}
-    return SiteService(replace(plan, gate=SiteGate(decided, settings.allow)), name)
+    plan = replace(plan, gate=SiteGate(decided, settings.allow))
+    return SiteService(plan, name, lambda: write_site_bundle(plan, name, str(parser.get("method"))))
 
 
 def _reviewed_plan(bundle: Path, name: str, state: Path) -> SitePlan:
@@ -98,7 +103,7 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
     """
     deployment = Deployment.read(folder)
     output = settings.state(root, deployment.run, "server")
-    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), output / "bundle", settings.allow)
+    bundle = unpacked_bundle(folder, deployment, settings.own_bundle(), output / JOB_BUNDLE, settings.allow)
     parser = federation_config(deployment, bundle, output)
     refuse_merged(parser.get(), bundle, output, allow=settings.allow)
     with unwrapped():

@@ -58,7 +58,7 @@ class SiteSettings:
         overlay: config file(s) of the bundle, such as ``configs/data/ixi.yaml``, read after those of the job. Ids of
             the job are stronger than what is in a file; what has to hold in any case belongs into ``ids``.
         bundle: folder of this machine's own copy of the bundle; the job's configs are then not used.
-        bundle_digest: what ``python -m fedmonai.bundle digest`` said of that copy when it was reviewed; with another
+        bundle_digest: what ``fedmonai digest`` said of that copy when it was reviewed; with another
             file in it, or one less, every job is refused.
         state_dir: where private state, cases and personal models are kept.
         exchange_filters: components as in ``federated.yaml``, applied to every update after those of the job. They may
@@ -108,7 +108,7 @@ class SiteSettings:
                 object.__setattr__(self, name, str(_in_home(value)))
         digest: Any = self.bundle_digest
         if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
-            raise ConfigError(_wrong("bundle_digest", digest, "the 64 digits of 'python -m fedmonai.bundle digest'"))
+            raise ConfigError(_wrong("bundle_digest", digest, "the 64 digits of 'fedmonai digest'"))
         if digest is not None and self.bundle is None:
             raise ConfigError("bundle_digest pins this machine's own copy of the bundle; set bundle, too.")
         filters: Any = self.exchange_filters
@@ -209,6 +209,7 @@ class SiteSettings:
             min_cases=self.min_cases or (1 if own_machine else MIN_CASES),
             max_epsilon=self.max_epsilon,
             ledgers=(state.parent, f"*/sites/{glob.escape(name)}"),
+            packages=tuple(as_list(self.allow)),
         )
 
     def state(self, root: str | Path, run: str, name: str) -> Path:

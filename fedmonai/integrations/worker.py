@@ -8,45 +8,49 @@ disk.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeAlias, cast
 
-import torch
 from torch import Tensor
 
 from fedmonai.bundle.lint_merged import isolated
 from fedmonai.errors import ConfigError
-from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
+from fedmonai.federated.frames import read_frame, write_frame
+from fedmonai.federated.messages import Reply, Request, pack_reply, unpack_request
 from fedmonai.federated.release import reason_told
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment
 from fedmonai.integrations.runtime import site_service
 from fedmonai.integrations.site_settings import SETTINGS, STATE_ROOT, SiteSettings
 
-__all__ = ["LocalSite", "SiteEnd", "SiteProcess", "end_process", "site_end"]
+__all__ = ["LocalSite", "Packed", "SiteEnd", "SiteProcess", "end_process", "site_end"]
 
 logger = logging.getLogger(__name__)
 
 
 #: seconds between asking a process to end and ending it
 _GRACE = 10.0
-_LENGTH = struct.Struct("<Q")
 #: umask of a site's processes: state, private weights and tables are the site's user's alone
 PRIVATE = 0o077
+
+
+#: a request or a reply as it travels, see :func:`~fedmonai.federated.messages.pack_request`
+Packed: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class SiteEnd(Protocol):
     """End of a site, as a runtime uses it."""
 
-    def answer(self, request: Request) -> Reply:
-        """The answer to a request; never an exception."""
+    def forward(self, packed: Packed) -> Packed:
+        """The packed reply to a packed request; never an exception.
+
+        The tensors of a request are forwarded as they came, and unpacked only where the site works.
+        """
 
     def close(self) -> None:
         """Release everything."""
@@ -91,7 +95,18 @@ class LocalSite:
                 self._service = site_service(self.folder, self.name, settings, self.root)
             return self._service.answer(request)
         except Exception as error:  # whatever it is, the server gets to know the reason
-            return Reply(error=reason_told(error, STATE_ROOT in os.environ, Path(self.root, "fedmonai")))
+            return self._failed(error)
+
+    def forward(self, packed: Packed) -> Packed:
+        """The site's packed answer to a packed request."""
+        try:
+            request = unpack_request(*packed)
+        except ConfigError as error:  # of another version, or of no form at all
+            return pack_reply(self._failed(error))
+        return pack_reply(self.answer(request))
+
+    def _failed(self, error: Exception) -> Reply:
+        return Reply(error=reason_told(error, STATE_ROOT in os.environ, Path(self.root, "fedmonai")))
 
     def close(self) -> None:
         """Release the site's folder."""
@@ -110,20 +125,23 @@ class SiteProcess:
         self.arguments = [str(folder), name, str(settings), str(root)]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def answer(self, request: Request) -> Reply:
+    def forward(self, packed: Packed) -> Packed:
         """The process's answer; without one, how it ended."""
         if self._process is None or self._process.poll() is not None:
             self._process = self._started()
         process = self._process
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 (for mypy; pipes were asked for)
         try:
-            _write(process.stdin, pack_request(request))
-            frame = _read(process.stdout)
+            write_frame(cast(BinaryIO, process.stdin), *packed)
+            frame = read_frame(cast(BinaryIO, process.stdout))
         except BrokenPipeError:
             frame = None
+        except ConfigError:  # what it wrote is no answer, and where the next one begins nobody knows
+            end_process(process)
+            frame = None
         if frame is None:
-            return Reply(error=f"the site's process ended during the request ({_how(process.wait())})")
-        return unpack_reply(*frame)
+            return pack_reply(Reply(error=f"the site's process ended during the request ({_how(process.wait())})"))
+        return frame
 
     def close(self) -> None:
         """End the process."""
@@ -148,31 +166,9 @@ def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None
 
 def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
     """Answer requests until the pipe is closed, which the end of the asking process does, too."""
-    while (frame := _read(incoming)) is not None:
-        try:
-            reply = site.answer(unpack_request(*frame))
-        except ConfigError as error:  # a request of another version, or of no form at all
-            reply = Reply(error=reason_told(error, STATE_ROOT in os.environ, Path(site.root, "fedmonai")))
-        _write(outgoing, pack_reply(reply))
+    while (frame := read_frame(incoming)) is not None:
+        write_frame(outgoing, *site.forward(frame))
     site.close()
-
-
-def _write(stream: Any, content: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    stream.write(_LENGTH.pack(buffer.tell()))
-    stream.write(buffer.getbuffer())
-    stream.flush()
-
-
-def _read(stream: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The next frame, ``None`` at the end of the stream or inside a frame that was cut off."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (size,) = _LENGTH.unpack(head)
-    body = stream.read(size)
-    return torch.load(io.BytesIO(body), weights_only=True) if len(body) == size else None
 
 
 def _how(code: int) -> str:

@@ -23,7 +23,7 @@ from fedmonai.errors import ConfigError, FederationError
 from fedmonai.federated.protocol import Strategy
 from fedmonai.names import as_list, matching_names
 
-__all__ = ["PerSiteMean", "WeightedMean", "weighted_mean_"]
+__all__ = ["PerSiteMean", "RunningMean", "WeightedMean", "weighted_mean_"]
 
 
 class WeightedMean(Strategy):
@@ -60,27 +60,82 @@ class WeightedMean(Strategy):
         if weighting not in self.WEIGHTINGS:
             raise ConfigError(f"strategy: weighting is '{weighting}'; choose one of {', '.join(self.WEIGHTINGS)}.")
         self.weighting = weighting
+        #: memory of the global weights of the round before, for the mean of the next
+        self.spare: dict[str, Tensor] = {}
+
+    def initialize(self, weights: Mapping[str, Any]) -> None:
+        super().initialize(weights)
+        self.spare = {}
 
     def aggregate(self, round_number: int, updates: Mapping[str, ExchangeObject]) -> None:
         names = sorted(updates)
-        shares = self.shares({name: updates[name].statistics or {} for name in names})
+        counts = [self.count(updates[name].statistics or {}) for name in names]
         for key, target in self.global_weights.items():
             tensors = [(updates[name].weights or {})[key] for name in names]
-            if target.is_complex():
-                target, tensors = torch.view_as_real(target), [torch.view_as_real(t.contiguous()) for t in tensors]
+            target, tensors = _real(target), [_real(tensor) for tensor in tensors]
             if target.is_floating_point():
-                weighted_mean_(target, tensors, [shares[name] for name in names])
+                weighted_mean_(target, tensors, counts)
             else:
                 target.copy_(tensors[0])
 
     def shares(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         """The share of every site in the mean; the shares sum to one."""
-        if self.weighting == "uniform":
-            counts = dict.fromkeys(statistics, 1)
-        else:
-            counts = {name: int(numbers[f"num_{self.weighting}"]) for name, numbers in statistics.items()}
+        counts = {name: self.count(numbers) for name, numbers in statistics.items()}
         total = sum(counts.values())
         return {name: count / total for name, count in counts.items()}
+
+    def count(self, statistics: Mapping[str, Any]) -> int:
+        """What a site counts in the mean."""
+        return 1 if self.weighting == "uniform" else int(statistics[f"num_{self.weighting}"])
+
+    def accumulator(self) -> RunningMean | None:
+        """A running mean; none for a subclass with an :meth:`aggregate` of its own, which may need all updates."""
+        return RunningMean(self) if type(self).aggregate is WeightedMean.aggregate else None
+
+
+class RunningMean:
+    """Mean of updates that come one by one, with the memory of one: an :class:`Accumulator` of :class:`WeightedMean`.
+
+    Args:
+        strategy: gives the counts, and holds the global weights.
+
+    Example:
+        >>> strategy = WeightedMean("samples")
+        >>> strategy.initialize({"weight": torch.zeros(1)})
+        >>> mean = strategy.accumulator()
+        >>> for value, count in ((1.0, 3), (5.0, 1)):
+        ...     update = ExchangeObject(weights={"weight": torch.tensor([value])}, statistics={"num_samples": count})
+        ...     mean.add(update)
+        >>> mean.finish()
+        >>> strategy.global_weights["weight"]
+        tensor([2.])
+    """
+
+    def __init__(self, strategy: WeightedMean) -> None:
+        self.strategy, self.total = strategy, 0
+        self.mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, update: ExchangeObject) -> None:
+        """Take in the next update, in sorted order of the sites."""
+        count, weights = self.strategy.count(update.statistics or {}), update.weights or {}
+        self.total += count
+        if not self.mean:
+            self.mean = self.strategy.spare or {k: torch.empty_like(t) for k, t in self.strategy.global_weights.items()}
+            self.strategy.spare = {}
+            keys = list(self.mean)
+            torch._foreach_copy_([self.mean[key] for key in keys], [weights[key] for key in keys])
+            return
+        keys = [key for key, tensor in self.mean.items() if tensor.is_floating_point() or tensor.is_complex()]
+        means, values = ([_real(tensors[key]) for key in keys] for tensors in (self.mean, weights))
+        values = [value.to(mean.device) for value, mean in zip(values, means, strict=True)]
+        torch._foreach_lerp_(means, values, count / self.total)
+
+    def finish(self) -> None:
+        """The mean becomes the global weights; their memory is that of the next mean."""
+        if not self.mean:
+            raise FederationError("there is no update to take a mean of.")
+        self.strategy.spare, self.strategy.global_weights = self.strategy.global_weights, self.mean
 
 
 class PerSiteMean(WeightedMean):
@@ -145,6 +200,11 @@ class PerSiteMean(WeightedMean):
     def _owned(self, site: str, pattern: str) -> list[str]:
         names = list(self.global_weights)
         return matching_names([pattern], names, f"tensor_owners of site '{site}'", whole=True) if names else []
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real values."""
+    return torch.view_as_real(tensor.contiguous()) if tensor.is_complex() else tensor
 
 
 # Elements averaged at a time: the running mean of a chunk stays in the cache, so N updates cost N reads and one write;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cyclic weight transfer: one model travels from site to site, and nothing is averaged.
+"""Cyclic weight transfer: one model is trained at one site after another, without averaging.
 
 Chang et al., Distributed deep learning networks among institutions for medical imaging (JAMIA 2018). The order of the
 sites is drawn anew for every pass; theirs is fixed.

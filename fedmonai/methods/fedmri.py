@@ -10,12 +10,12 @@ R of :class:`~fedmonai.losses.weight_contrast.WeightContrastLoss`: near the glob
 round starts with, away from the encoders :math:`\theta_i^{t-1}` of all sites after the round before. The server
 averages the encoders, and sends every site all of them beside the mean.
 
-Deviations: :math:`\beta \nabla R` is as large as :math:`\beta` over the distance to the previous encoders. Early in
-training or after a still round that is many times :math:`\nabla L_{rec}`, and with RMSprop the encoder is thrown off,
-then held for rounds by the inflated mean of squares. So its norm is limited to ``max_contrast_ratio`` of that of
-:math:`\lambda \nabla L_{rec}` over the encoder, in every iteration; the limit is ours, null is as released. With
-``negatives: self`` a site is pushed away from its own previous encoder only, so that no encoder leaves
-it but through the mean; that variant is ours. Of a site that missed rounds the last encoder is used.
+Deviations: :math:`\beta \nabla R` has the norm :math:`\beta` over the distance to the previous encoders. Early in
+training, or after a round with little change, that is many times :math:`\nabla L_{rec}`, and with RMSprop one large
+step of the encoder is followed by rounds of tiny ones, because the mean of squares is inflated. So its norm is limited
+to ``max_contrast_ratio`` of that of :math:`\lambda \nabla L_{rec}` over the encoder, in every iteration; the limit is
+ours, null is as released. With ``negatives: self`` a site is pushed away from its own previous encoder only, so that no
+encoder leaves it but through the mean; that variant is ours. Of a site that missed rounds the last encoder is used.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""FedProx: a site's weights are held near the global ones while they train.
+r"""FedProx: local training with a proximal term that keeps a site's weights near the global ones.
 
 Li et al., Federated Optimization in Heterogeneous Networks (MLSys 2020), equation 2: site k trains on
 

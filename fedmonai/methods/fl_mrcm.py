@@ -299,7 +299,9 @@ class FeatureAlignment(SiteHandler):
         context = RoundContext.of(engine)
         if context is None and not self._warned:
             self._warned = True
-            warnings.warn("feature alignment is off: whatever runs this site passes no attachments on", stacklevel=2)
+            warnings.warn(
+                "feature alignment is off: the client that runs this site passes on no attachments", stacklevel=2
+            )
         if context is None or ATTACHMENT not in context.received:
             return None, None
         bank = context.received[ATTACHMENT][KEY].to(self.device, torch.float32)

@@ -8,8 +8,8 @@ gradient at the worst place in their neighborhood (equations 2 to 4 of the paper
 .. math:: \theta \leftarrow \theta - \eta \nabla L(\theta + \epsilon), \quad
           \epsilon = \rho \, \nabla L(\theta) / \lVert \nabla L(\theta) \rVert_2.
 
-A prediction whose mean reliable entropy has become very small has usually collapsed to one class: the model is put back
-to where it started.
+A prediction whose mean reliable entropy has become very small has usually collapsed to one class: the model is reset to
+its start.
 
 Deviations, for segmentation: a pixel is what an image is in the paper. Entropies are given as shares of the largest,
 log K, for the paper's numbers belong to 1000 classes: :math:`E_0` = 0.4 log K as there; recovery below 0.2 becomes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dice, HD95 and ASSD per case in millimetres, of named targets, and the Dice of IOP-FL's released program."""
+"""Dice, HD95 and ASSD per case in millimeters, of named targets, and the Dice of IOP-FL's released program."""
 
 from __future__ import annotations
 

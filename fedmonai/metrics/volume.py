@@ -85,7 +85,7 @@ class VolumeMetric(Metric):
             if label is None:
                 raise ConfigError(
                     f"{type(self).__name__} needs labels, but the evaluated data have none: "
-                    "evaluate labelled data or leave the metric out"
+                    "evaluate labeled data or leave the metric out"
                 )
             self._collect(_item(result, "pred", index), label, batch, index)
 

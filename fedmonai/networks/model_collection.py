@@ -83,7 +83,7 @@ def collect_models(
     if outside_site in files:
         raise ConfigError(
             f"site '{outside_site}' trained in this federation, so it is not outside of it: choose a run without it "
-            "(scripts/leave_one_out.py makes one for every site)."
+            "(fedmonai leave_one_out makes one for every site)."
         )
     global_state = read_weights(global_model, "global_model")
     personal = {}

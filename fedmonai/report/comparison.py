@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.costs import added
 from fedmonai.report.run_tables import RunTables, read_run
 
 __all__ = ["ComparedRun", "Comparison", "Difference", "Score"]
@@ -146,7 +147,7 @@ class Comparison:
     def cost(self, method: str) -> tuple[float, float, float]:
         """Bytes up and down per round (mean over rounds and seeds), and seconds per round (median)."""
         records = [record for run in self._of(method) for record in self.tables[run].rounds]
-        up, down = (statistics.fmean(_bytes(record[f"bytes_{way}"]) for record in records) for way in ("up", "down"))
+        up, down = (statistics.fmean(added(record[f"bytes_{way}"]) for record in records) for way in ("up", "down"))
         return up, down, statistics.median(record["seconds"] for record in records)
 
     def cross_site(self, method: str, metric: str) -> dict[tuple[str, str], float]:
@@ -164,10 +165,6 @@ class Comparison:
 
     def _of(self, method: str) -> list[ComparedRun]:
         return [run for run in self.runs if run.method == method]
-
-
-def _bytes(by_site: Mapping[str, Mapping[str, int]]) -> int:
-    return sum(size for items in by_site.values() for size in items.values())
 
 
 def _spread(values: list[float]) -> float:

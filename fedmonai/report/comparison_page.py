@@ -246,7 +246,7 @@ def draw_curves(comparison: Comparison, path: Path) -> Path | None:
 
 
 def check_projection(projection: str) -> None:
-    """Refuse what is no projection; for callers that would otherwise hear of it after hours.
+    """Refuse an unknown projection before a long computation.
 
     Raises:
         ConfigError: on an unknown projection.

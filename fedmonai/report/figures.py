@@ -33,14 +33,14 @@ def draw_figures(tables: RunTables) -> list[Path]:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG so that ``path`` is either the old file or the whole new one."""
+    """Write a PNG in one step: ``path`` is never incomplete."""
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=120, bbox_inches="tight")
     return path
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, which needs no display."""
+    """Empty figure of a size in inches; needs no display."""
     from matplotlib.figure import Figure  # heavy, and no display is needed for it
 
     return Figure(figsize=(width, height), layout="constrained")

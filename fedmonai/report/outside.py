@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page of outside sites: what adaptation without labels brings there, over seeds, and which experts a router uses."""
+"""Page of outside sites: gain of the adaptation without labels over seeds, and the experts that a router uses."""
 
 from __future__ import annotations
 

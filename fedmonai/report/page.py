@@ -20,9 +20,27 @@ UNITS |= {"hd95": ("HD95 [mm]", 2), "assd": ("ASSD [mm]", 2)}
 
 
 def finish(run_dir: OutputPath) -> None:
-    """Write the report of a run, then print its table and, as the last line, where the report is."""
+    """Write the report of a run and its trained bundles, then print its table and where these are.
+
+    The sites' plan is that of the live config's federation; without one there is no bundle.
+    """
     path = write_report(run_dir)
-    print(f"\n{format_table(run_dir)}\nreport: {path}", flush=True)
+    bundles = _write_bundles(run_dir)
+    lines = [*(f"trained bundle: {bundle}" for bundle in bundles), f"report: {path}"]
+    print(f"\n{format_table(run_dir)}", *lines, sep="\n", flush=True)
+
+
+def _write_bundles(run_dir: OutputPath) -> list[Path]:
+    from fedmonai.bundle.live_config import find_resolver  # MONAI, which a report alone does not need
+    from fedmonai.federated.federation import Federation
+    from fedmonai.federated.local_pool import LocalPool
+    from fedmonai.report.trained_bundle import write_run_bundles
+
+    resolver = find_resolver()
+    federation = None if resolver is None else resolver.resolved_content.get("federation")
+    if not isinstance(federation, Federation):
+        return []
+    return write_run_bundles(run_dir, federation.sites.plan, isinstance(federation.sites, LocalPool))
 
 
 def write_report(run_dir: str | Path) -> str:
@@ -146,21 +164,38 @@ def _participation(tables: RunTables) -> str:
 
 
 def _traffic(tables: RunTables) -> str:
+    """Bytes by site and by what was asked: of the rounds, of the join before them, of the final test after them."""
     if not tables.rounds:
         return ""
-    totals: dict[tuple[str, str, str], int] = {}
-    for record in tables.rounds:
+    totals: dict[tuple[str, str, str, str], int] = {}
+    for record in (*tables.rounds, tables.run.get("final_test", {})):
         for way in ("up", "down"):
-            for site, items in record[f"bytes_{way}"].items():
-                for item, size in items.items():
-                    totals[site, item, way] = totals.get((site, item, way), 0) + size
-    rows = [["site", "item", "up", "down"]]
-    for site, item in sorted({(site, item) for site, item, _ in totals}):
-        rows.append([site, item, *(_bytes(totals.get((site, item, way), 0)) for way in ("up", "down"))])
+            for site, kinds in record.get(f"bytes_{way}", {}).items():
+                for kind, items in kinds.items():
+                    for item, size in items.items():
+                        totals[site, kind, item, way] = totals.get((site, kind, item, way), 0) + size
+    rows = [["site", "request", "item", "up", "down"]]
+    for where in sorted({(site, kind, item) for site, kind, item, _ in totals}):
+        rows.append([*where, *(_bytes(totals.get((*where, way), 0)) for way in ("up", "down"))])
+    sums = (sum(size for where, size in totals.items() if where[-1] == way) for way in ("up", "down"))
+    rows.append(["all", "", "", *(_bytes(size) for size in sums)])
+    parts = ["## What crossed the wire, all rounds", markdown_table(rows), _wire_form(tables), _attachments(tables)]
+    return "\n\n".join(p for p in [*parts, _pace(tables)] if p)
+
+
+def _wire_form(tables: RunTables) -> str:
+    dtype = tables.run.get("wire_dtype", "float32")
+    return "" if dtype == "float32" else f"Weights travelled as {dtype}, updates as their change in {dtype}."
+
+
+def _pace(tables: RunTables) -> str:
     seconds = [r["seconds"] for r in tables.rounds]
     pace = f"{statistics.median(seconds):.2f} s per round (median), {sum(seconds):.1f} s in all."
-    parts = ["## What crossed the wire, all rounds", markdown_table(rows), _attachments(tables), pace]
-    return "\n\n".join(p for p in parts if p)
+    shares = []
+    for name, what in (("seconds_per_site", "work"), ("waiting_per_site", "waiting for transport")):
+        found = [sum(kinds.values()) for record in tables.rounds for kinds in record.get(name, {}).values()]
+        shares += [f"{statistics.median(found):.2f} s of {what}"] if found else []
+    return f"{pace} Per site and round (median): {', '.join(shares)}." if shares else pace
 
 
 def _attachments(tables: RunTables) -> str:

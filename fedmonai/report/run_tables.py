@@ -11,7 +11,10 @@ from typing import Any
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["RunTables", "read_run"]
+__all__ = ["TABLES", "RunTables", "read_rows", "read_run"]
+
+#: of metrics, and of single cases
+TABLES = ("metrics.csv", "cases.csv")
 
 
 @dataclass
@@ -89,8 +92,7 @@ def read_run(run_dir: str | Path) -> RunTables:
         folder,
         _parsed(folder / "run.json")[0],
         _parsed(folder / "rounds.jsonl", lines=True),
-        _rows(folder / "metrics.csv"),
-        _rows(folder / "cases.csv"),
+        *(read_rows(folder / name) for name in TABLES),
     )
 
 
@@ -107,7 +109,12 @@ def _parsed(path: Path, lines: bool = False) -> list[Any]:
         raise ConfigError(f"{path} is damaged ({error}); restore it or run again in another output_dir.") from error
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a table of metrics, none where it is not there yet.
+
+    Raises:
+        ConfigError: when it is damaged.
+    """
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as stream:

@@ -13,10 +13,11 @@ import torch
 from attack_kit import findings, fresh
 
 from fedmonai.errors import ConfigError
+from fedmonai.federated.frames import read_frame, write_frame
 from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
 from fedmonai.integrations.job import Deployment, unpack_files
 from fedmonai.integrations.runtime import SiteSettings
-from fedmonai.integrations.worker import LocalSite, _read, _write, serve
+from fedmonai.integrations.worker import LocalSite, serve
 from fedmonai.io import parse_strictly
 
 TAGGED = ["a: !!bool x\n", "a: !!timestamp x\n", "a: !!int ''\n"]
@@ -117,9 +118,9 @@ def test_process_of_a_site_survives_a_request_of_another_form(tmp_path: Path) ->
     """Between a runtime and its worker: a request that cannot be read ends the process without a reason."""
     tensors, plain = pack_request(Request("train", "B", 1))
     frames = io.BytesIO()
-    _write(frames, (tensors, {**plain, "message": {"format": 999}}))
+    write_frame(frames, tensors, {**plain, "message": {"format": 999}})
     answers = io.BytesIO()
     serve(LocalSite("job", "B", "settings", tmp_path), io.BytesIO(frames.getvalue()), answers)
     answers.seek(0)
-    assert "another version of fedmonai" in str(unpack_reply(*_read(answers)).error)
+    assert "another version of fedmonai" in str(unpack_reply(*read_frame(answers)).error)
     assert "format 999" in (tmp_path / "fedmonai" / "errors.log").read_text()

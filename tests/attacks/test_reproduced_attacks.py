@@ -2,7 +2,7 @@
 """Attacks that ran at a site or sent images away from bundles without a finding: end to end, where they act.
 
 Each is tried three times: the check of the bundle, a deployed site that gets the job although nobody checked it before
-(its sender's lint is left out), and ``python -m fedmonai.bundle try``.
+(its sender's lint is left out), and ``fedmonai try``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 from attack_kit import findings, fresh, write
+from attack_table import ATTACKS, computed_ids
 
-from fedmonai.bundle.lint_merged import SiteGate, isolated, merged_config, refuse_merged
+from fedmonai.bundle.lint_merged import SiteGate, merged_config, refuse_merged
+from fedmonai.command_line import isolated
 from fedmonai.errors import ConfigError
 from fedmonai.integrations.job import Deployment, describe, stage
 from fedmonai.integrations.runtime import federation_config
@@ -25,89 +27,6 @@ from fedmonai.integrations.worker import SiteProcess
 def machine(bundle: Path, folder: Path) -> dict[str, Any]:
     """What a site's machine gives to its own config."""
     return {"bundle_root": str(bundle), "output_dir": str(folder / "state" / "sites" / "B"), "site": "B"}
-
-
-COMMAND = {"hidden": "xos.system", "command": "touch marker"}
-
-
-def computed_ids() -> dict[str, Any]:
-    """A1: transforms make ``loss::_target_`` an id of a site, and a slice makes ``os.system`` its value."""
-    data = [{"loss::command": "@command", "latent_layer": "$@hidden[1:]"}]
-    transform = {"_target_": "monai.transforms.CopyItemsd", "keys": ["latent_layer"], "names": ["loss::_target_"]}
-    made = {"_target_": "monai.data.Dataset", "data": data, "transform": transform}
-    return {**COMMAND, "made": made, "federation::sites": "@made"}
-
-
-def computed_ids_inside() -> dict[str, Any]:
-    """A1 with what the catalogue still has: attach() hands on a mapping."""
-    handed = {"_target_": "fedmonai.federated.federation.attach", "engine": "@evil", "handlers": []}
-    return {**COMMAND, "evil": {"B": {"loss::command": "@command"}}, "handed": handed, "federation::sites": "@handed"}
-
-
-def module_beside_the_configs() -> dict[str, Any]:
-    """A3: a log file named as a package that is not installed, and a transform that imports it."""
-    log = {"_target_": "monai.handlers.LogfileHandler", "output_dir": ".", "filename": "torchio.py"}
-    return {"handlers": [log, {"_target_": "monai.transforms.TorchIO", "name": "x"}]}
-
-
-def module_by_a_saver() -> dict[str, Any]:
-    """A3 with what the catalogue still has."""
-    saver = {"_target_": "monai.handlers.CheckpointSaver", "save_dir": "@bundle_root", "save_dict": {}}
-    return {"handlers": [{**saver, "save_final": True, "final_filename": "torchio.py"}]}
-
-
-def settings_of_the_site() -> dict[str, Any]:
-    """A6: the site's own fedmonai.yaml is overwritten, whose filters the next job builds."""
-    return {
-        "handlers": [{"_target_": "fedmonai.io.write_json", "content": {}, "path": "$@at[1:]"}],
-        "at": "x/fedmonai.yaml",
-    }
-
-
-def settings_by_the_record() -> dict[str, Any]:
-    """A6 with what the catalogue still has."""
-    record = {"_target_": "fedmonai.bundle.live_config.save_run_config", "output_dir": "@bundle_root"}
-    return {"handlers": [{**record, "name": "fedmonai.yaml"}]}
-
-
-def address_of_a_board() -> dict[str, Any]:
-    """A5, A5b, A5c: TensorBoard takes addresses of fsspec."""
-    board = {
-        "_target_": "monai.handlers.TensorBoardStatsHandler",
-        "log_dir": "$'ftp:' + '/' + '/127.0.0.1:9/' + @method",
-    }
-    return {"handlers": [board]}
-
-
-def address_behind_a_folder() -> dict[str, Any]:
-    """A5 with what the catalogue still has: the scheme is another id."""
-    board = {"_target_": "monai.handlers.TensorBoardStatsHandler", "log_dir": "$@scheme + @rest"}
-    return {"scheme": "ftp:", "rest": "/127.0.0.1:9/x", "handlers": [board]}
-
-
-def pictures_of_training() -> dict[str, Any]:
-    """A5c: the handler itself."""
-    return {"handlers": [{"_target_": "monai.handlers.TensorBoardImageHandler", "log_dir": "@output_dir"}]}
-
-
-def entries_by_hand() -> dict[str, Any]:
-    """Files of the site's own folder, as entries of a data set."""
-    dataset = {"_target_": "fedmonai.data.kspace.dataset.KspaceDataset", "data": [{"kspace": "startup/client.key"}]}
-    return {"handlers": [dataset]}
-
-
-ATTACKS = [
-    computed_ids,
-    computed_ids_inside,
-    module_beside_the_configs,
-    module_by_a_saver,
-    settings_of_the_site,
-    settings_by_the_record,
-    address_of_a_board,
-    address_behind_a_folder,
-    pictures_of_training,
-    entries_by_hand,
-]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
@@ -175,7 +94,7 @@ def test_merged_config_is_not_evaluated(tmp_path: Path) -> None:
 def test_try_refuses_before_it_runs(tmp_path: Path) -> None:
     bundle = fresh(tmp_path)
     write(bundle, "federation/evil.yaml", computed_ids())
-    words = [sys.executable, "-m", "fedmonai.bundle", "try", str(bundle)]
+    words = [sys.executable, "-m", "fedmonai", "try", str(bundle)]
     ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "error: " in ended.stderr
     (bundle / "configs" / "federation" / "evil.yaml").unlink()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from attack_kit import fresh
 
+from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import Reply, Request, weights_message
 from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.federated.service import SiteService
@@ -72,31 +73,51 @@ def initial(reply: Reply) -> dict[str, torch.Tensor]:
     return dict(reply.message.weights)
 
 
-def overwrite_initial(config: dict[str, Any]) -> None:
+def saver(name: str) -> dict[str, Any]:
     saver = {"_target_": "monai.handlers.CheckpointSaver", "save_dir": "@output_dir", "save_final": True}
-    config["train"]["handlers"].append({**saver, "save_dict": {"net": "@network"}, "final_filename": "initial.pt"})
+    return {**saver, "save_dict": {"net": "@network"}, "final_filename": name}
 
 
-def test_a_component_that_overwrites_the_initial_weights_sends_nothing(tmp_path):
-    service = deployed(tmp_path, overwrite_initial, exchange_filters=OWN_FILTER)
+def test_no_file_that_a_site_continues_from_can_be_named(tmp_path):
+    """The files are those that a round leaves behind; a file of results beside them is the job's own business."""
+    service = deployed(tmp_path)
     first = initial(asked(service, "join", state_round=0, with_weights=True))
     assert asked(service, "train", first, state_round=0).error is None
-    file = torch.load(service.release.initial, weights_only=True)
-    assert distance(first, {key: file[key] for key in first}) > 1e-3, "the attack no longer takes place"
+    left = sorted(path.name for path in service.folder.path.iterdir() if path.is_file())
+    assert "initial.pt" in left and "round_0001.pt" in left
+    for name in [*left, "errors.log", *(name.upper() for name in left)]:
+        for one in (saver(name), {**saver("x.pt"), "save_dir": f"$@output_dir + '/{name}'"}):
+            assert list(merged_problems({"a": one, "network": 1}, None, {"output_dir"})), name
+    assert not list(merged_problems({"a": saver("latents.pt"), "network": 1}, None, {"output_dir"}))
+
+
+def test_a_job_that_writes_over_its_state_is_refused(tmp_path):
+    def edit(config: dict[str, Any]) -> None:
+        config["train"]["handlers"].append(saver("round_0001.pt"))
+
+    with pytest.raises(ConfigError, match="refused"):
+        deployed(tmp_path, edit)
+
+
+def test_initial_weights_come_from_no_file(tmp_path):
+    """Whatever a component finds to write there, and whatever the server asks for."""
+    service = deployed(tmp_path, exchange_filters=OWN_FILTER)
+    first = initial(asked(service, "join", state_round=0, with_weights=True))
+    assert asked(service, "train", first, state_round=0).error is None
+    torch.save({key: tensor + 1 for key, tensor in first.items()}, service.release.initial)
     for state_round in (-1, -(10**9), 0, 0.5, 1, 10**9):
         reply = asked(service, "join", state_round=state_round, with_weights=True)
         assert reply.message is None or distance(first, reply.message.weights) == 0
 
 
-def test_a_training_that_fails_after_such_a_component_sends_nothing(tmp_path):
+def test_a_training_that_fails_leaves_no_weights_to_ask_for(tmp_path):
     """The state that the server may ask for is the first one still, and so is the network in memory."""
-    service = deployed(tmp_path, overwrite_initial, timeout=1e-9, exchange_filters=OWN_FILTER)
+    service = deployed(tmp_path, timeout=1e-9, exchange_filters=OWN_FILTER)
     first = initial(asked(service, "join", state_round=0, with_weights=True))
     assert asked(service, "train", first, state_round=0).error is not None
     assert distance(first, initial(asked(service, "join", state_round=0, with_weights=True))) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="open: weights to start from can depend on data while the site is built")
 def test_a_site_that_trains_while_it_is_built_sends_no_weights(tmp_path):
     """``initialize`` is run when a site is built; what it trains leaves as weights to start from, without a filter."""
 

@@ -38,9 +38,15 @@ def nothing_learned(message: ExchangeObject, extra: dict) -> ExchangeObject:
 
 def few_cases(folder: Path, cases: int) -> Path:
     """The tiny bundle with fewer cases to validate on than to train on."""
-    config = json.loads((TINY / "configs" / "train.json").read_text())
-    config["some"] = {"_target_": "monai.data.Dataset", "data": f"$@samples[:{cases}]", "transform": "@transform"}
-    config["validate"]["dataloader"]["dataset"] = "@some"
+    some = {"_target_": "monai.data.Dataset", "data": f"$@samples[:{cases}]", "transform": "@transform"}
+    validate = json.loads((TINY / "configs" / "train.json").read_text())["validate"]
+    validate["dataloader"]["dataset"] = "@some"
+    return other_bundle(folder, some=some, validate=validate)
+
+
+def other_bundle(folder: Path, **content: Any) -> Path:
+    """The tiny bundle with other ids."""
+    config = json.loads((TINY / "configs" / "train.json").read_text()) | content
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "train.json").write_text(json.dumps(config))
     return folder
@@ -118,6 +124,8 @@ def spoilt(change: Callable[[ExchangeObject], None]) -> Callable[..., ExchangeOb
         (lambda m: m.update(images={"x": torch.zeros(2)}), "the attachment 'images' is not among those"),
         (lambda m: m.statistics.update(patient=17), "'patient' is no count, loss or metric"),
         (lambda m: m.statistics.update(train_x="Mueller"), "'train_x' is no count, loss or metric"),
+        (lambda m: m.statistics.update({"train_/data/Mueller": 1.0}), "is no count, loss or metric"),
+        (lambda m: m.statistics.update({f"train_{i}": 0.5 for i in range(1000)}), "metrics of training are more"),
     ],
 )
 def test_an_update_in_another_form_stays(change: Any, reason: str, tmp_path: Path) -> None:
@@ -177,15 +185,62 @@ def test_refusals_tell_no_distance_to_what_a_site_has_learned(tmp_path: Path) ->
     site.close()
 
 
-def run(out: Path, bundle: Path, names: str = "AB", few: str = "", **options: Any) -> tuple[Wire, Federation]:
-    """A federation whose sites hold back metrics of fewer than 5 cases; those in ``few`` have 3."""
+def test_names_and_shapes_are_those_of_the_network_alone(tmp_path: Path) -> None:
+    """A job whose network is as wide as its data tell has another one than its ``network_def``."""
+    wide = {"_target_": "monai.networks.nets.FullyConnectedNet", "in_channels": 4, "out_channels": 2}
+    bundle = other_bundle(tmp_path / "bundle", network={**wide, "hidden_channels": ["$len(@train::dataset)"]})
+    site = service(tmp_path / "out", bundle=bundle)
+    for weights in (False, True):
+        reply = ask(site, "join", 0, with_weights=weights)
+        assert reply.error is not None and "not the one of its network_def" in reply.error
+        assert "structure" not in reply.facts and not tensors_in(reply)
+    site.close()
+
+
+def test_sites_that_train_while_they_are_built_start_from_the_weights_of_the_server(tmp_path: Path) -> None:
+    """Their own trained ones stay, a note says so, and weights that the server has been given are used."""
+    bundle = other_bundle(tmp_path / "bundle", initialize=["$@train::trainer.run()"])
+    clean = service(tmp_path / "clean")
+    drawn = start(clean)
+    clean.close()
+    given = {key: torch.full_like(tensor, 0.5) for key, tensor in drawn.items()}
+    torch.save(given, tmp_path / "given.pt")
+    for name, init_ckpt, expected in (("seed", None, drawn), ("file", tmp_path / "given.pt", given)):
+        _, engine = run(tmp_path / name, bundle, few="AB", engine={"init_ckpt": init_ckpt})
+        first = torch.load(engine.checkpoint.folder.model("initial"), weights_only=True)
+        assert all(torch.equal(first[key], tensor) for key, tensor in expected.items())
+        said = rounds(tmp_path / name / "server")[0]["notes"]
+        notes = [note for note in said if "other weights than network_def draws" in note]
+        assert [note.split("'")[1] for note in notes] == ["A", "B"], said
+
+
+def run(
+    out: Path, bundle: Path, names: str = "AB", few: str = "", engine: Any = None, **options: Any
+) -> tuple[Wire, Federation]:
+    """A federation whose sites hold back metrics of fewer than 5 cases; those in ``few`` have ``bundle``."""
     plans = {n: plan_of(out / n, bundle if n in few else TINY, names, **options) for n in names}
     wire = Wire({name: SiteService(plan, name) for name, plan in plans.items()})
     pool = RemotePool(plan_of(out / "server", names=names), wire)
-    engine = Federation(pool, WeightedMean(), 2, key_metric="mse", key_metric_mode="min")
-    engine.run()
+    federation = Federation(pool, WeightedMean(), 2, key_metric="mse", key_metric_mode="min", **(engine or {}))
+    federation.run()
     close(wire)
-    return wire, engine
+    return wire, federation
+
+
+@pytest.mark.parametrize(("batch", "leaves"), [(2, False), (5, True)])
+def test_metrics_of_training_are_of_batches_with_enough_samples(batch: int, leaves: bool, tmp_path: Path) -> None:
+    """A handler may take a metric of the first batch of an epoch."""
+    loader = {"_target_": "monai.data.DataLoader", "dataset": "@train::dataset", "batch_size": batch, "shuffle": True}
+    train = json.loads((TINY / "configs" / "train.json").read_text())["train"] | {"dataloader": loader}
+    bundle = other_bundle(tmp_path / "bundle", train=train)
+    site = service(
+        tmp_path, bundle=bundle, exchange_filters=[spoilt(lambda message: message.statistics.update(train_x=0.5))]
+    )
+    reply = trained(site, start(site))
+    assert reply.error is None and reply.message is not None
+    assert ("train_x" in reply.message.statistics) is leaves
+    assert ("metrics of training stay" in str(reply.facts.get("notes"))) is not leaves
+    site.close()
 
 
 def test_few_cases_leave_as_their_number(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from monai.bundle import ReferenceResolver
 
-from fedmonai.bundle.__main__ import ids
 from fedmonai.bundle.id_list import id_page, id_rows
 from fedmonai.bundle.id_table import IdTable
 from fedmonai.bundle.id_values import site_sections
 from fedmonai.bundle.ids import RUNTIME_IDS, read_configs
+from fedmonai.commands.bundle import ids
 from fedmonai.errors import ConfigError
 
 SEP = ReferenceResolver.sep
@@ -57,7 +57,7 @@ def test_defaults_are_of_the_kind_and_range_that_the_table_says(bundle: Path) ->
 @each_bundle
 def test_page_of_the_ids_is_up_to_date(bundle: Path) -> None:
     page = (bundle / "docs" / "ids.md").read_text(encoding="utf-8")
-    assert page == id_page(bundle), f"run: python -m fedmonai.bundle ids {bundle} --page True > {bundle}/docs/ids.md"
+    assert page == id_page(bundle), f"run: fedmonai ids {bundle} --page > {bundle}/docs/ids.md"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,7 @@ def test_page_of_the_ids_is_up_to_date(bundle: Path) -> None:
         ({**GOOD, "read": "never"}, "read is 'never'; choose one of alone, federation, both"),
         ({"kind": "float"}, "lacks its 'meaning'"),
         ("a number", "is 'a number'; give a mapping"),
+        ({**GOOD, "needs": "mixing"}, "needs is 'mixing'; give ids with what they have to be"),
     ],
 )
 def test_wrong_entries_are_named(spec: Any, text: str) -> None:
@@ -85,18 +86,48 @@ def test_an_overlay_declares_ids_of_its_own(make_bundle: Callable[..., Path]) ->
         table.extended(3)
 
 
-def test_listing(make_bundle: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+NEEDS = {"mixing": True, "layout": ["pairs", "volumes"]}
+
+
+@pytest.mark.parametrize(
+    ("needs", "values", "text"),
+    [
+        (NEEDS, {"mixing": 1, "layout": "pairs"}, ""),
+        (NEEDS, {"mixing": 0.0, "layout": "pairs"}, "it needs mixing, which is 0.0"),
+        (NEEDS, {"mixing": 2, "layout": "release"}, "it needs layout pairs or volumes, which is 'release'"),
+        (NEEDS, {"mixing": True, "layout": ["release", "volumes"]}, ""),  # data of both kinds
+        (NEEDS, {"layout": "pairs"}, ""),  # not known: it may be on
+        ({"steps": False}, {"steps": None}, ""),
+        ({"steps": False}, {"steps": 3}, "it needs no steps, which is 3"),
+        ([{"a": True}, {"b": True}], {"a": [], "b": 1}, ""),
+        ([{"a": True}, {"b": True}], {"a": [], "b": None}, "it needs a, which is [] or b, which is None"),
+        ((), {}, ""),
+    ],
+)
+def test_what_an_id_needs(needs: Any, values: dict[str, Any], text: str) -> None:
+    entry = IdTable({"x": {**GOOD, "needs": needs}})["x"]
+    assert entry.lacks(lambda name: values.get(name, ...)) == text
+
+
+def test_what_an_id_needs_is_an_id_and_stands_in_the_listing(make_bundle: Callable[..., Path]) -> None:
+    table = "lr: {meaning: rate, needs: %s}\nfall: {meaning: fall}\nb: {meaning: b}"
+    root = make_bundle({"ids.yaml": table % "[{fall: true}, {b: [x, y]}]", "train.json": {"lr": 1}})
+    assert id_rows(root)[0]["meaning"] == "rate (needs fall or b x or y)"
+    (root / "configs" / "ids.yaml").write_text(table % "{fal: true}")
+    with pytest.raises(ConfigError, match="'lr' needs 'fal', which is no id of the bundle; correct it"):
+        id_rows(root)
+
+
+def test_listing(make_bundle: Callable[..., Path]) -> None:
     table = "lr: {meaning: learning rate, kind: float, above: 0, unit: 1/s}\nnet: {meaning: network, kind: component}"
     configs = {"train.json": {"bundle_root": ".", "lr": 0.1}, "federated.yaml": "bundle_root: '.'\nlr: 0.2"}
     root = make_bundle({"ids.yaml": table, **configs})
     (row,) = id_rows(root)
     assert (row["id"], row["allowed"]) == ("lr", "a number above 0 (1/s)")
     assert row["default"] == "0.2 (federated.yaml); 0.1 (train.json)"
-    ids(str(root), find="RATE")
-    assert capsys.readouterr().out.splitlines()[1].strip() == "learning rate"
-    ids(str(root), as_json=True)
-    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == ["lr", "net"]
-    with pytest.raises(SystemExit, match=r"no id of .* has 'zzz'"):
+    assert ids(str(root), find="RATE").splitlines()[1].strip() == "learning rate"
+    assert [row["id"] for row in json.loads(ids(str(root), as_json=True))] == ["lr", "net"]
+    with pytest.raises(ConfigError, match=r"no id of .* has 'zzz'"):
         ids(str(root), find="zzz")
-    with pytest.raises(SystemExit, match=r"error: .* has no table of ids"):
+    with pytest.raises(ConfigError, match=r".* has no table of ids"):
         ids(str(root.parent))

@@ -78,6 +78,36 @@ def refused(bundle: str, files: list[str], overlay: dict[str, Any] | None = None
         ("fl_mr", "federated.yaml", {"strategy": MEDIAN, "weighting": "samples"}, "what read it was replaced"),
         ("fl_mr", "train.json", {"dataset_dir": "/data", "generated_size": 64}, "what read it was replaced"),
         ("fl_mr", "train.json", {"standalone": False, "latent_layer": "x"}, "what reads it is switched off"),
+        (
+            "fedicra",
+            "train.json",
+            {"standalone": False, "mixing": False, "mixing_eta": 0.5},
+            "what reads it is switched",
+        ),
+        ("fedicra", "train.json", {"crf_weight": 0.0, "crf_radius": 7}, "here: it needs crf_weight, which is 0.0."),
+        (
+            "fedicra",
+            "train.json",
+            {"contrast_mode": "released", "contrast_margin": 0.3},
+            "needs contrast_mode intended, w",
+        ),
+        ("fedicra", "train.json", {"test_fraction": 0.3}, "it needs layout pairs or volumes, which is 'release'."),
+        ("fedicra", "train.json", {"continue_epoch": False}, "it acts in a federation only"),
+        ("fedicra", "federated.yaml", {"local_epochs": 3}, "it needs no local_steps, which is 10."),
+        ("fedmri", "train.json", {"mask_kind": "radial", "center_fractions": [0.2]}, "which is 'radial'."),
+        (
+            "fedmri",
+            "train.json",
+            {"lr_step": None, "lr_gamma": 0.3},
+            "it needs lr_milestones, which is [] or lr_step, ",
+        ),
+        (
+            "fl_mrcm",
+            "federated.yaml",
+            {"alignment": "inputs", "bank_size": 9},
+            "needs alignment features, which is 'inp",
+        ),
+        ("iop_fl", "inference.json", {"routing_form": "sum"}, "it needs num_experts, which is 0."),
     ],
 )
 def test_refused(bundle: str, file: str, ids: dict[str, Any], text: str) -> None:
@@ -103,6 +133,11 @@ def test_refused(bundle: str, file: str, ids: dict[str, Any], text: str) -> None
         ("fl_mr", ["train.json"], {"standalone": False, "latent_layer": "x", "save_latents": True}),
         ("fl_mr", ["federated.yaml"], {"strategy": MEDIAN, "weighting": "uniform"}),  # the bundle's own value
         ("fedmri", ["federated.yaml"], {"strategy": TRANSFER, "negatives": "none"}),  # holds at the sites
+        ("fedicra", ["train.json"], {"layout": "pairs", "test_fraction": 0.3, "crf_weight": 0.0, "crf_radius": 5}),
+        ("fedmri", ["train.json"], {"mask_kind": ["radial", "random"], "center_fractions": [0.2, 0.1]}),
+        ("fedmri", ["train.json"], {"lr_gamma": 0.3}),
+        ("fedicra", ["federated.yaml"], {"local_epochs": 3, "local_steps": None}),
+        ("iop_fl", ["inference.json"], {"routing_form": "sum", "num_experts": 6}),
     ],
 )
 def test_let_through(bundle: str, files: list[str], ids: dict[str, Any]) -> None:

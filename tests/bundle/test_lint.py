@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fire
 import pytest
 import torch
 import yaml
 from bundle_copy import copy_bundle
+from run_command import run_command
 
-from fedmonai.bundle.__main__ import lint
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_files import logging_problems, metadata_problems
+from fedmonai.commands.bundle import lint
 from fedmonai.errors import ConfigError
 from fedmonai.gate import catalogue
 from fedmonai.gate.reading import config_files
@@ -213,11 +213,10 @@ def test_metadata_sizes_are_small_sums() -> None:
 
 def test_command_line_prints_one_line_per_finding_and_fails(bundle: Path, capsys: pytest.CaptureFixture) -> None:
     hostile_overlay(bundle)
-    with pytest.raises(SystemExit) as ended:
-        lint(str(bundle))
+    code = lint(str(bundle))
     logging.disable(logging.NOTSET)
     lines = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 1
+    assert code == 1
     assert len(lines) == 2
     assert lines[0].startswith("configs/data/evil.yaml: lr: is no id of data")
     assert "1 findings in" in lines[1]
@@ -250,10 +249,9 @@ def test_command_line_admits_a_package_of_ones_own(
     monkeypatch.syspath_prepend(str(bundle.parent))
     rewritten(bundle / "configs" / "train.json", loss={"_target_": "own_loss.Loss"})
     for given, code in (([], 1), (words.split(), 0)):
-        with pytest.raises(SystemExit) as ended:
-            fire.Fire({"lint": lint}, command=["lint", str(bundle), *given])
+        ended = run_command(monkeypatch, "lint", bundle, *given)
         logging.disable(logging.NOTSET)
-        assert ended.value.code == code, capsys.readouterr().out
+        assert ended == code, capsys.readouterr().out
     assert "own_loss" not in sys.modules
 
 
@@ -261,17 +259,15 @@ def test_another_version_is_a_note_and_no_finding(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(catalogue.importlib.metadata, "version", lambda name: "9.9.9")
-    with pytest.raises(SystemExit) as ended:
-        lint(str(bundle))
+    code = lint(str(bundle))
     logging.disable(logging.NOTSET)
     lines = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 0
+    assert code == 0
     assert any(line.startswith("note: monai 9.9.9 is installed; the catalogue") for line in lines)
 
 
 def test_catalogue_of_a_bundle_is_printed(bundle: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        lint(str(bundle), catalogue=True)
+    lint(str(bundle), catalogue=True)
     logging.disable(logging.NOTSET)
     lines = capsys.readouterr().out.splitlines()
     train = json.loads((bundle / "configs" / "train.json").read_text())

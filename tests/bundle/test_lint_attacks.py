@@ -306,7 +306,7 @@ def test_spoilt_file_is_one_finding(bundle: Path, spoil: Callable[[Path], None],
 
 def test_command_line_ends_on_a_file_that_waits(bundle: Path) -> None:
     waiting_file(bundle)
-    words = [sys.executable, "-m", "fedmonai.bundle", "lint", str(bundle)]
+    words = [sys.executable, "-m", "fedmonai", "lint", str(bundle)]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 1
     assert "configs/x.yaml: is no regular file" in ended.stdout

@@ -70,6 +70,17 @@ def test_the_rest_is_let_through_up_to_its_limit(config: dict[str, Any], beyond:
         refuse_out_of_range({**config, **beyond}, FL_MR)
 
 
+@pytest.mark.parametrize("value", ["all", 5, ["A"], None])
+def test_a_mapping_is_none_else(value: Any) -> None:
+    for config, name in (
+        ({"tensor_owners": value}, "tensor_owners"),
+        ({"local": {"targets": value}}, "local::targets"),
+    ):
+        with pytest.raises(ConfigError, match=f"config id '{name}' is .*; give a mapping"):
+            refuse_out_of_range(config, TABLES["fedicra"])
+    refuse_out_of_range({"tensor_owners": {}, "label_map": None}, TABLES["fedicra"])
+
+
 @pytest.mark.parametrize("section", ["local", "sites"])
 @pytest.mark.parametrize("name", UNREAD)
 def test_ids_of_sites_without_effect(name: str, section: str) -> None:

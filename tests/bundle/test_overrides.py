@@ -46,6 +46,15 @@ def test_existing_and_new_keys_as_monai_does() -> None:
         ("sites::f::lr", "there is no 'sites::f' in 'sites'; did you mean 'F'?"),
         ("network_df::base_channels", "there is no 'network_df' in the config; did you mean 'network_def'?"),
         ("local::overlay::network::lr", "there is no 'local::overlay::network'; 'local::overlay' is empty"),
+        (
+            "sites::B::train::dataset::x",
+            "there is no 'sites::B::train'; an id inside of a section of train.json is set in",
+        ),
+        (
+            "local::train::dataset::x",
+            "there is no 'local::train'; an id inside of a section of train.json is set in an",
+        ),
+        ("local::ovrlay::mine", "did you mean 'overlay'?"),
         ("num_rounds::x", "'num_rounds' holds 3, which has no keys"),
         ("handlers::1::persist", "'handlers' is a list; '1' is not one of its places 0 to 0"),
         ("handlers::x", "'handlers' is a list; 'x' is not one"),

@@ -12,14 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
-from fedmonai.bundle.__main__ import check
 from fedmonai.bundle.site_check import Finding, check_site, format_findings
+from fedmonai.commands.bundle import check
 from fedmonai.data.provenance import write_manifest
 
 FL_MR = Path(__file__).parents[2] / "bundles" / "fl_mr"
 Look = Callable[..., Any]
-PARTS = ["configuration", "split train", "split val", "split test", "splits", "one batch"]
+SPLITS = [f"{what} {split}" for split in ("train", "val", "test") for what in ("split", "files")]
+PARTS = ["configuration", *SPLITS, "splits", "one batch"]
 
 
 @pytest.fixture(autouse=True)
@@ -119,9 +121,8 @@ def test_same_data_under_another_name_is_exit_code_1(
     shutil.copy(root / "train" / "A_train.h5", root / "test" / "other.h5")
     text = bad_text(root, "splits")
     assert "'A_train' in train and 'other' in test hold the same image data" in text
-    with pytest.raises(SystemExit) as caught:
-        check("A", str(FL_MR), sites={"A": {"dataset_dir": str(root)}}, output_dir=str(root.parent / "out"), **tiny)
-    assert caught.value.code == 1 and "FAIL  splits" in capsys.readouterr().out
+    given = {"sites": {"A": {"dataset_dir": str(root)}}, "output_dir": str(root.parent / "out"), **tiny}
+    assert check("A", str(FL_MR), **given) == 1 and "FAIL  splits" in capsys.readouterr().out
 
 
 def name_subjects(root: Path, **attributes: Any) -> None:
@@ -141,10 +142,28 @@ def test_blocks_of_slices_of_one_subject_are_no_overlap(make_site: Look, finding
     root = make_site()
     name_subjects(root, slice_block=[0, 4])
     found = findings_of(root)["splits"]
-    assert (found.good, found.found) == (
-        True,
-        "no image data or subject in two splits (3 volumes, 3 of them name their subject)",
-    )
+    assert found.good and str(found) == "WARN"
+    assert found.found.startswith("blocks of slices of one subject in two splits: s1 in train and test;")
+    assert "s2" not in found.found
+
+
+@pytest.mark.parametrize(
+    ("subjects", "text"),
+    [
+        (("s1", "s2", "s3"), "no image data in two splits; no subject in two splits (3 of 3 volumes name theirs)"),
+        (("s1", "s2", ""), "no image data in two splits; no subject in two splits (2 of 3 volumes name theirs)"),
+        (("", "", ""), "no image data in two splits; no volume names its subject"),
+    ],
+)
+def test_of_subjects_only_what_is_known_is_said(
+    make_site: Look, findings_of: Look, subjects: tuple[str, ...], text: str
+) -> None:
+    root = make_site()
+    for split, subject in zip(("train", "val", "test"), subjects, strict=True):
+        with h5py.File(root / split / f"A_{split}.h5", "r+") as stream:
+            stream.attrs["patient_id"] = subject
+    found = findings_of(root)["splits"]
+    assert (found.found, str(found)) == (text, "ok  ")
 
 
 def test_pooled_folders_number_their_subjects_by_themselves(make_site: Look, findings_of: Look, tmp_path: Path) -> None:
@@ -153,7 +172,7 @@ def test_pooled_folders_number_their_subjects_by_themselves(make_site: Look, fin
         with h5py.File(root / split / f"{root.name}_{split}.h5", "r+") as stream:
             stream.attrs["patient_id"] = "1"
     found = findings_of(tmp_path, sites={"A": {"dataset_dir": [str(root) for root in roots]}})["splits"]
-    assert found.good and "(6 volumes, 2 of them" in found.found
+    assert found.good and "(2 of 6 volumes" in found.found
 
 
 def test_files_that_differ_from_the_manifest_are_named(make_site: Look, bad_text: Look, findings_of: Look) -> None:
@@ -178,6 +197,32 @@ def test_data_of_another_kind_are_named(make_site: Look, bad_text: Look) -> None
     assert "A_train.h5: no dataset 'kspace' (found: image, label)" in text
 
 
+def test_contact_sheet_is_the_only_file_that_is_written(make_site: Look, findings_of: Look, tmp_path: Path) -> None:
+    root = make_site()
+    before = sorted(root.rglob("*"))
+    found = findings_of(root, sheet=tmp_path / "sheet.png")
+    assert found["contact sheet"].good and sorted(root.rglob("*")) == before
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * 160 * 4, 3 * (160 + 14))  # four slices of the volume in each split
+
+
+def test_all_sites_and_the_table_over_them(
+    make_site: Look, capsys: pytest.CaptureFixture, tiny: dict[str, Any]
+) -> None:
+    roots = {name: make_site(name) for name in "AB"}
+    with h5py.File(roots["B"] / "train" / "B_train.h5", "r+") as stream:
+        stream.attrs["acquisition"], stream.attrs["spacing"] = "T2", [3.0, 2.0, 2.0]
+    with h5py.File(roots["A"] / "train" / "A_train.h5", "r+") as stream:
+        stream.attrs["acquisition"], stream.attrs["spacing"] = "T1", [3.0, 1.0, 1.0]
+    sites = {name: {"dataset_dir": str(root)} for name, root in roots.items()}
+    with pytest.raises(SystemExit) as caught:
+        check(bundle=str(FL_MR), sites=sites, output_dir=str(roots["A"].parent / "out"), **tiny)
+    lines = capsys.readouterr().out.splitlines()
+    assert caught.value.code == 0 and {"site 'A' can take part", "site 'B' can take part"} <= set(lines)
+    assert "differs: contrast: A T1, B T2" in lines and "differs: spacing: A 1 x 1 x 3, B 2 x 2 x 3 mm" in lines
+    assert [line.split()[1:3] for line in lines[-9:-2]][1:] == [[s, p] for s in "AB" for p in ("train", "val", "test")]
+
+
 def test_table_gives_one_verdict() -> None:
     good, bad = Finding("split train", "4 samples"), Finding("one batch", "loss nan", good=False)
     lines = format_findings("A", [good, bad]).splitlines()
@@ -190,13 +235,6 @@ def test_command_line_exit_code(
     make_site: Look, capsys: pytest.CaptureFixture, lr: float, code: int, tiny: dict[str, Any]
 ) -> None:
     root = make_site()
-    with pytest.raises(SystemExit) as caught:
-        check(
-            "A",
-            str(FL_MR),
-            sites={"A": {"dataset_dir": str(root)}},
-            output_dir=str(root.parent / "out"),
-            **{**tiny, "local::lr": lr},
-        )
-    assert caught.value.code == code
+    given = {"sites": {"A": {"dataset_dir": str(root)}}, "output_dir": str(root.parent / "out"), **tiny}
+    assert check("A", str(FL_MR), **{**given, "local::lr": lr}) == code
     assert capsys.readouterr().out.strip().endswith("can take part" if code == 0 else "cannot take part")

@@ -80,7 +80,7 @@ def test_mixing_was_learned_and_stays_at_the_site(reference: Path) -> None:
     assert all(bool(((w >= 0) & (w <= 1)).all()) for w in weights.values())
     assert any(bool((w < 1).any()) for w in weights.values())  # something was learned
     size = sum(t.numel() * t.element_size() for t in final(reference).values())
-    assert rounds(reference)[2]["bytes_up"] == {site: {"weights": size} for site in "AB"}
+    assert rounds(reference)[2]["bytes_up"] == {site: {"train": {"weights": size}} for site in "AB"}
 
 
 def test_terms_weights_and_support_are_recorded_per_site(reference: Path) -> None:
@@ -176,7 +176,7 @@ def test_overlays_run_with_their_terms(data: Path, tmp_path: Path, overlay: str,
     expected = {"local_only": ["personal"], "adaptive": ["global", "personal"], "released": ["global", "personal"]}
     assert models == expected.get(overlay, ["global"])
     statistics = final(tmp_path) if overlay != "local_only" else {}
-    assert overlay != "local_only" or rounds(tmp_path)[0]["bytes_up"] == {s: {"weights": 0} for s in "AB"}
+    assert overlay != "local_only" or rounds(tmp_path)[0]["bytes_up"] == {s: {"train": {}} for s in "AB"}
     tracked = {int(t) for k, t in statistics.items() if k.startswith("encoder") and "tracked" in k}
     # the release's further forwards move the statistics of the encoder, four more per iteration
     assert tracked == ({40} if overlay == "released" else {8} if statistics else set())

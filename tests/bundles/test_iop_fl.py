@@ -121,7 +121,12 @@ def test_no_message_of_a_whole_run_holds_a_personal_model(data: Path, tmp_path: 
     engine.run()
     assert checked == 2 * 2 * 2 * 3 * 3  # rounds x sites x ways x models x tensors
     record = rounds(tmp_path)[-1]
-    assert set(record["bytes_up"]["A"]) == set(record["bytes_down"]["A"]) == {"weights"}
+    assert record["bytes_up"]["A"].keys() == {"train"} and record["bytes_up"]["A"]["train"].keys() == {"weights"}
+    # what was validated after a round is what the next one trains from: one trip
+    assert {kind: set(items) for kind, items in record["bytes_down"]["A"].items()} == {
+        "train": set(),
+        "validate": {"weights"},
+    }
 
 
 def test_personal_models_change_nothing_but_themselves(data: Path, reference: Path, tmp_path: Path) -> None:
@@ -190,7 +195,7 @@ def test_baselines_share_what_they_say(data: Path, reference: Path, tmp_path: Pa
     federation(data, tmp_path, ids=ids, **keys).run()
     record = rounds(tmp_path)[-1]
     expected = rounds(reference)[-1]
-    sent, all_of_it = record["bytes_up"]["A"].get("weights", 0), expected["bytes_up"]["A"]["weights"]
+    sent, all_of_it = (line["bytes_up"]["A"]["train"].get("weights", 0) for line in (record, expected))
     assert {"fedavg": sent == all_of_it, "fedprox": sent == all_of_it, "fedbn": 0 < sent < all_of_it}.get(
         name, not sent
     )

@@ -132,7 +132,7 @@ def test_local_layers_never_travel(bundle: Path, overlay: str, data: Path, tmp_p
     assert set(federation.strategy.global_weights) == set(network.state_dict()) - kept
     sizes = [line["bytes_up"]["A"] for line in rounds(tmp_path)]
     shared = sum(t.numel() * t.element_size() for k, t in network.state_dict().items() if k not in kept)
-    assert sizes == [{"weights": shared}] * 2
+    assert sizes == [{"train": {"weights": shared}}] * 2
     other = federation.sites.open("B").network.state_dict()
     learned = [key for key in kept if network.state_dict()[key].is_floating_point()]
     assert not all(torch.equal(network.state_dict()[key], other[key]) for key in learned)

@@ -13,10 +13,11 @@ import pydicom
 import pytest
 import torch
 from bundle_copy import copy_bundle
+from dicom_files import write_dicom
 from matplotlib.image import imread
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, onnx_export, verify_net_in_out
 from numerics import assert_within, roundings_of
-from pydicom.uid import MRImageStorage, generate_uid
+from pydicom.uid import generate_uid
 
 from fedmonai.errors import ConfigError, root_user_error
 from fedmonai.networks.routing import build_routed_network
@@ -55,20 +56,9 @@ def series(folder: Path, volume: np.ndarray) -> None:
     folder.mkdir(parents=True)
     study, uid = generate_uid(), generate_uid()
     for number, plane in enumerate(volume):
-        dataset = pydicom.Dataset()
-        dataset.file_meta = pydicom.dataset.FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.PatientID = study, uid, "p"
-        dataset.Modality, dataset.InstanceNumber = "MR", number + 1
-        dataset.ImagePositionPatient = [-10.0, -20.0, 40.0 - 4 * number]
-        dataset.ImageOrientationPatient, dataset.PixelSpacing = [1, 0, 0, 0, 1, 0], [0.8, 0.6]
-        dataset.SliceThickness, dataset.PhotometricInterpretation = 4.0, "MONOCHROME2"
-        dataset.Rows, dataset.Columns = plane.shape
-        dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 16, 16, 15
-        dataset.PixelRepresentation, dataset.PixelData = 0, plane.astype(np.uint16).tobytes()
-        dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+        tags = {"SOPInstanceUID": generate_uid(), "StudyInstanceUID": study, "SeriesInstanceUID": uid, "PatientID": "p"}
+        tags |= {"InstanceNumber": number + 1, "ImagePositionPatient": [-10.0, -20.0, 40.0 - 4 * number]}
+        write_dicom(folder / f"{number}.dcm", plane, PixelSpacing=[0.8, 0.6], SliceThickness=4.0, **tags)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pydicom
 import pytest
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
-
-_MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
+from dicom_files import write_dicom
 
 
 @pytest.fixture
@@ -52,31 +48,9 @@ def make_slice() -> Callable[..., Path]:
     def make(
         path: Path, pixels: np.ndarray, z: float = 0.0, number: int = 1, series: str = "1.2.3", **tags: Any
     ) -> Path:
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID = _MR_IMAGE_STORAGE
-        meta.MediaStorageSOPInstanceUID = f"{series}.{number}"
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset = pydicom.Dataset()
-        dataset.file_meta = meta
-        dataset.SOPClassUID, dataset.SOPInstanceUID = _MR_IMAGE_STORAGE, meta.MediaStorageSOPInstanceUID
-        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = series, f"{series}.0"
-        dataset.Modality, dataset.InstanceNumber = "MR", number
-        dataset.PatientID, dataset.PatientName = "HOSPITAL-4711", "Doe^Jane"
-        dataset.Rows, dataset.Columns = pixels.shape
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-        dataset.PixelSpacing, dataset.SliceThickness = [0.5, 0.25], 2.0
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        dataset.ImagePositionPatient = [-10.0, -20.0, z]
-        dataset.PixelData = pixels.astype(np.uint16).tobytes()
-        for name, value in tags.items():
-            if value is None:
-                delattr(dataset, name)
-            else:
-                setattr(dataset, name, value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dataset.save_as(path, enforce_file_format=True)
-        return path
+        own = {"SOPInstanceUID": f"{series}.{number}", "SeriesInstanceUID": series, "StudyInstanceUID": f"{series}.0"}
+        own |= {"PatientID": "HOSPITAL-4711", "PatientName": "Doe^Jane", "InstanceNumber": number}
+        return write_dicom(path, pixels, **{**own, "ImagePositionPatient": [-10.0, -20.0, z], **tags})
 
     return make
 

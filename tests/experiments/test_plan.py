@@ -15,7 +15,7 @@ from fedmonai.errors import ConfigError
 from fedmonai.experiments.comparison import PlannedRun, check_runs, compared_runs, execute, planned_runs, source_state
 from fedmonai.experiments.plan import Method, read_plan
 
-PLANS = sorted((Path(__file__).parents[2] / "scripts" / "plans").glob("*.yaml"))
+PLANS = sorted((Path(__file__).parents[2] / "plans").glob("*.yaml"))
 BUNDLES = Path(__file__).parents[2] / "bundles"
 PLAN: dict[str, Any] = {
     "seeds": [3, 4],

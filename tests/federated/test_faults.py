@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import pickle
 import resource
 import signal
-import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from child_processes import in_child
 from ignite.engine import Events
 from run_results import rounds, same_run
 
 from fedmonai.errors import ConfigError, FederationError
+from fedmonai.federated.background import Background
+from fedmonai.federated.checkpoint import Checkpoint
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.local_pool import LocalPool
 from fedmonai.federated.run_log import save_atomic
@@ -33,21 +37,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_federation: Callable[..
     out = tmp_path_factory.mktemp("whole")
     tiny_federation(out).run()
     return out
-
-
-def in_child(work: Callable[[], Any]) -> int:
-    """Run ``work`` in a process of its own; its wait status."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            torch.set_num_threads(1)  # the parent's threads are not there any more
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1]
 
 
 def die_at(name: str, count: int, after: bool) -> None:
@@ -83,6 +72,116 @@ def test_killed_around_a_rename(
     tiny_federation(tmp_path, resume=True).run()
     assert same_run(whole, tmp_path)
     assert not list(tmp_path.rglob(".part-*")), "what the kill left behind"
+
+
+@pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED], ids=str)
+def test_a_round_is_written_as_it_was_while_the_next_goes_on(
+    event: Events, whole: Path, tmp_path: Path, tiny_federation: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every commit waits until the next round has come so far, with a site's update or with all of them aggregated."""
+    engine = tiny_federation(tmp_path)
+    reached: dict[int, threading.Event] = {number: threading.Event() for number in range(1, 4)}
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+    write = Checkpoint._write
+
+    def late(self: Checkpoint, state: Any, again: bool) -> None:
+        if state["round"] < 3:
+            assert reached[state["round"] + 1].wait(60), "the next round waits for the commit of the one before it"
+        write(self, state, again)
+        found = load_checked(tmp_path / "federation.pt")["strategy"]["global_weights"]
+        assert all(torch.equal(found[key], tensor) for key, tensor in weights[state["round"]].items())
+
+    monkeypatch.setattr(Checkpoint, "_write", late)
+    engine.add_event_handler(event, lambda engine: reached[engine.state.epoch].set())
+    engine.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda engine: weights.update({engine.state.epoch: copy.deepcopy(engine.strategy.global_weights)}),
+    )
+    engine.run()
+    assert same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("where", ["snapshot", "write", "rename"])
+def test_killed_between_the_snapshot_and_the_rename(
+    where: str, whole: Path, tmp_path: Path, tiny_federation: Callable
+) -> None:
+    """The commit of round 2 is lost, that of round 1 is resumed from, whatever round 3 has done meanwhile."""
+
+    def work() -> None:
+        engine = tiny_federation(tmp_path)
+        trained = threading.Event()
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: trained.set() if e.state.epoch == 3 else None)
+        replace, write = Path.replace, Checkpoint._write
+
+        def die(*_: Any) -> None:
+            assert trained.wait(60)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def deadly_write(self: Checkpoint, state: Any, again: bool) -> None:
+            if state["round"] == 2 and where == "write":
+                die()
+            if state["round"] == 2 and where == "rename":
+                Path.replace = lambda source, target: (
+                    die() if source.name == "federation.new.pt" else replace(source, target)
+                )
+            write(self, state, again)
+
+        Checkpoint._write = deadly_write
+        if where == "snapshot":
+            start = Background.start
+            Background.start = lambda self, work: die() if engine.state.epoch == 3 else start(self, work)
+            trained.set()
+        engine.run()
+
+    assert os.WTERMSIG(in_child(work)) == signal.SIGKILL
+    there = "federation.previous.pt" if where == "rename" else "federation.pt"
+    assert load_checked(tmp_path / there)["round"] == 1
+    tiny_federation(tmp_path, resume=True).run()
+    assert same_run(whole, tmp_path)
+
+
+def test_a_stop_waits_for_the_commit_that_is_on_its_way(
+    whole: Path, tmp_path: Path, tiny_federation: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at Ctrl-C: what was snapshotted is on disk before the folder is released for the next process."""
+    stopping = threading.Event()
+    write = Checkpoint._write
+    monkeypatch.setattr(Checkpoint, "_write", lambda *given: (stopping.wait(60), write(*given)))
+    engine = tiny_federation(tmp_path)
+
+    def stop(engine: Federation) -> None:
+        assert "resume with --resume True" in engine._where_it_stops()  # though nothing is on disk yet
+        stopping.set()
+        raise KeyboardInterrupt
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=5), stop)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run()
+    assert load_checked(tmp_path / "federation.pt")["round"] == 1
+    tiny_federation(tmp_path, resume=True).run()
+    assert same_run(whole, tmp_path)
+
+
+def test_a_commit_that_cannot_be_written_ends_the_run_before_the_next(
+    whole: Path, tmp_path: Path, tiny_federation: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny_federation(tmp_path)
+    fresh = tmp_path / "federation.new.pt"
+    with monkeypatch.context() as patched:
+        write = Checkpoint._write
+        patched.setattr(
+            Checkpoint,
+            "_write",
+            lambda self, state, again: (fresh.mkdir() if state["round"] == 2 else None, write(self, state, again)),
+        )
+        with pytest.raises(
+            FederationError, match=r"federation\.new\.pt' cannot be written \(Is a directory\).*--resume True"
+        ):
+            engine.run()
+    assert engine.state.epoch == 3 and load_checked(tmp_path / "federation.pt")["round"] == 1
+    fresh.rmdir()
+    tiny_federation(tmp_path, resume=True).run()
+    assert same_run(whole, tmp_path)
 
 
 def test_killed_while_a_line_is_written(whole: Path, tmp_path: Path, tiny_federation: Callable) -> None:

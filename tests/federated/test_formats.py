@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_results import same
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.checkpoint import Checkpoint
@@ -47,7 +48,17 @@ def test_stored_message_is_read() -> None:
     assert message is not None and message.statistics == {"num_samples": 3, "round": 2}
     assert message.weights["encoder.weight"].tolist() == [1.0, 2.0]
     assert attachments_of(message)["control"]["encoder.weight"].tolist() == [0.5, -0.5]
-    assert pack(message)[1] == stored["plain"]
+    assert message.weights["encoder.half"].dtype == torch.bfloat16
+    assert message.weights["encoder.half"].tolist() == [1.5, -2.0]
+    tensors, plain = pack(message)
+    assert plain == stored["plain"] and same(tensors, stored["tensors"])
+
+
+def test_message_of_the_format_before_is_refused() -> None:
+    stored = read("message_1.pt")
+    with pytest.raises(FormatError, match="is of format 1; this version of fedmonai reads format 2") as error:
+        unpack(stored["tensors"], stored["plain"])
+    assert one_line(error)
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=IDS)

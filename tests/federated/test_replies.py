@@ -115,6 +115,11 @@ def test_good_answers_lose_nothing(tmp_path: Path) -> None:
         (facts("train", state_round="x"), "state_round is 'x', not a whole number"),
         (facts("train", state_round=7), "state_round is 7, not a whole number from 0 to 1"),
         (facts("train", notes=5), "notes is 5, not a list"),
+        (facts("train", seconds="x"), "seconds is 'x', not a number"),
+        (facts("train", seconds=-1.0), "seconds is -1"),
+        (facts("train", seconds=math.nan), "seconds is nan"),
+        (facts("train", seconds=BIG), "too large a number"),
+        (facts("train", needs=["weights"]), "which the request did not leave out"),
         (facts("train", notes=[5]), "a note is 5, not a text"),
         (instead("train", Reply(facts=None)), "it is Reply with NoneType"),  # type: ignore[arg-type]
         (instead("train", "no reply"), "it is str with NoneType"),

@@ -63,7 +63,7 @@ def test_run_folder_is_complete(reference: Path) -> None:
     assert [line["round"] for line in lines] == [1, 2, 3]
     assert lines[0]["completed"] == ["A", "B", "C"]
     size = sum(t.numel() * 4 for t in final(reference).values())
-    assert lines[2]["bytes_up"] == {site: {"weights": size} for site in "ABC"}
+    assert lines[2]["bytes_up"] == {site: {"train": {"weights": size}} for site in "ABC"}
     heading = (reference / "metrics.csv").read_text().splitlines()[0]
     assert heading == "round,site,model,split,metric,value"
 

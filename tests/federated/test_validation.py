@@ -12,7 +12,8 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.messages import weights_message
-from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm, update_norm
+from fedmonai.federated.scan import scan
+from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, UsualNorm
 
 REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 
@@ -154,8 +155,8 @@ def test_norm_of_an_update_is_that_of_all_its_float_tensors_together() -> None:
     weights = {"a": torch.full((2, 2), 3.0), "b": torch.tensor([3 + 4j, 0]), "steps": torch.tensor(900)}
     weights["empty"] = torch.ones(0)
     reference = {key: torch.zeros_like(tensor) for key, tensor in weights.items()}
-    assert update_norm(weights, reference) == pytest.approx(math.sqrt(4 * 9 + 25), rel=1e-12)
-    assert update_norm({}, {}) == 0.0
+    assert scan(weights, reference).norm == pytest.approx(math.sqrt(4 * 9 + 25), rel=1e-12)
+    assert scan({}, {}).norm == 0.0
     assert UpdateValidator().check_update(good(), REFERENCE, 5) == pytest.approx(math.sqrt(10), rel=1e-12)
 
 
@@ -180,7 +181,7 @@ def test_a_minority_cannot_move_what_is_usual() -> None:
 @pytest.mark.parametrize("few", [1, 2, 3])
 def test_fewer_updates_are_bounded_by_the_largest_accepted_lately(few: int) -> None:
     usual = UsualNorm(10)
-    assert not usual.outliers(norms(*[1e7] * few)), "the first round has no measure"
+    assert not usual.outliers(norms(*[1e7] * few)), "without weights the first round has no measure"
     usual = UsualNorm(10)
     usual.outliers(norms(2.0, 1.0, *[1.0] * (few - 1)))
     others = norms(20.1, *[1.0] * (few - 1))
@@ -189,6 +190,17 @@ def test_fewer_updates_are_bounded_by_the_largest_accepted_lately(few: int) -> N
     for _ in range(UsualNorm.ROUNDS):
         usual.outliers(norms(0.1))
     assert list(usual.outliers(norms(1.1))) == ["s0"], "lately, not ever"
+
+
+def test_the_first_round_of_few_sites_is_bounded_by_the_weights_it_starts_from() -> None:
+    """One update of 1e7 in every weight would leave nothing to go back to."""
+    start = {"weight": torch.full((100, 100), 0.1), "bias": torch.zeros(3), "count": torch.tensor(10**6)}  # norm 10
+    usual = UsualNorm(10)
+    refused = usual.outliers(norms(1e9, 99.0), start)
+    assert list(refused) == ["s0"] and "times the norm of the weights to start from, 10; raise" in str(refused["s0"])
+    assert list(usual.outliers(norms(1000.0), start)) == ["s0"], "then by what was accepted"
+    assert not UsualNorm(10).outliers(norms(1e9), {"weight": torch.zeros(3)}), "nothing to measure by"
+    assert not UsualNorm(None).outliers(norms(1e30), start)
 
 
 def test_sites_that_do_not_move_say_nothing() -> None:

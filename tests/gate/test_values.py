@@ -50,7 +50,6 @@ def loader(path: Any) -> dict[str, Any]:
 
 WRITABLE = [
     "@output_dir",
-    None,
     "$@output_dir + '/tensorboard'",
     "$@output_dir + '/a_' + str(@sizes::0)",
     "$@output_dir + '/outside/' + @site",
@@ -75,6 +74,21 @@ def test_path_below_a_root_may_be_read(path: Any) -> None:
 @pytest.mark.parametrize("path", [path for path in READABLE if path not in WRITABLE])
 def test_what_may_be_read_may_not_be_written(path: Any) -> None:
     assert problems(x=saver(path))
+
+
+@pytest.mark.parametrize("given", [{}, {"log_dir": None}, {"log_dir": "$@unset"}])
+def test_what_writes_where_it_runs_is_told_where(given: dict[str, Any]) -> None:
+    found = problems(x={"_target_": "monai.handlers.TensorBoardStatsHandler", **given})
+    assert any("would write where it runs" in problem for problem in found), found
+
+
+@pytest.mark.parametrize("path", ["@output_dir", "$@bundle_root + '/models'", "$@output_dir if @site else @output_dir"])
+def test_a_file_is_not_written_in_the_place_of_its_folder(path: str) -> None:
+    """What is written in one go is written beside it first, and renamed."""
+    target = "fedmonai.networks.prepare.save_weights"
+    assert any("is a folder" in one for one in problems(x={"_target_": target, "network": "@items", "path": path}))
+    inside = "$@bundle_root + '/models/a.pt'"
+    assert not problems(x={"_target_": target, "network": "@items", "path": inside})
 
 
 BAD = [

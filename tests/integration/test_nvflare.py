@@ -27,6 +27,8 @@ from federation_runs import (
 from run_results import final, rounds, same, site_state
 from tiny_sites import BUNDLES
 
+from fedmonai.federated.costs import added
+
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(
@@ -50,6 +52,29 @@ def test_simulation_is_the_run_in_process_to_the_bit(bundle: str, tmp_path: Path
     for name in NAMES:
         one, two = (site_state(root, name, 2)["private"] for root in (here, tmp_path / "nv" / "try" / name))
         assert same(one, two)
+
+
+@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
+def test_bytes_are_those_that_nvflare_counted(wire_dtype: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    """Weights travel once a round, in the form of the wire; what NVFlare's server counted is that and its headers."""
+    ids = {**overrides("fl_mr", tmp_path / "data"), "local::base_channels": 8, "wire_dtype": wire_dtype}
+    run(command("nvflare", "fl_mr", ids, env="sim", name="try", output_dir=str(tmp_path / "nv")), environment)
+    server = tmp_path / "nv" / "try" / "server"
+    assert_same_run(in_process("fl_mr", ids, tmp_path / "here"), server)
+    tensors = [tensor for tensor in final(server).values() if tensor.is_floating_point()]
+    size = sum(tensor.numel() for tensor in tensors) * (4 if wire_dtype == "float32" else 2)
+    lines = [*rounds(server), json.loads((server / "run.json").read_text())["final_test"]]
+    recorded = {way: sum(added(line[f"bytes_{way}"]) for line in lines) for way in ("down", "up")}
+    # down: before round 1 and after each of two; up: after each, and once what everybody starts from, in full
+    start = size * (1 if wire_dtype == "float32" else 2)
+    trips = {"down": len(NAMES) * 3 * size, "up": len(NAMES) * 2 * size + start}
+    (file,) = (tmp_path / "nv").rglob("simulator_cell_stats.json")
+    pools = json.loads(file.read_text())
+    for way, name in (("down", "sent_msg_sizes"), ("up", "received_msg_sizes")):
+        bins = pools[f"{name}@server.simulate_job"]["pool"]["cat_data"].values()
+        counted = sum(one["total"] for category in bins for one in category if one) * 1024 * 1024
+        # headers, polls of idle clients and acknowledgements are a few hundred bytes each; a model is 1 or 2 MB
+        assert trips[way] <= recorded[way] <= counted < 1.05 * trips[way] + 200_000, (way, trips, recorded, counted)
 
 
 def test_simulation_with_privacy_is_the_run_in_process(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from fedmonai.bundle.digest import TRAVELLING, bundle_digest
 from fedmonai.errors import ConfigError
-from fedmonai.federated.messages import KeepSharedKeys, Reply, Request
+from fedmonai.federated.messages import KeepSharedKeys, Reply, Request, pack_request, unpack_reply
 from fedmonai.federated.service import SiteService
 from fedmonai.integrations.job import Deployment, describe, stage, unpacked_bundle
 from fedmonai.integrations.runtime import run_server, site_service
@@ -180,6 +180,10 @@ def test_server_and_sites_from_one_job(job: Path, tmp_path: Path, monkeypatch: p
         service.close()
 
 
+def answer(site: SiteProcess, request: Request) -> Reply:
+    return unpack_reply(*site.forward(pack_request(request)))
+
+
 @pytest.mark.integration
 def test_process_that_dies_costs_one_answer(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_ROOT, str(tmp_path / "runs"))
@@ -187,17 +191,17 @@ def test_process_that_dies_costs_one_answer(job: Path, tmp_path: Path, monkeypat
     (job / "fedmonai.json").write_text(json.dumps({**description, "isolate": True}))
     site = site_end(job, "a", tmp_path)
     assert isinstance(site, SiteProcess)
-    first = site.answer(Request("join", "a", 0, None, {"state_round": 0, "with_weights": True}))
+    first = answer(site, Request("join", "a", 0, None, {"state_round": 0, "with_weights": True}))
     assert first.error is None and first.message is not None
     assert set(first.message.weights) == set(first.facts["structure"])
     assert site._process is not None
     site._process.send_signal(signal.SIGSTOP)  # so that it dies during the request, not before it
     threading.Timer(0.5, site._process.kill).start()
-    lost = site.answer(Request("train", "a", 1, first.message, {"state_round": 0}))
+    lost = answer(site, Request("train", "a", 1, first.message, {"state_round": 0}))
     assert lost.message is None
     assert lost.error == "the site's process ended during the request (signal SIGKILL)"
     first.message.statistics["round"] = 1
-    update = site.answer(Request("train", "a", 1, first.message, {"state_round": 0}))
+    update = answer(site, Request("train", "a", 1, first.message, {"state_round": 0}))
     assert update.error is None and update.message is not None
     assert update.facts["state_round"] == 1
     site.close()

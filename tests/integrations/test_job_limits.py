@@ -70,7 +70,7 @@ def ways_to_name(file: str) -> list[dict[str, Any]]:
 def test_overrides_name_no_unlinted_file(
     way: int, own: bool, altered: Callable[..., Path], witness: Path, tmp_path: Path
 ) -> None:
-    job = altered(ways(altered(), BUNDLE if own else tmp_path / "root" / "fedmonai" / "try" / "bundle")[way])
+    job = altered(ways(altered(), BUNDLE if own else tmp_path / "root" / "fedmonai" / "try" / "job_bundle")[way])
     with pytest.raises(ConfigError, match=r"not one of the configs of the bundle|every machine decides for itself"):
         served(job, tmp_path, SiteSettings(bundle=str(BUNDLE) if own else None))
     assert not witness.exists()

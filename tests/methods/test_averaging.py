@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from numerics import assert_within
@@ -101,3 +103,56 @@ def test_bytes_are_counted_per_item() -> None:
     message = weights_message({"w": torch.zeros(2, 3), "n": torch.tensor(0)})
     message["latents"] = {"z": torch.zeros(5)}
     assert message_bytes(message) == {"weights": 6 * 4 + 8, "latents": 20}
+
+
+@pytest.mark.parametrize("weighting", WeightedMean.WEIGHTINGS)
+@pytest.mark.parametrize("sites", [1, 2, 3, 7, 12])
+def test_updates_one_by_one_give_the_mean_of_all_to_the_bit(weighting: str, sites: int) -> None:
+    generator = torch.Generator().manual_seed(sites)
+    start = {"w": torch.zeros(1_300_007), "h": torch.zeros(33, dtype=torch.float16), "n": torch.tensor(0)}
+    start |= {"c": torch.zeros(5, 3, dtype=torch.complex64), "scalar": torch.zeros(())}
+    together, one_by_one = WeightedMean(weighting), WeightedMean(weighting)
+    together.initialize(start)
+    one_by_one.initialize(start)
+    for number in (1, 2):  # the second round writes over the memory of the first
+        updates = {}
+        for index in range(sites):
+            weights = {k: torch.randn(t.shape, generator=generator).to(t.dtype) for k, t in start.items() if k != "n"}
+            counts = {
+                f"num_{what}": int(torch.randint(1, 900, (), generator=generator)) for what in ("samples", "steps")
+            }
+            update = weights_message({**weights, "n": torch.tensor(index)}, **counts, num_batches=1 + 3 * index)
+            updates[f"{index:02d}"] = update
+        together.aggregate(number, updates)
+        mean = one_by_one.accumulator()
+        assert mean is not None
+        for name in sorted(updates):
+            mean.add(updates[name])
+        mean.finish()
+        for key, expected in together.global_weights.items():
+            assert torch.equal(one_by_one.global_weights[key], expected), key
+
+
+def test_a_strategy_with_an_aggregate_of_its_own_gets_all_updates_together() -> None:
+    class Own(WeightedMean):
+        def aggregate(self, round_number: int, updates: Any) -> None:
+            super().aggregate(round_number, updates)
+
+    assert Own().accumulator() is None and WeightedMean().accumulator() is not None
+
+
+def test_a_mean_of_no_update_is_an_error() -> None:
+    mean = WeightedMean().accumulator()
+    assert mean is not None
+    with pytest.raises(FederationError, match="no update"):
+        mean.finish()
+
+
+@pytest.mark.parametrize("counts", [[1] * 64, [3, 1, 4, 1, 5, 9, 2, 6], [1000, 1, 1, 7]])
+def test_counts_move_no_bit_of_what_shares_of_one_gave(counts: list[int]) -> None:
+    """The weight of the running mean is rounded to the tensors' type, where both are the same number."""
+    total, share = 0, 0.0
+    for count in counts:
+        total += count
+        share += count / sum(counts)
+        assert torch.tensor(count / total) == torch.tensor(count / sum(counts) / share)

@@ -119,9 +119,9 @@ def test_decoders_never_travel_and_encoders_as_the_mode_says(
 def test_bytes_and_ages_are_written_down(reference: Path, data: Path, tmp_path: Path) -> None:
     size = sum(t.numel() * 4 for t in load(reference / "models" / "shared.pt").values())
     first, second, third = rounds(reference)
-    assert first["bytes_down"]["A"] == {"weights": size, "previous_encoders": 0}
-    assert third["bytes_down"]["A"] == {"weights": size, "previous_encoders": 3 * size}
-    assert third["bytes_up"]["A"] == {"weights": size}
+    assert first["bytes_down"]["A"] == {"train": {"weights": size}, "validate": {"weights": size}}
+    assert third["bytes_down"]["A"] == {"train": {"previous_encoders": 3 * size}, "validate": {"weights": size}}
+    assert third["bytes_up"]["A"] == {"train": {"weights": size}}
     assert first["attachments"] == {"previous_encoders": {}}
     assert second["attachments"] == {"previous_encoders": {"age_A": 1, "age_B": 1, "age_C": 1}}
     engine = federation(data, tmp_path, num_rounds=4)
@@ -202,7 +202,7 @@ def test_a_site_that_left_is_no_negative_any_more(data: Path, tmp_path: Path) ->
 def test_a_state_of_another_strategy_starts_without_negatives(data: Path, tmp_path: Path) -> None:
     federation(data, tmp_path, strategy=WeightedMean(shared_keys=SHARED), negatives="none", num_rounds=1).run()
     federation(data, tmp_path, num_rounds=2, ids={"negatives": "all"}, resume=True).run()
-    assert rounds(tmp_path)[1]["bytes_down"]["A"]["previous_encoders"] == 0
+    assert rounds(tmp_path)[1]["bytes_down"]["A"]["train"].keys() == {"weights"}
 
 
 def test_every_site_is_tested_with_its_own_model_of_its_own_best_round(reference: Path, data: Path) -> None:

@@ -102,14 +102,16 @@ def test_only_weights_and_the_declared_bank_travel(data: Path, tmp_path: Path, w
     age = {"vectors_down": 5, "age": 0 if fresh else 1, "vectors_up": 5}
     assert first["attachments"] == {"target_latents": age if fresh else {"vectors_up": 5}}
     assert second["attachments"] == {"target_latents": age}
-    assert second["bytes_up"]["C"]["target_latents"] == second["bytes_down"]["A"]["target_latents"] == 5 * 128 * 4
-    assert "target_latents" not in second["bytes_up"]["A"] | second["bytes_down"]["C"]
-    # what a fresh bank costs: the weights reach a target that trains twice
-    assert second["bytes_down"]["C"]["weights"] == (1 + fresh) * second["bytes_down"]["A"]["weights"]
-    assert second["bytes_up"]["C"]["weights"] == second["bytes_up"]["A"]["weights"]
+    sent = second["bytes_up"]["C"]["observe" if fresh else "train"]["target_latents"]
+    assert sent == second["bytes_down"]["A"]["train"]["target_latents"] == 5 * 128 * 4
+    assert "target_latents" not in second["bytes_up"]["A"]["train"] | second["bytes_down"]["C"]["train"]
+    # the weights of a round reach a site once, with its validation, however often it is asked
+    assert second["bytes_down"]["C"]["validate"] == second["bytes_down"]["A"]["validate"]
+    assert not second["bytes_down"]["C"]["train"] and not second["bytes_down"]["C"].get("observe")
+    assert second["bytes_up"]["C"]["train"]["weights"] == second["bytes_up"]["A"]["train"]["weights"]
     report = Path(write_report(tmp_path)).read_text()
     assert f"- target_latents, vectors down: 5 to 5, in {rounds_down} of 3 rounds" in report
-    assert f"| A | target_latents | 0 bytes | {rounds_down * 5 * 128 * 4} bytes |" in report
+    assert f"| A | train | target_latents | 0 bytes | {rounds_down * 5 * 128 * 4} bytes |" in report
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -232,7 +234,7 @@ def test_a_target_outside_the_training_sites_encodes_and_is_tested(data: Path, t
     engine.run()
     line = rounds(tmp_path)[1]
     assert (line["participants"], line["completed"], line["observers"]) == (["A", "B"], ["A", "B"], ["C"])
-    assert line["bytes_up"]["C"] == {"weights": 0, "target_latents": 7 * 128 * 4}
+    assert line["bytes_up"]["C"] == {"observe": {"target_latents": 7 * 128 * 4}}
     update = next(message for way, site, message in wire if (way, site) == ("up", "C"))
     assert update.weights is None
     assert engine.sites.open("C").trainer.state.iteration == 0

@@ -32,8 +32,8 @@ def make_run(
         {
             "round": n,
             "seconds": 2.0 + n,
-            "bytes_up": {"A": {"weights": 1000 * n}},
-            "bytes_down": {"A": {"weights": 500}},
+            "bytes_up": {"A": {"train": {"weights": 600 * n}, "validate": {"facts": 400 * n}}},
+            "bytes_down": {"A": {"train": {"weights": 500}}},
         }
         for n in (1, 2)
     ]

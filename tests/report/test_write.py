@@ -20,7 +20,10 @@ def make_run(folder: Path, tested: bool = True) -> Path:
     run |= {"versions": {"torch": "9.9"}, "seed": 3, "best_round": 2, "key_metric": "psnr", "notes": ["a remark"]}
     (folder / "run.json").write_text(json.dumps(run))
     record = {"participants": ["A", "B"], "failed": {}, "seconds": 2.0, "notes": []}
-    record |= {"bytes_up": {"A": {"weights": 100}}, "bytes_down": {"A": {"weights": 100, "latents": 20000}}}
+    record |= {
+        "bytes_up": {"A": {"train": {"weights": 100}}},
+        "bytes_down": {"A": {"train": {"weights": 100, "latents": 20000}}},
+    }
     terms = {"tree": {"A": 0.25, "B": 0.5}, "tree_weight": {"A": 0.1, "B": 0.1}, "median_support": {"A": 12.0}}
     record |= {"train_metrics": terms}
     lines = [{"round": 1, **record}, {"round": 2, **record, "failed": {"B": "RuntimeError: no disk"}}]
@@ -51,8 +54,8 @@ def test_report_tells_results_failures_and_bytes(tmp_path: Path, capsys: pytest.
     assert "| A | 19.00 ± 1.41 | 10.50 ± 0.71 | 25.00 ± 1.41 |" in text
     assert "- round 2, site B: RuntimeError: no disk" in text
     assert "- B: asked in 2 rounds, failed in 1" in text
-    assert "| A | latents | 0 bytes | 0.04 MB (40,000 bytes) |" in text
-    assert "| A | weights | 200 bytes | 200 bytes |" in text
+    assert "| A | train | latents | 0 bytes | 0.04 MB (40,000 bytes) |" in text
+    assert "| A | train | weights | 200 bytes | 200 bytes |" in text
     assert "- note: a remark" in text
     assert "| site | tree (weight 0.1) | median_support |" in text
     assert "| A | 0.25 | 12 |" in text and "| B | 0.5 | - |" in text

@@ -19,11 +19,9 @@ from typing import Any
 import h5py
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import torch
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from dicom_files import write_dicom
 
 from fedmonai.bundle.lint_files import weights_problems
 from fedmonai.data.cases.read import read_case_file, volume_shape
@@ -194,32 +192,16 @@ def test_truncated_nifti(name: str, tmp_path: Path) -> None:
             read_nifti(path)
 
 
-def dicom(path: Path, rows: int, columns: int, pixels: bytes) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", "1.2.3.1"
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = pydicom.Dataset()
-    dataset.file_meta = meta
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    dataset.Modality, dataset.SeriesInstanceUID, dataset.InstanceNumber = "MR", "1.2.3", 1
-    dataset.PhotometricInterpretation, dataset.SamplesPerPixel, dataset.PixelRepresentation = "MONOCHROME2", 1, 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
-    dataset.PixelSpacing, dataset.ImageOrientationPatient = [1, 1], [1, 0, 0, 0, 1, 0]
-    dataset.ImagePositionPatient, dataset.SliceThickness = [0, 0, 0], 1
-    dataset.Rows, dataset.Columns, dataset.PixelData = rows, columns, pixels
-    dataset.save_as(path, enforce_file_format=True)
-    return path.read_bytes()
-
-
 def test_truncated_dicom_and_huge_declared_size(tmp_path: Path) -> None:
     path = tmp_path / "scan.dcm"
-    whole = dicom(path, 8, 8, bytes(128))
+    pixels = np.zeros((8, 8))
+    whole = write_dicom(path, pixels).read_bytes()
     assert read_series([path]).data.shape == (1, 8, 8)
     for share in (0.0, 0.3, 0.6, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(InputError):
             read_series([path])
-    dicom(path, 65535, 65535, bytes(128))
+    write_dicom(path, pixels, Rows=65535, Columns=65535)
     with pytest.raises(InputError):
         read_series([path])
 

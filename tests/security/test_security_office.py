@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from child_processes import keygen
 from page_blocks import blocks
 
 from fedmonai.bundle.digest import bundle_digest
@@ -29,15 +30,9 @@ VARIABLES = {"FLWR_TELEMETRY_ENABLED": "flwr", "RAY_USAGE_STATS_ENABLED": "ray",
 VARIABLES |= {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "flwr"}
 
 
-def keygen(*arguments: str | Path) -> None:
-    subprocess.run(["ssh-keygen", *map(str, arguments)], check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root folder with what the page takes for granted: a signed archive, the signers, state, scans."""
-    if shutil.which("ssh-keygen") is None:
-        pytest.skip("ssh-keygen is not installed")
     root = tmp_path_factory.mktemp("machine")
     for name, mode in ((folder, 0o755) for folder in FOLDERS):
         (root / name.lstrip("/")).mkdir(parents=True, mode=mode)

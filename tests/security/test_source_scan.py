@@ -33,7 +33,6 @@ METHODS = {"create_subprocess_shell", "extract", "extractall", "get_data", "get_
 WORDS = {"eval", "exec", "load", "loads", "popen", "system", "unpickle", "__import__"}
 #: tests load what they have just exported, write files that must be refused, and read configs' own loaders
 TESTS_MAY = {"mention of monai.bundle.load", "mention of torch.jit.load", "numpy.save with allow_pickle=True"}
-TESTS_MAY |= {"mention of runpy", "mention of runpy.run_path"}  # the project's own scripts
 TESTS_MAY |= {"importlib.import_module of a module that is not written, or that unpickles"}  # its own modules by name
 #: what single files may: a loader that is a SafeLoader, the modules that the gate's policy names, and the function of
 #: MONAI by which a loaded bundle is recognized

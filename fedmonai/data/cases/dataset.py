@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from fedmonai.data.cache import available_memory, refuse_if_larger
 from fedmonai.data.cases.read import CaseVolume, affine_shift, read_case_file, volume_shape
+from fedmonai.data.facts import FileFacts, case_facts
 from fedmonai.data.provenance import VolumeFingerprint, case_fingerprint
 from fedmonai.errors import ConfigError
 from fedmonai.io import InputEntries
@@ -136,6 +137,10 @@ class CaseSliceDataset(Dataset):
         """Content and subject of every volume, read from its file: how splits are compared."""
         return (case_fingerprint(entry) for entry in self.cases)
 
+    def file_facts(self) -> Iterator[FileFacts]:
+        """Channels, values, spacing and gray levels of masks of every case, read from its file."""
+        return (case_facts(entry) for entry in self.cases)
+
     def _kept_slices(self, number: int) -> list[int]:
         _, label, _ = self._case(number) if self._keep_all else (None, self._read_label(number), None)
         if self.slices == "labeled" and label is not None:
@@ -218,5 +223,5 @@ def _check_grid(mask: CaseVolume, image: CaseVolume, path: str) -> None:
     if shift := affine_shift(image, mask):
         raise ConfigError(
             f"{path}: its affine is not that of the image (they differ by {shift:.3g} mm), so they may be flipped "
-            "against each other; run scripts/prepare_prostate.py --check and repair the header."
+            "against each other; run fedmonai prepare prostate --check and repair the header."
         )

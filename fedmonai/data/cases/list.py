@@ -180,7 +180,7 @@ def _masks(folder: Path, cases: Sequence[str], label_suffix: str) -> Mapping[str
     if missing:
         raise ConfigError(
             f"{folder}: no mask '{missing[0]}{label_suffix}.nii.gz' ({len(missing)} missing); "
-            "scripts/prepare_prostate.py --check lists all problems of the dataset."
+            "fedmonai prepare prostate --check lists all problems of the dataset."
         )
     return {case: mask for case, mask in masks.items() if mask is not None}
 

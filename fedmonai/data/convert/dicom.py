@@ -31,6 +31,8 @@ _TAGS = [
     "NumberOfFrames",
     "SamplesPerPixel",
     "PhotometricInterpretation",
+    "SeriesDescription",
+    "ProtocolName",
 ]
 
 
@@ -43,6 +45,7 @@ class SliceHeader:
         orientation: direction of increasing column index, then of increasing row index, LPS+.
         spacing: distance of rows, then of columns.
         step: SpacingBetweenSlices.
+        description: free text on the series, from which only a contrast is taken; never written.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class SliceHeader:
     spacing: tuple[float, ...] | None
     thickness: float
     step: float
+    description: str = ""
 
     @property
     def position(self) -> float | None:
@@ -105,6 +109,7 @@ def read_slice_header(path: Path) -> SliceHeader:
         spacing=_numbers(values, "PixelSpacing", 2),
         thickness=(_numbers(values, "SliceThickness", 1) or (0.0,))[0],
         step=(_numbers(values, "SpacingBetweenSlices", 1) or (0.0,))[0],
+        description=str(values["SeriesDescription"] or values["ProtocolName"] or ""),
     )
 
 

@@ -4,112 +4,30 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from fedmonai.data.convert.describe import describe, sampling_note, size_note, subject_note
+from fedmonai.data.convert.file_names import contrast_of, is_label_name, shared_beginnings
 from fedmonai.data.convert.plan import SOURCE, Part, SplitPlan, Written, read_layout, update_manifest
-from fedmonai.data.convert.readers import PlaneSize, kspace_to_image, open_source, sampled
-from fedmonai.data.convert.scan import Naming, find_sources
-from fedmonai.data.convert.volume import Source, Volume
+from fedmonai.data.convert.readers import open_source
+from fedmonai.data.convert.scan import Found, Naming, find_sources
+from fedmonai.data.convert.volume import Source, Volume, label_values
 from fedmonai.data.convert.writer import Summary, write_volume
 from fedmonai.data.damage import InputError, damage_named
 from fedmonai.data.kspace.read import BLOCK
 from fedmonai.data.provenance import file_digest
 from fedmonai.errors import ConfigError
 
-
-def describe(volume: Volume, pad: int, max_size: int) -> list[str]:
-    """Read every slice and describe shape, spacing, intensities and what is unusual, one fact per line.
-
-    Raises:
-        InputError: values that are not finite, or an image that is zero everywhere; both make a volume unusable.
-    """
-    rows, columns = volume.plane
-    coils = "" if volume.coils is None else f" x {volume.coils} coils"
-    spacing = volume.spacing
-    size = "unknown" if spacing is None else " x ".join(f"{length:.3g}" for length in spacing) + " mm"
-    lines = [f"{len(volume)} slices{coils} x {rows} rows x {columns} columns ({volume.domain}), spacing {size}"]
-    lines.append(_intensities(volume))
-    lines += size_note(volume, pad, max_size)
-    if volume.domain == "kspace":
-        lines += sampling_note(volume)
-    return lines
-
-
-def size_note(volume: Volume, pad: int, max_size: int) -> list[str]:
-    """Describe how the size of the slices changes; empty if it does not."""
-    if volume.domain == "kspace":
-        return []
-    plan = PlaneSize.plan(volume.plane, pad, max_size)
-    notes = []
-    if plan.reduced != plan.original:
-        notes.append(f"reduced to {_by(plan.reduced)} by keeping the center of k-space (--max_size {max_size})")
-    if plan.final != plan.reduced:
-        notes.append(f"zero-padded to {_by(plan.final)} (--pad {pad})")
-    if pad and max(plan.final) > pad:
-        notes.append(
-            f"size {_by(plan.final)} kept: larger than --pad {pad}, nothing is cropped (--max_size reduces it)"
-        )
-    return notes
-
-
-def sampling_note(volume: Volume) -> list[str]:
-    """How much of the k-space is there, and whether a target exists or follows from it."""
-    mask, share = sampled(volume)
-    if volume.target is not None:
-        return [f"k-space with its own target, {share:.1%} of the samples are not zero"]
-    if mask is None and volume.mask is None:
-        return ["k-space fully sampled: its root-sum-of-squares magnitude becomes the target"]
-    kept = volume.mask if volume.mask is not None else mask
-    columns = int(np.count_nonzero(kept))  # type: ignore[arg-type]
-    pattern = "; a 2-D pattern, its zeros stay in the k-space" if share < 0.9 * columns / volume.plane[1] else ""
-    return [
-        f"k-space undersampled: {share:.1%} of the samples, {columns} of {volume.plane[1]} columns{pattern}; no target "
-        "(inference only)"
-    ]
-
-
-def _intensities(volume: Volume) -> str:
-    """Range and mean of the magnitude image; says what is negative or empty."""
-    low, high, total, negative = np.inf, -np.inf, 0.0, 0
-    broken: list[int] = []
-    empty: list[int] = []
-    for index, plane in enumerate(volume.planes(), start=volume.first):
-        if not np.isfinite(plane).all():
-            broken.append(index)
-            continue
-        if volume.domain == "kspace":
-            plane = kspace_to_image(plane).numpy()
-        elif plane.dtype.kind == "c":
-            plane = np.abs(plane)
-        negative += int((plane < 0).sum())
-        low, high, total = min(low, float(plane.min())), max(high, float(plane.max())), total + float(plane.mean())
-        if not plane.any():
-            empty.append(index)
-    if broken:
-        raise InputError(f"{len(broken)} slices hold values that are not finite: {_listed(broken)}")
-    if len(empty) == len(volume):
-        raise InputError("the image is zero everywhere")
-    line = f"intensity {low:.4g} to {high:.4g}, mean {total / len(volume):.4g}"
-    if negative:
-        line += f"; {negative} negative values, their magnitude is the target"
-    return line + (f"; {len(empty)} empty slices: {_listed(empty)}" if empty else "")
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _listed(indices: list[int]) -> str:
-    return ", ".join(str(index) for index in indices[:10]) + (", ..." if len(indices) > 10 else "")
-
-
 _AXES = ("slice", "coil", "row", "column")
+BY_CONTRAST = "auto"  # as sequence: every contrast into a folder of its own
 
 
 def prepare_mri(
@@ -124,6 +42,8 @@ def prepare_mri(
     domain: str = "image",
     axes: str | Sequence[str] | None = None,
     key: str | None = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     subject: str = "auto",
     salt: str = "",
     hash_names: bool = False,
@@ -136,11 +56,13 @@ def prepare_mri(
     Images get a zero imaginary part (if real) and a centered orthonormal 2-D FFT; their magnitude is the target.
     k-space (HDF5, or arrays with --domain kspace) is kept as it is; without a target it gets one only if it is fully
     sampled, otherwise a mask of its empty columns. Magnitude images simulate k-space; they are not raw scanner data.
+    Label maps (volumes of few whole values) become no images: those called so (..._seg) are left out, others fail.
 
     Args:
         input: folder (searched with its sub-folders) or one file.
         output: dataset folder; also gets manifest.json, a data list with subjects and hashes. Not needed by --check.
-        sequence: sub-folder, such as T1.
+        sequence: sub-folder, such as T1; inputs whose names or headers say another contrast are then left out. auto
+            gives every contrast its own sub-folder.
         split: fractions of the subjects (train,val,test); or train, val or test for everything; or slices:38,6,10 (or
             shares) to cut every volume into blocks of slices, which is not subject-wise and meant for a single volume.
         pad: images with fewer rows or columns are zero-padded to this around the center; larger ones keep their size.
@@ -150,7 +72,10 @@ def prepare_mri(
         domain: of .npy and .mat arrays: image or kspace.
         axes: their axes, such as coil,row,column; default: slices first (.npy) or last (.mat).
         key: variable of .mat files.
-        subject: where the subject comes from: auto, study, folder, file, or a regular expression for the path.
+        include: only files of these patterns, such as *_t1.nii.gz,*_t2.nii.gz, of the name or of the path in it.
+        exclude: no files of these patterns.
+        subject: where the subject comes from: auto (DICOM PatientID, patient_id of HDF5 files, BIDS sub-..., the file's
+            name without its contrast, the folder), study, folder, file, or a regular expression for the path.
         salt: secret of this site that goes into the pseudonyms of subjects.
         hash_names: pseudonyms as names of all files, if input file names identify people (DICOM always is).
         seed: of the split.
@@ -162,7 +87,8 @@ def prepare_mri(
         The summary; its ``exit_code`` is 1 if an input was unknown or damaged, or if there was none.
 
     Raises:
-        ConfigError: a wrong option, an existing output, an overlap of splits, an output that cannot be written.
+        ConfigError: a wrong option, an existing output, an overlap of splits, an output that cannot be written, names
+            from which it is not clear whose the files are.
     """
     conversion = _Conversion(
         root=None if output is None else Path(output),
@@ -179,12 +105,15 @@ def prepare_mri(
         resume=resume,
         check=check,
     )
-    return conversion.run(Path(input), Naming(str(subject), str(salt), hash_names))
+    found = find_sources(
+        Path(input), Naming(str(subject), str(salt), hash_names), _patterns(include), _patterns(exclude)
+    )
+    return conversion.run(found)
 
 
 @dataclass
 class _Conversion:
-    """The settings of one run, and what it has seen so far."""
+    """State of one run: its settings and the volumes so far."""
 
     root: Path | None
     sequence: str | None
@@ -212,34 +141,80 @@ class _Conversion:
         if self.sequence is not None and (not self.sequence.strip(".") or set(self.sequence) & set("/\\")):
             raise ConfigError(f"sequence: '{self.sequence}' cannot be a folder name; use one such as T1.")
 
-    def run(self, source_root: Path, naming: Naming) -> Summary:
-        found = find_sources(source_root, naming)
+    def run(self, found: Found) -> Summary:
         self.summary.ignored = found.ignored
+        self.summary.left_out = found.left_out
         for label, reason in found.failed:
             self.summary.add("failed", label, reason)
+        sources = self._of_sequence([source for source in found.sources if not self._left_out_as_label(source)])
+        if sources:
+            self.summary.found = subject_note(sources)
         earlier = [] if self.root is None else read_layout(self.root)
-        assigned = self._assign(found.sources, earlier)
+        assigned = self._assign(sources, earlier)
         if not self.check:
-            self._refuse_existing(found.sources, {Path(volume.file) for volume in earlier})
+            self._refuse_existing(sources, {Path(volume.file) for volume in earlier})
         known = {volume.file: volume for volume in earlier}
-        for source in tqdm(found.sources, desc="check" if self.check else "prepare", unit="volume", disable=None):
+        for source in tqdm(sources, desc="check" if self.check else "prepare", unit="volume", disable=None):
             try:
                 self._one(source, assigned, known)
             except InputError as error:
                 self.summary.add("failed", source.label, str(error), source.notes)
         self._finish()
         if not self.summary.outcomes:
-            self.summary.hints.append(f"input: no DICOM, NIfTI, .npy, .mat or HDF5 file in {source_root}.")
+            self.summary.problems.append(f"input: no DICOM, NIfTI, .npy, .mat or HDF5 file in {found.root}.")
         return self.summary
+
+    def _open(self, source: Source) -> AbstractContextManager[Volume]:
+        return open_source(source, self.axis, self.domain, self.axes, self.key)
+
+    def _left_out_as_label(self, source: Source) -> bool:
+        """Leave out what is called a label map and is one; what is called so and is none is an error."""
+        if source.kind == "dicom" or not is_label_name(source.files[0].name):
+            return False
+        try:
+            with self._open(source) as volume:
+                values = label_values(volume)
+        except InputError as error:
+            self.summary.add("failed", source.label, str(error), source.notes)
+            return True
+        if values is None:
+            reason = "is called a label map and holds gray levels of an image; rename it, or leave it out (--exclude)"
+            self.summary.add("failed", source.label, reason)
+        else:
+            self.summary.add("skipped", source.label, f"a label map by its name and its values {_few(values)}")
+        return True
+
+    def _of_sequence(self, sources: list[Source]) -> list[Source]:
+        """Leave out volumes of another contrast than that of ``sequence``; say what is mixed."""
+        wanted = contrast_of(self.sequence or "")
+        taken = []
+        for source in sources:
+            if self.sequence == BY_CONTRAST and source.contrast is None:
+                reason = "neither name nor header says its contrast; convert it alone, with --sequence T1 (or T2, ...)"
+                self.summary.add("failed", source.label, reason)
+            elif wanted is not None and source.contrast not in (None, wanted):
+                self.summary.add("skipped", source.label, f"its name or header says {source.contrast}, not {wanted}")
+            else:
+                taken.append(source)
+        contrasts = Counter(source.contrast for source in taken if source.contrast is not None)
+        if self.sequence != BY_CONTRAST and len(contrasts) > 1:
+            counted = ", ".join(f"{count} {contrast}" for contrast, count in sorted(contrasts.items()))
+            self.summary.hints.append(
+                f"warning: several contrasts in one folder ({counted}); --sequence {next(iter(contrasts))} takes one, "
+                f"--sequence {BY_CONTRAST} gives each its own sub-folder."
+            )
+        return taken
 
     def _assign(self, sources: Sequence[Source], earlier: Sequence[Written]) -> dict[str, str] | None:
         """Map subjects to splits; a check reports an impossible split and continues."""
         try:
+            if self.plan.split_fractions is not None:
+                _refuse_unclear_subjects(sources)
             return self.plan.assign(sources, self.seed, earlier)
         except ConfigError as error:
             if not self.check:
                 raise
-            self.summary.hints.append(f"warning: {error}")
+            self.summary.problems.append(str(error))
             return None
 
     def _one(self, source: Source, assigned: dict[str, str] | None, known: dict[str, Written]) -> None:
@@ -251,7 +226,12 @@ class _Conversion:
             return
         self.seen[bytes_digest] = source.label
         digest = hashlib.sha256(f"{bytes_digest} {self._settings()}".encode()).hexdigest()
-        with open_source(source, self.axis, self.domain, self.axes, self.key) as volume:
+        with self._open(source) as volume:
+            if (values := label_values(volume)) is not None:
+                raise InputError(
+                    f"holds nothing but the whole values {_few(values)}: a label map, no image; leave it out with "
+                    f"--exclude '{_pattern_of(source)}'"
+                )
             if self.slice_range is not None:
                 volume = volume.select(*self.slice_range)
             if not len(volume):
@@ -259,26 +239,26 @@ class _Conversion:
             parts = [] if assigned is None else self.plan.parts(source, len(volume), assigned)
             notes = [f"warning: {note}" for note in (*source.notes, *volume.warnings)]
             if self.check:
-                planned = ", ".join(self._file(part).as_posix() for part in parts) or "in no split"
+                planned = ", ".join(self._file(source, part).as_posix() for part in parts) or "in no split"
                 described = describe(volume, self.pad, self.max_size)
                 self.summary.add("checked", source.label, f"would be {planned}", (*described, *notes))
                 return
-            kept = [part for part in parts if self._kept(part, digest, known)]
+            kept = [part for part in parts if self._kept(source, part, digest, known)]
             new = [part for part in parts if part not in kept]
             try:
                 facts = [self._write(source, volume, part, digest) for part in new]
             except ConfigError:
                 for part in new:  # blocks of a volume that is damaged further on
-                    (self._root / self._file(part)).unlink(missing_ok=True)
+                    (self._root / self._file(source, part)).unlink(missing_ok=True)
                 raise
         for part in kept:
-            self.summary.add("kept", source.label, self._file(part).as_posix())
+            self.summary.add("kept", source.label, self._file(source, part).as_posix())
         for part, lines in zip(new, facts, strict=True):
-            self.summary.add("written", source.label, self._file(part).as_posix(), (*lines, *notes))
+            self.summary.add("written", source.label, self._file(source, part).as_posix(), (*lines, *notes))
 
-    def _kept(self, part: Part, digest: str, known: dict[str, Written]) -> bool:
+    def _kept(self, source: Source, part: Part, digest: str, known: dict[str, Written]) -> bool:
         """Whether an earlier run wrote this part from the same input with the same settings."""
-        file = self._file(part).as_posix()
+        file = self._file(source, part).as_posix()
         if file in known and known[file].source != digest:
             raise InputError(f"{file} exists and was made from other data or with other settings; remove it first")
         return file in known
@@ -286,11 +266,11 @@ class _Conversion:
     def _write(self, source: Source, volume: Volume, part: Part, digest: str) -> list[str]:
         """Write one part and return the lines to report about it."""
         attributes: dict[str, Any] = {"patient_id": source.subject, SOURCE: digest}
-        attributes["acquisition"] = volume.acquisition or self.sequence or "unknown"
+        attributes["acquisition"] = volume.acquisition or self._folder(source) or "unknown"
         piece = volume.select(part.first, part.last)
         if not self.plan.subject_wise:
             attributes[BLOCK] = [piece.first, piece.last]
-        written = write_volume(self._root / self._file(part), piece, self.pad, self.max_size, attributes)
+        written = write_volume(self._root / self._file(source, part), piece, self.pad, self.max_size, attributes)
         facts = [f"{len(written)} slices {volume.plane[0]}x{volume.plane[1]}, subject {source.subject}"]
         facts += size_note(volume, self.pad, self.max_size)
         if volume.domain == "kspace" and volume.target is None:
@@ -303,8 +283,11 @@ class _Conversion:
             raise ConfigError("output: give the dataset folder to write (or --check to write nothing).")
         return self.root
 
-    def _file(self, part: Part) -> Path:
-        return Path(self.sequence or "") / part.split / f"{part.name}.h5"
+    def _folder(self, source: Source) -> str:
+        return (source.contrast if self.sequence == BY_CONTRAST else self.sequence) or ""
+
+    def _file(self, source: Source, part: Part) -> Path:
+        return Path(self._folder(source)) / part.split / f"{part.name}.h5"
 
     def _settings(self) -> str:
         """The settings that change a volume file."""
@@ -314,9 +297,9 @@ class _Conversion:
         """Without --resume, stop before the first volume is written if any would meet an existing file."""
         if self.resume:
             return
-        names = {path.name: path for path in existing if path.parent.parent == Path(self.sequence or "")}
-        suffixes = ("",) if self.plan.subject_wise else ("_train", "_val", "_test")
-        met = [names[f"{s.name}{end}.h5"] for s in sources for end in suffixes if f"{s.name}{end}.h5" in names]
+        ends = ("",) if self.plan.subject_wise else ("_train", "_val", "_test")
+        made = {Path(self._folder(source)) / f"{source.name}{end}.h5" for source in sources for end in ends}
+        met = sorted(path for path in existing if path.parent.parent / path.name in made)
         if met:
             raise ConfigError(
                 f"output: {len(met)} volumes exist in {self._root} already, first {met[0]}; --resume keeps them, or "
@@ -328,11 +311,53 @@ class _Conversion:
         if self.check or not written:
             return
         manifest = update_manifest(self._root, {"seed": self.seed, "pad": self.pad, "max_size": self.max_size})
-        sequence = f", sequence: {self.sequence}" if self.sequence else ""
+        folder = Path(written[0].result).parent.parent.name
+        sequence = f", sequence: {folder}" if folder else ""
         self.summary.hints += [
             f"manifest: {manifest}",
             f'data list entry: {{"kspace": "{written[0].result}"}}; use dataset_dir: {self._root}{sequence}',
         ]
+
+
+def _refuse_unclear_subjects(sources: Sequence[Source]) -> None:
+    """Ask whose the files are where their names leave it open; nothing is asked of ids and of a rule of the user's.
+
+    Raises:
+        ConfigError: names that share a beginning.
+    """
+    guessed = [source.identity for source in sources if source.rule.startswith(("file name", "folder"))]
+    groups = shared_beginnings(guessed)
+    if groups:
+        begin, names = next(iter(groups.items()))
+        listed = "', '".join(names[:3])
+        raise ConfigError(
+            f"subject: '{listed}' begin alike ('{begin}'; {len(groups)} such groups): one subject, or {len(names)}? "
+            f"Say --subject '{_rule_for(begin, names)}' if what begins alike is one subject, --subject "
+            f"{'folder' if '/' in names[0] else 'file'} if each is a subject of its own."
+        )
+
+
+def _rule_for(begin: str, names: Sequence[str]) -> str:
+    """A regular expression that takes as many words of a path as ``begin`` has."""
+    if "/" in names[0]:
+        return f"^((?:[^/]+/){{{begin.count('/') + 1}}})"
+    words = len(re.findall(r"[_\-.\s+]", begin))
+    return rf"((?:[^/_\-. +]+[_\-. +]){{{words}}}[^/_\-. +]+)[^/]*$"
+
+
+def _pattern_of(source: Source) -> str:
+    """A pattern for the files that end as this one does."""
+    name = source.files[0].name
+    end = re.search(r"[_-][A-Za-z]+(?=\.)", name)
+    return "*" + name[end.start() :] if end else name
+
+
+def _few(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+
+
+def _patterns(value: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (value.split(",") if isinstance(value, str) else map(str, value)))
 
 
 def _at_least(value: int, least: int, name: str) -> int:

@@ -188,13 +188,13 @@ def read_fastmri(path: Path) -> Iterator[Volume]:
         yield volume
 
 
-def raw_subject(path: Path) -> str | None:
-    """The subject id of a fastMRI file (attribute ``patient_id``), None without one or in an unreadable file."""
+def raw_facts(path: Path) -> tuple[str | None, str | None]:
+    """Subject id and acquisition of a fastMRI file (attributes), None where missing or in an unreadable file."""
     try:
         with open_volume(path) as file:
-            return subject_of(file)
+            return subject_of(file), _code(file.attrs.get("acquisition"))
     except ConfigError:
-        return None  # reading the volume will say what is wrong with it
+        return None, None  # reading the volume will say what is wrong with it
 
 
 def _code(value: object) -> str | None:

@@ -8,11 +8,14 @@ import hmac
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from fedmonai.data.convert.dicom import SliceHeader, is_dicom, read_slice_header
-from fedmonai.data.convert.readers import raw_subject
+from fedmonai.data.convert.file_names import contrast_of, subject_part
+from fedmonai.data.convert.readers import raw_facts
 from fedmonai.data.convert.volume import Source
 from fedmonai.data.damage import InputError
 from fedmonai.errors import ConfigError
@@ -24,11 +27,16 @@ _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 @dataclass
 class Found:
-    """Sources, inputs that cannot be used (label, reason), and files that are not images (side-car texts)."""
+    """Sources, inputs that cannot be used (label, reason), and files that are not images (side-car texts).
+
+    ``left_out`` counts the files that patterns of the user leave out; ``root`` is where was searched.
+    """
 
     sources: list[Source] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    left_out: int = 0
+    root: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,9 @@ class Naming:
     """How subjects and output files are called.
 
     Attributes:
-        subject: ``auto`` (DICOM PatientID, else the study; HDF5 ``patient_id``; BIDS ``sub-...``; else the file),
-            ``study``, ``folder``, ``file``, or a regular expression found in the relative path.
+        subject: ``auto`` (DICOM PatientID, else the study; HDF5 ``patient_id``; BIDS ``sub-...``; the file's name
+            without its contrast; the folder where the name holds nothing else), ``study``, ``folder``, ``file``, or a
+            regular expression found in the relative path.
         salt: secret of the site that goes into the pseudonyms; without one, short ids can be found by trying.
         hash_names: name files by pseudonym too, for file names that identify a person (DICOM always is).
 
@@ -58,12 +67,14 @@ class Naming:
         """Subject and name of a file that is a whole volume."""
         relative = _relative(path, root)
         stem = re.sub(r"\.(nii\.gz|[^.]+)$", "", path.name)
-        identity = self._identity(relative, stem, path, root, raw_subject(path) if kind == "hdf5" else None)
+        stored, acquisition = raw_facts(path) if kind == "hdf5" else (None, None)
+        identity, rule = self._identity(relative, stem, path, root, stored)
         subject = f"sub-{self.pseudonym(identity)}"
         name = re.sub(r"[^\w.+-]+", "_", stem)
         if self.hash_names:
             name = f"{subject}_{kind}-{self.pseudonym(relative, 8)}"
-        return Source(kind, relative, (path,), subject, name)
+        contrast = contrast_of(acquisition or "") or contrast_of(str(Path(relative).with_name(stem)))
+        return Source(kind, relative, (path,), subject, name, (), rule, identity, contrast)
 
     def of_series(self, headers: list[SliceHeader], root: Path) -> Source:
         """Subject and name of a DICOM series; nothing of its text goes into either."""
@@ -71,37 +82,52 @@ class Naming:
         paths = [header.path for header in headers]
         folder = Path(os.path.commonpath([path.parent for path in paths]))
         notes: tuple[str, ...] = ()
-        if self.subject == "auto":
-            usable = bool(re.search(r"[A-Za-z0-9]", patient))
-            identity = patient if usable else study
-            notes = () if usable else (f"PatientID {patient!r} identifies no subject: the study is taken",)
-        elif self.subject == "study":
-            identity = study
+        if self.subject == "auto" and re.search(r"[A-Za-z0-9]", patient):
+            identity, rule = patient, "DICOM PatientID"
+        elif self.subject in ("auto", "study"):
+            identity, rule = study, "DICOM study"
+            if self.subject == "auto":
+                notes = (f"PatientID {patient!r} identifies no subject: the study is taken",)
         else:
-            identity = self._identity(_relative(paths[0], root), folder.name, paths[0], root, None)
+            identity, rule = self._identity(_relative(paths[0], root), folder.name, paths[0], root, None)
         subject = f"sub-{self.pseudonym(identity)}"
         label = f"{_relative(folder, root)}, series ending in {uid[-8:].lstrip('.')} ({len(paths)} files)"
-        return Source("dicom", label, tuple(paths), subject, f"{subject}_series-{self.pseudonym(uid, 8)}", notes)
+        name = f"{subject}_series-{self.pseudonym(uid, 8)}"
+        contrast = contrast_of(headers[0].description.replace("/", "_")) or contrast_of(_relative(folder, root))
+        return Source("dicom", label, tuple(paths), subject, name, notes, rule, identity, contrast)
 
-    def _identity(self, relative: str, stem: str, path: Path, root: Path, stored: str | None) -> str:
+    def _identity(self, relative: str, stem: str, path: Path, root: Path, stored: str | None) -> tuple[str, str]:
+        """What identifies the subject, and the rule that found it."""
         if self.subject in ("auto", "study"):
-            bids = _BIDS.search(relative)
-            return stored or (bids.group(1) if bids else stem)
+            bids, part = _BIDS.search(relative), subject_part(stem)
+            if stored:
+                return stored, "patient_id in the file"
+            if bids:
+                return bids.group(1), "BIDS entity sub-"
+            if part:
+                return part, "file name" if part == stem else "file name without its contrast"
+            return _relative(path.parent, root), "folder, since the file name is a contrast alone"
         if self.subject == "file":
-            return stem
+            return stem, "--subject file"
         if self.subject == "folder":
-            return _relative(path.parent, root)
+            return _relative(path.parent, root), "--subject folder"
         match = re.search(self.subject, relative)
         if match is None:
             raise InputError(f"--subject '{self.subject}' finds nothing in the path")
-        return match.group(1) if match.groups() else match.group(0)
+        return match.group(1) if match.groups() else match.group(0), f"--subject '{self.subject}'"
 
 
-def find_sources(root: Path, naming: Naming) -> Found:
+def find_sources(root: Path, naming: Naming, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Found:
     """Search ``root`` (a folder, or one file) for volumes; order and names do not depend on the file system.
 
+    Args:
+        root: folder, searched with its sub-folders, or one file.
+        naming: what subjects and outputs are called.
+        include: only files of these patterns (``*_t1.nii.gz``), of the name or of the path in the folder; empty = all.
+        exclude: no files of these patterns.
+
     Raises:
-        ConfigError: nothing there, or a ``subject`` that is not a regular expression.
+        ConfigError: nothing there, a ``subject`` that is not a regular expression, a pattern that no file has.
     """
     if not root.exists():
         raise ConfigError(f"input: {root} does not exist.")
@@ -109,10 +135,12 @@ def find_sources(root: Path, naming: Naming) -> Found:
         re.compile(naming.subject)
     except re.error as error:
         raise ConfigError(f"subject: '{naming.subject}' is not a regular expression ({error}).") from error
-    found = Found()
+    found = Found(root=root)
     series: dict[str, list[SliceHeader]] = defaultdict(list)
     base = root if root.is_dir() else root.parent
-    for path in _files(root):
+    paths = _chosen(_files(root), base, include, exclude)
+    found.left_out = len(_files(root)) - len(paths)
+    for path in paths:
         label = _relative(path, base)
         try:
             kind = _kind(path)
@@ -141,6 +169,22 @@ def _files(root: Path) -> list[Path]:
     return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
+def _chosen(paths: list[Path], base: Path, include: Sequence[str], exclude: Sequence[str]) -> list[Path]:
+    """The paths of some pattern of ``include``, if there are any, and of none of ``exclude``."""
+
+    def of(pattern: str, path: Path) -> bool:
+        return fnmatch(path.name, pattern) or fnmatch(_relative(path, base), pattern)
+
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(of(pattern, path) for path in paths):
+                raise ConfigError(
+                    f"{option}: no file in {base} is called '{pattern}'; a pattern is such as '*_t1.nii.gz'."
+                )
+    taken = [path for path in paths if not include or any(of(pattern, path) for pattern in include)]
+    return [path for path in taken if not any(of(pattern, path) for pattern in exclude)]
+
+
 def _kind(path: Path) -> str:
     suffix = ".nii" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
     if suffix in _KINDS:
@@ -156,18 +200,23 @@ def _kind(path: Path) -> str:
 
 
 def _unique(sources: list[Source]) -> list[Source]:
-    """Sort by name; where files in several folders share a name, the folder is put before it."""
-    counts = Counter(source.name for source in sources)
-    named = []
-    for source in sources:
-        if counts[source.name] > 1:
-            folder = re.sub(r"[^\w.+-]+", "_", source.files[0].parent.name)
-            source = replace(source, name=f"{folder}_{source.name}")
-        named.append(source)
-    again = [name for name, count in Counter(source.name for source in named).items() if count > 1]
-    if again:
-        raise ConfigError(f"input: several files would be called {again[0]}.h5; convert their folders one by one.")
-    return sorted(named, key=lambda source: source.name)
+    """Sort by name; where files in several folders share a name, their folders are put before it, as many as needed."""
+    depth = 0
+    while again := {name for name, count in Counter(source.name for source in sources).items() if count > 1}:
+        depth += 1
+        if depth > max(len(Path(source.label).parts) for source in sources):
+            name = min(again)
+            raise ConfigError(f"input: several files would be called {name}.h5; convert their folders one by one.")
+        sources = [_with_folder(source, depth) if source.name in again else source for source in sources]
+    return sorted(sources, key=lambda source: source.name)
+
+
+def _with_folder(source: Source, depth: int) -> Source:
+    folders = Path(source.label).parts[:-1][-depth:]
+    if len(folders) < depth:
+        return source
+    folder = re.sub(r"[^\w.+-]+", "_", folders[0])
+    return replace(source, name=f"{folder}_{source.name}")
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -28,6 +28,9 @@ class Source:
         subject: pseudonym of the subject.
         name: stem of the output file.
         notes: what was noticed while searching, e.g. that no patient id could be used.
+        rule: how the subject was found, for reports.
+        identity: what the pseudonym was made from, for the person at the screen; never written to a file.
+        contrast: contrast that names or header state (``T1``, ``FLAIR``, ...), None where nothing is said.
     """
 
     kind: str
@@ -36,6 +39,9 @@ class Source:
     subject: str
     name: str
     notes: tuple[str, ...] = ()
+    rule: str = ""
+    identity: str = ""
+    contrast: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,24 @@ class Volume:
 def _read(data: Any, index: int) -> np.ndarray:
     with damage_named(f"slice {index} cannot be read"):
         return np.asarray(data[index])
+
+
+#: an image has more gray levels than this; a label map (BraTS: 4, OASIS: 35) has fewer
+MAX_LABELS = 40
+
+
+def label_values(volume: Volume) -> list[int] | None:
+    """The values of a volume that looks like a label map: few, and all of them whole; None for an image or k-space."""
+    found: set[float] = set()
+    if volume.domain == "kspace":
+        return None
+    for plane in volume.planes():
+        if plane.dtype.kind == "c":
+            return None
+        found.update(np.unique(plane).tolist())
+        if len(found) > MAX_LABELS or not all(value.is_integer() for value in found):
+            return None
+    return sorted(int(value) for value in found) if len(found) > 1 else None
 
 
 def check_size(shape: tuple[int, ...], itemsize: int, what: str) -> None:

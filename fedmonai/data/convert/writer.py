@@ -88,11 +88,11 @@ ORDER = ("checked", "written", "kept", "skipped", "failed")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to one input.
+    """Outcome of one input.
 
     Attributes:
         status: ``checked``, ``written``, ``kept`` (there already, by --resume), ``skipped`` (a copy of another
-            input), or ``failed`` (unknown or damaged).
+            input, a label map, another contrast), or ``failed`` (unknown or damaged).
         label: the input.
         result: the output file, or why there is none.
         notes: facts and warnings, one per line.
@@ -106,7 +106,12 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Outcomes of all inputs; ``str(summary)`` is the report, ``exit_code`` is 1 if any failed or there is none.
+    """Outcomes of all inputs; ``str(summary)`` is the report, ``exit_code`` is 1 if any failed or none was taken.
+
+    Attributes:
+        found: lines on subjects and the rules that found them.
+        problems: what keeps the conversion from being made as asked for.
+        left_out: number of files that patterns of the user leave out.
 
     Example:
         >>> summary = Summary()
@@ -121,6 +126,9 @@ class Summary:
     outcomes: list[Outcome] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    left_out: int = 0
 
     def add(self, status: str, label: str, result: str, notes: tuple[str, ...] | list[str] = ()) -> None:
         self.outcomes.append(Outcome(status, label, result, tuple(notes)))
@@ -130,8 +138,9 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 if there was an input and every one was understood, else 1."""
-        return int(not self.outcomes or self.count("failed") > 0)
+        """0 if there was an image, every input was understood and nothing stands against the split, else 1."""
+        taken = self.count("checked") + self.count("written") + self.count("kept")
+        return int(not taken or self.count("failed") > 0 or bool(self.problems))
 
     def __str__(self) -> str:
         lines = []
@@ -142,5 +151,8 @@ class Summary:
             suffixes = Counter("." + name.rsplit(".", 1)[-1] if "." in name else name for name in self.ignored)
             listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
             lines.append(f"ignored (no images): {listed}")
+        if self.left_out:
+            lines.append(f"left out by --include and --exclude: {self.left_out} files")
+        lines += self.found
         counts = [f"{self.count(status)} {status}" for status in ORDER if self.count(status)]
-        return "\n".join([*lines, f"summary: {', '.join(counts) or 'no volumes found'}", *self.hints])
+        return "\n".join([*lines, f"summary: {', '.join(counts) or 'no volumes found'}", *self.hints, *self.problems])

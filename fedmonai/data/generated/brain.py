@@ -178,7 +178,7 @@ class Cortex:
 
 @dataclass(frozen=True)
 class Lesions:
-    """What one subject has; a size of 0 means that it has none of that kind."""
+    """Lesions of one subject; a size of 0 is none of that kind."""
 
     tumor_center: Point
     tumor_radius: float
@@ -249,7 +249,7 @@ LOWEST, HIGHEST = -4.0, 54.0
 
 @dataclass(frozen=True)
 class Population:
-    """Who is scanned at an institution.
+    """Population: the subjects of an institution.
 
     Attributes:
         tumor, infarct: share of subjects with a glioma-like mass with edema, with an infarct.

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of generated files that is there completely or not at all, and remembers what it was made from."""
+"""Folder of generated files, written in one step, with a manifest of its parameters."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -95,3 +96,18 @@ def _lock(path: Path) -> Iterator[None]:
     with open(path, "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
+    """A parameter of generated data that has to be a whole number.
+
+    Raises:
+        ConfigError: when it is none, or not from ``low`` to ``high``.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise ConfigError(f"{name}: {value!r} is not allowed; give a whole number from {low} to {high}.")
+    return number

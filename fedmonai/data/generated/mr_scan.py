@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One subject in one site's scanner: tissue signals, receive field, phase, point spread and noise, as k-space."""
+"""Scan of one subject at one site: tissue signals, receive field, phase, point spread and noise, as k-space."""
 
 from __future__ import annotations
 

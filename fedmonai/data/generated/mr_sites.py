@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How institutions differ: sequence timing, field strength, resolution, coils, noise, and who is scanned there."""
+"""Profiles of institutions: sequence timing, field strength, resolution, coils, noise, patients."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tissue looks like to a spin-echo sequence: relaxation times, proton density, signal equation."""
+"""Tissues in a spin-echo sequence: relaxation times, proton density, signal equation."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A federation of artificial brain MR sites in the layout of fastMRI, the default data of every MR bundle.
+"""Federation of artificial brain MR sites in the layout of fastMRI, the default data of every MR bundle.
 
 The images are for trying methods and for tests. A number reached on them says nothing about patients' images.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,9 +15,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fedmonai.data.generated.folder import generated_folder
+from fedmonai.data.generated.folder import generated_folder, whole_number
 from fedmonai.data.generated.mr_scan import Scan, magnitude_image
-from fedmonai.data.generated.mr_sites import SITES, SiteProfile, site_profile
+from fedmonai.data.generated.mr_sites import SiteProfile, site_profile
 from fedmonai.errors import ConfigError
 from fedmonai.io import FileName, InputPath, OutputPath, atomic_path
 from fedmonai.names import as_list
@@ -32,7 +31,7 @@ _LIMITS = {"slices": (1, 512), "size": (32, 1024), "coils": (1, 32), "seed": (0,
 
 def generate_mri_federation(
     root: str | Path,
-    sites: str | Sequence[str] = tuple(SITES),
+    sites: str | Sequence[str] = ("B", "F", "H", "I"),
     sequences: str | Sequence[str] = ("T1",),
     subjects: Sequence[int] = (6, 2, 2),
     slices: int = 8,
@@ -48,7 +47,19 @@ def generate_mri_federation(
     contrast follows the spin-echo equation S = density (1 - exp(-TR/T1)) exp(-TE/T2); sites differ in TR and TE, field
     strength, point spread, receive field, phase, noise and patients (:func:`site_profile` has the table, and further
     changes that survive normalization). Nothing is done for what is there already; see :func:`generated_mri_site` for
-    the files, the arguments and errors.
+    the files and errors.
+
+    Args:
+        root: folder; the volumes are <root>/<site>/<sequence>/<train|val|test>/*.h5.
+        sites: B, F, H, I, variants such as B2, or any letters with a number (site01), separated by commas.
+        sequences: T1, T2 or both.
+        subjects: numbers of subjects for train, val and test.
+        slices: of each subject.
+        size: rows and columns of an image.
+        seed: of everything.
+        coils: 1 for single-coil volumes.
+        shift: none, normal or strong: how much the sites differ.
+        changes: inverted, field_of_view, coil, texture, or several of them: differences that survive normalization.
     """
     names = _names("sites", sites)
     for site in names:
@@ -102,7 +113,7 @@ def generated_mri_site(
     profile = site_profile(site, shift, changed)
     counts = _subjects(subjects)
     numbers = {"slices": slices, "size": size, "seed": seed, "coils": coils}
-    numbers = {name: _whole(name, value, *_LIMITS[name]) for name, value in numbers.items()}
+    numbers = {name: whole_number(name, value, *_LIMITS[name]) for name, value in numbers.items()}
     names = _names("sequences", sequences)
     for sequence in names:
         if sequence not in SEQUENCES:
@@ -163,17 +174,7 @@ def _subjects(subjects: Sequence[int]) -> list[int]:
         raise ConfigError(
             f"subjects: {subjects} is not three numbers; give those of train, val and test, e.g. [6, 2, 2]."
         )
-    counts = [_whole("subjects", count, 0, 10_000) for count in subjects]
+    counts = [whole_number("subjects", count, 0, 10_000) for count in subjects]
     if not any(counts):
         raise ConfigError("subjects: no split has a subject; give at least one, e.g. [6, 2, 2].")
     return counts
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
-        raise ConfigError(f"{name}: {value!r} is not allowed; give a whole number from {low} to {high}.")
-    return number

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A federation of artificial prostate MRI sites in the layout of the public six-site set, the default data of IOP-FL.
+"""Federation of artificial prostate MRI sites in the layout of the public six-site set, the default data of IOP-FL.
 
 The images are for trying methods and for tests. A number reached on them says nothing about patients' images.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from fedmonai.data.generated.folder import generated_folder
+from fedmonai.data.generated.folder import generated_folder, whole_number
 from fedmonai.data.generated.prostate_scan import (
     LABEL_CONVENTIONS,
     PROSTATE_PROFILES,
@@ -54,7 +53,7 @@ def generate_prostate_federation(
     The contrast follows the spin-echo equation S = density (1 - exp(-TR/T1)) exp(-TE/T2). Sites differ in TR and TE,
     field strength, pixel and slice size, point spread, receive field, noise and size of the gland; at BIDMC a coil in
     the rectum receives (:data:`fedmonai.data.generated.prostate_scan.PROSTATE_PROFILES` has the table).
-    Nothing is done for what is there already; see :func:`generated_prostate_site` for files, arguments and errors.
+    What is there already is kept; see :func:`generated_prostate_site` for files, arguments and errors.
 
     Args:
         cases: men of each site, one number or one by site.
@@ -118,7 +117,7 @@ def generated_prostate_site(
         "site": site,
         "convention": convention,
         "slices": None,
-        **{name: _whole(name, value, *_LIMITS[name]) for name, value in numbers.items()},
+        **{name: whole_number(name, value, *_LIMITS[name]) for name, value in numbers.items()},
     }
     folder = Path(root) / site
     generated_folder(folder, parameters, partial(_write_site, profile=profile, parameters=parameters))
@@ -145,13 +144,3 @@ def _write_nifti(path: Path, values: np.ndarray, volume: ProstateVolume) -> None
     image = nib.Nifti1Image(np.ascontiguousarray(values.transpose(1, 0, 2)), affine)
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
-        raise ConfigError(f"{name}: {value!r} is not allowed; give a whole number from {low} to {high}.")
-    return number

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A random prostate: outline, peripheral zone, nodular central gland, front stroma, urethra, sometimes a lesion."""
+"""Prostate drawn at random: outline, peripheral zone, nodular central gland, stroma, urethra, perhaps a lesion."""
 
 from __future__ import annotations
 

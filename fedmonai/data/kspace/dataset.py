@@ -12,6 +12,7 @@ import monai.data
 import torch
 
 from fedmonai.data.cache import DiskCache, MemoryCache, NoCache, SliceCache, VolumeSlices, fits_on_device
+from fedmonai.data.facts import FileFacts, kspace_facts
 from fedmonai.data.kspace.read import KspaceHeader, SliceSpec, open_volume, read_header, read_mask
 from fedmonai.data.provenance import VolumeFingerprint, kspace_fingerprint
 from fedmonai.errors import ConfigError
@@ -105,6 +106,10 @@ class KspaceDataset(monai.data.Dataset):
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
         return (kspace_fingerprint(entry) for entry in self.data)
+
+    def file_facts(self) -> Iterator[FileFacts]:
+        """Coils, largest value, spacing and contrast of every volume, as its file says."""
+        return (kspace_facts(entry) for entry in self.data)
 
     def _transform(self, index: int) -> Any:
         position, number = self.slices[index]

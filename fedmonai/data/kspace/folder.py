@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from nibabel.loadsave import load as load_nifti
 from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
+from fedmonai.data.convert.file_names import is_label_name
 from fedmonai.data.convert.readers import PlaneSize, kspace_and_target, open_source, sampled
-from fedmonai.data.convert.volume import Source, Volume
+from fedmonai.data.convert.volume import Source, Volume, label_values
 from fedmonai.data.damage import InputError
 from fedmonai.data.folder import VolumeFolder
 from fedmonai.errors import ConfigError
@@ -37,6 +40,8 @@ class ReconstructionFolder(VolumeFolder):
     float32 (n, 1, h, w) where one is known; ``hybrid_kspace`` False; ``volume``, ``source`` and ``kind`` of
     :class:`VolumeFolder`; ``sampling``; ``affine``, float64 (4, 4), index (slice, row, column)
     to RAS+ mm, or None; ``orientation``, axis codes of a NIfTI input, or None.
+
+    Label maps are no images: files that are called so (``..._seg``) are left out, others are refused.
 
     Args:
         data: folder, searched with its sub-folders, or one file.
@@ -79,13 +84,27 @@ class ReconstructionFolder(VolumeFolder):
         ):
             if value not in allowed:
                 raise ConfigError(f"{name}: '{value}' is unknown; choose one of {', '.join(allowed)}.")
-        super().__init__(data, skip_damaged)
         self.undersampling = undersampling
         self.reading = (axis, domain, None if axes is None else tuple(axes), key)
+        super().__init__(data, skip_damaged)
+
+    def find(self, root: Path) -> tuple[list[Source], list[tuple[str, str]]]:
+        """The images in a folder, without the label maps that lie beside them and are called so."""
+        sources, failed = super().find(root)
+        return [source for source in sources if not self._is_label_map(source)], failed
+
+    def _is_label_map(self, source: Source) -> bool:
+        if not is_label_name(source.files[0].name):
+            return False
+        with contextlib.suppress(InputError), open_source(source, *self.reading) as volume:
+            return label_values(volume) is not None
+        return False  # damage is told when the volume's turn comes
 
     def read(self, source: Source) -> dict[str, Any]:
         """k-space, target and geometry of one volume."""
         with open_source(source, *self.reading) as volume:
+            if label_values(volume) is not None:
+                raise InputError("holds nothing but a few whole values, which is a label map and no image")
             return self._item(source, volume)
 
     def _item(self, source: Source, volume: Volume) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _existing_folder(root: Path) -> Path:
     if not root.is_dir():
         raise ConfigError(
             f"dataset_dir: {root} is not a folder; expected {root}/[<sequence>/]<{'|'.join(SECTIONS)}>/*.h5 "
-            "(scripts/prepare_mri.py writes it)."
+            "(fedmonai prepare mri writes it)."
         )
     return root
 

@@ -78,7 +78,7 @@ def open_handle(path: str | os.PathLike[str]) -> h5py.File:
 
 @contextlib.contextmanager
 def open_volume(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """Open an HDF5 file for a block that only reads it: whatever is raised there is damage and names the file.
+    """Open an HDF5 file for a block that only reads it; any error in the block is one of the file, named.
 
     Raises:
         InputError: as :func:`open_handle`, and for damage that is met later.
@@ -115,7 +115,7 @@ def read_header(path: str | os.PathLike[str]) -> KspaceHeader:
         kspace = own_dataset(file, "kspace")
         if kspace is None:
             found = names_in(file) or "nothing"
-            raise InputError(f"{path}: no dataset 'kspace' (found: {found}); scripts/prepare_mri.py writes such files.")
+            raise InputError(f"{path}: no dataset 'kspace' (found: {found}); fedmonai prepare mri writes such files.")
         slices, coils, rows, columns = _kspace_shape(path, kspace)
         key = _target_key(file, kspace.ndim)
         size = None if key is None else _target_size(path, own_dataset(file, key), key, slices)
@@ -270,7 +270,7 @@ def read_slices(
 
 
 def _refuse_nonfinite(header: KspaceHeader, key: str, values: Tensor, first: int) -> None:
-    """Refuse NaN and infinities where they are read: one sample of them spoils every pixel, and then every weight."""
+    """Refuse NaN and infinities: one such sample makes every pixel, and then every weight, not finite."""
     broken = ~torch.isfinite(values).flatten(1).all(dim=1)
     if broken.any():
         where = ", ".join(str(first + int(index)) for index in broken.nonzero()[:5])

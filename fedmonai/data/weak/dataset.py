@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedmonai.data.cache import available_memory, refuse_if_larger
+from fedmonai.data.facts import FileFacts, weak_facts
 from fedmonai.data.provenance import VolumeFingerprint, weak_fingerprint
 from fedmonai.data.weak.read import (
     count_slices,
@@ -142,6 +143,10 @@ class WeakSliceDataset(Dataset):
     def volume_fingerprints(self) -> Iterator[VolumeFingerprint]:
         """Content and subject of every volume, read from its file: how splits are compared."""
         return (weak_fingerprint(entry) for entry in self.files)
+
+    def file_facts(self) -> Iterator[FileFacts]:
+        """Channels, values and gray levels of masks of every file, as it is stored and as it is read."""
+        return (weak_facts(entry, self.image_channels, self.threshold) for entry in self.files)
 
     def _index(self) -> list[tuple[int, int, int]]:
         """(file, slice, slices of the file) of every item; settings that can never work are found here."""

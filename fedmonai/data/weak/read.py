@@ -87,7 +87,7 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
             found = names_in(file)
             raise ConfigError(
                 f"{path} has no labels '{key}' (found: {found}); choose another annotation, or make them with "
-                "scripts/make_weak_labels.py."
+                "fedmonai prepare weak."
             )
         labels = read_dataset(file, name)
         expected = read_dataset(file, _any_label_key(file)).shape

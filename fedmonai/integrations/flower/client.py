@@ -59,7 +59,7 @@ def _records(tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> RecordDict
 
 def _parts(content: RecordDict) -> tuple[dict[str, Tensor], dict[str, Any]]:
     arrays, plain = content.array_records[_TENSORS], content.config_records[_PLAIN]
-    tensors = {key: torch.from_numpy(np.array(array.numpy())) for key, array in arrays.items()}
+    tensors = {key: torch.from_numpy(np.require(array.numpy(), requirements="W")) for key, array in arrays.items()}
     return tensors, json.loads(str(plain["json"]))
 
 

@@ -20,10 +20,10 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from torch import Tensor
 
-from fedmonai.federated.messages import Reply, Request, pack_reply, pack_request, unpack_reply, unpack_request
-from fedmonai.integrations.worker import SiteEnd, site_end
+from fedmonai.federated.messages import Reply, Request, pack_request, unpack_reply
+from fedmonai.integrations.worker import Packed, SiteEnd, site_end
 
-__all__ = ["TASK", "SiteExecutor", "reply_from", "reply_model", "request_from", "request_model", "serve_job"]
+__all__ = ["TASK", "SiteExecutor", "packed_from", "reply_from", "reply_model", "request_model", "serve_job"]
 
 
 #: the one kind of task; what is asked stands in the request
@@ -37,25 +37,25 @@ def request_model(request: Request) -> FLModel:
     return FLModel(params=_arrays(tensors), current_round=request.round, meta={_KEY: plain})
 
 
-def request_from(model: FLModel) -> Request:
-    """A request from the wire."""
-    return unpack_request(_tensors(model.params), model.meta[_KEY])
+def packed_from(model: FLModel) -> Packed:
+    """A request or a reply from the wire, still packed."""
+    return _tensors(model.params), model.meta[_KEY]
 
 
-def reply_model(reply: Reply, round_number: int) -> FLModel:
-    """A reply for the wire.
+def reply_model(packed: Packed, round_number: int) -> FLModel:
+    """A packed reply for the wire.
 
     NVFlare wants to see how many steps a result is worth; our own server reads the statistics in the message.
     """
-    tensors, plain = pack_reply(reply)
-    statistics = (reply.message.statistics if reply.message is not None else None) or {}
-    meta = {_KEY: plain, "NUM_STEPS_CURRENT_ROUND": int(statistics.get("num_steps", 1))}
+    tensors, plain = packed
+    steps = plain["message"].get("statistics", {}).get("num_steps", 1)
+    meta = {_KEY: plain, "NUM_STEPS_CURRENT_ROUND": int(steps)}
     return FLModel(params=_arrays(tensors), current_round=round_number, meta=meta)
 
 
 def reply_from(model: FLModel) -> Reply:
     """A reply from the wire."""
-    return unpack_reply(_tensors(model.params), model.meta[_KEY])
+    return unpack_reply(*packed_from(model))
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -63,8 +63,13 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def _tensors(arrays: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    # a copy: an array from the wire may be read-only memory
-    return {key: torch.from_numpy(np.array(array)) for key, array in (arrays or {}).items()}
+    # only memory that may not be written to is copied
+    return {key: torch.from_numpy(np.require(array, requirements="W")) for key, array in (arrays or {}).items()}
+
+
+def _answered(site: SiteEnd, model: FLModel) -> FLModel:
+    """A site's answer to what came over the wire."""
+    return reply_model(site.forward(packed_from(model)), model.current_round)
 
 
 class SiteExecutor(Executor):
@@ -85,12 +90,11 @@ class SiteExecutor(Executor):
         """Answer one request; what goes wrong is in the answer, never instead of it."""
         if task_name != TASK:
             return make_reply(ReturnCode.TASK_UNKNOWN)
-        request = request_from(FLModelUtils.from_shareable(shareable))
         if self._site is None:
             workspace = fl_ctx.get_engine().get_workspace()
             folder = workspace.get_app_config_dir(fl_ctx.get_job_id())
             self._site = site_end(folder, fl_ctx.get_identity_name(), workspace.get_root_dir())
-        return FLModelUtils.to_shareable(reply_model(self._site.answer(request), request.round))
+        return FLModelUtils.to_shareable(_answered(self._site, FLModelUtils.from_shareable(shareable)))
 
 
 def serve_job(app: str | Path) -> None:
@@ -107,7 +111,6 @@ def serve_job(app: str | Path) -> None:
             model = flare.receive()
             if model is None:
                 break
-            request = request_from(model)
-            flare.send(reply_model(site.answer(request), request.round))
+            flare.send(_answered(site, model))
     finally:
         site.close()

@@ -21,6 +21,9 @@ from fedmonai.integrations.runtime import federation_config
 
 __all__ = ["federation_job", "site_names"]
 
+#: seconds after which a client that has nothing to do asks for a task again; NVFlare's own 2 s would be a fixed cost of
+#: every request
+POLL = 0.25
 _SCRIPT = "fedmonai_client.py"
 #: what travels with a job with own code (BYOC): three lines that call the installed package
 _SCRIPT_TEXT = '''# SPDX-License-Identifier: Apache-2.0
@@ -70,6 +73,7 @@ def federation_job(
         stage(deployment, bundle, files)
         script.write_text(_SCRIPT_TEXT, encoding="utf-8")
         job.to_server(FederationController())
+        job.to_server({"server": {"task_request_interval": POLL}})
         job.add_file_to_server(str(files), app_folder_type="config")
         if byoc:
             # NVFlare asks per participant whether a job brings code; without any, the server's allow list would decide

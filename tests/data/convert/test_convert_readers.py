@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from fedmonai.data.convert.readers import raw_subject, read_array, read_fastmri, read_nifti
+from fedmonai.data.convert.readers import raw_facts, read_array, read_fastmri, read_nifti
 from fedmonai.data.convert.volume import check_size
 from fedmonai.data.damage import InputError
 
@@ -155,13 +155,13 @@ def test_fastmri(tmp_path, make_volume):
         assert (volume.domain, volume.coils, volume.plane, volume.acquisition) == ("kspace", 2, (8, 6), "AXT1")
         assert volume.warnings == ("the ISMRMRD header is left out",)
         assert [plane.shape for plane in volume.targets()] == [(4, 4)] * 3
-    assert raw_subject(path) == "P1"
+    assert raw_facts(path)[0] == "P1"
     with h5py.File(path, "r+") as file:
         file.attrs["acquisition"] = "Brain of Jane Doe"
     with read_fastmri(path) as volume:
         assert volume.acquisition is None
     (tmp_path / "b.h5").write_text("junk")
-    assert raw_subject(tmp_path / "b.h5") is None
+    assert raw_facts(tmp_path / "b.h5") == (None, None)
     with pytest.raises(InputError, match=r"^is not a readable HDF5 file"), read_fastmri(tmp_path / "b.h5"):
         pass
 

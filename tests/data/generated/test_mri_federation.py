@@ -136,7 +136,9 @@ def test_the_same_arguments_give_the_same_bytes_whatever_else_is_generated(root:
 def test_another_process_generates_the_same_bytes(root: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
-        "scripts/generate_mri.py",
+        "-m",
+        "fedmonai",
+        "generate",
         "--root",
         str(tmp_path),
         "--sites",

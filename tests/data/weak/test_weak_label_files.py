@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+from fedmonai.commands.weak_labels import make_labels, report_labels
 from fedmonai.data.weak.dataset import WeakSliceDataset
 from fedmonai.data.weak.labels import make_weak_labels, report_weak_labels
 from fedmonai.data.weak.list import paired_files, volume_files
@@ -33,16 +32,6 @@ def pictures(tmp_path: Path) -> list[dict[str, str]]:
 
 
 VALUES = {255: 0, 0: 1}
-
-
-def script() -> ModuleType:
-    path = Path(__file__).parents[3] / "scripts" / "make_weak_labels.py"
-    spec = importlib.util.spec_from_file_location("make_weak_labels", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_files_have_the_release_layout_and_the_report_agrees(pictures: list[dict[str, str]], tmp_path: Path) -> None:
@@ -104,18 +93,17 @@ def test_classes_that_do_not_fit_are_named(pictures: list[dict[str, str]]) -> No
 
 
 def test_command_line(pictures: list[dict[str, str]], tmp_path: Path) -> None:
-    module = script()
     settings = {"images": str(tmp_path / "image"), "masks": str(tmp_path / "mask"), "label_map": VALUES}
-    text = module.make(2, **settings, check=True)
+    text = make_labels(2, **settings, check=True)
     assert text.splitlines()[0].startswith("| annotation | slices |")
     assert len(text.splitlines()) == 2 + len(ANNOTATIONS)
     assert not (tmp_path / "out").exists()
-    assert module.make(2, **settings, output=str(tmp_path / "out"), size=32) != text
-    assert "| block | 3 |" in module.report(str(tmp_path / "out"), 2)
+    assert make_labels(2, **settings, output=str(tmp_path / "out"), size=32) != text
+    assert "| block | 3 |" in report_labels(str(tmp_path / "out"), 2)
     with pytest.raises(ConfigError, match="name the folder for the new files"):
-        module.make(2, **settings)
+        make_labels(2, **settings)
     with pytest.raises(ConfigError, match="either --images and --masks"):
-        module.make(2, images="x", check=True)
+        make_labels(2, images="x", check=True)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no picture"])
@@ -125,7 +113,7 @@ def test_damaged_file_is_skipped_and_named(
     Path(pictures[1]["mask"]).write_bytes(damage)
     settings = {"images": str(tmp_path / "image"), "masks": str(tmp_path / "mask"), "label_map": VALUES}
     with pytest.raises(ConfigError, match=r"^skipped: .*1\.png is not a readable picture .*$") as caught:
-        script().make(2, **settings, output=str(tmp_path / "out"))
+        make_labels(2, **settings, output=str(tmp_path / "out"))
     assert "\n" not in str(caught.value)
     assert "| block | 2 |" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.h5", "2.h5"]
