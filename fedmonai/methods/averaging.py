@@ -94,7 +94,9 @@ class WeightedMean(Strategy):
 
 
 class RunningMean:
-    """Mean of updates that come one by one, with the memory of one: an :class:`Accumulator` of :class:`WeightedMean`.
+    """Mean of updates that come one by one, with the memory of one; of :class:`WeightedMean`.
+
+    It is an :class:`~fedmonai.federated.protocol.Accumulator`.
 
     Args:
         strategy: gives the counts, and holds the global weights.

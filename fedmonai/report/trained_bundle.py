@@ -134,9 +134,10 @@ def _left(tables: RunTables, sites: Sequence[str]) -> dict[str, int]:
     """Bytes by what they were, over all rounds and the sites named."""
     totals: dict[str, int] = {}
     for record in tables.rounds:
-        for site, items in record.get("bytes_up", {}).items():
-            for item, size in items.items() if site in sites else ():
-                totals[item] = totals.get(item, 0) + size
+        for site, kinds in record.get("bytes_up", {}).items():
+            for items in kinds.values() if site in sites else ():
+                for item, size in items.items():
+                    totals[item] = totals.get(item, 0) + size
     return totals
 
 
