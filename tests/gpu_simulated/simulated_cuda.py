@@ -21,6 +21,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -150,7 +151,13 @@ class Log:
 
     def wait(self, what: str) -> None:
         """Note that the host waits."""
-        self.waits[self.phase, what, _caller()] += 1
+        self.waits[self.current_phase(), what, _caller()] += 1
+
+    def current_phase(self) -> str:
+        """The phase of this thread: one that Python started (the writer of states) is in none; autograd's are."""
+        thread = threading.current_thread()
+        ours = thread is threading.main_thread() or isinstance(thread, threading._DummyThread)
+        return self.phase if ours else "background"
 
     def clear(self) -> None:
         """Forget everything."""
@@ -274,8 +281,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if to_device and func not in (aten._local_scalar_dense.default, aten.equal.default):
         result = pytree.tree_map_only(torch.Tensor, lambda t: t if _is_simulated(t) else SimulatedTensor(t), result)
     if name not in VIEWS:
-        LOG.kernels[LOG.phase] += 1
-        LOG.moved_bytes[LOG.phase] += _size(args) + _size(result)
+        LOG.kernels[LOG.current_phase()] += 1
+        LOG.moved_bytes[LOG.current_phase()] += _size(args) + _size(result)
     return return_and_correct_aliasing(func, args, kwargs, result)
 
 

@@ -30,8 +30,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def known_ids(bundle: Path) -> set[str]:
-    """The ids of a bundle's federation."""
-    return set(ConfigParser.load_config_file(bundle / "configs" / "federated.yaml"))
+    """The ids of a bundle's sites."""
+    return set(ConfigParser.load_config_file(bundle / "configs" / "train.json"))
 
 
 def run(build: Callable[[], Any]) -> Log:
@@ -47,8 +47,8 @@ def run(build: Callable[[], Any]) -> Log:
 def federated(bundle: Path, data: Path, out: Path, **ids: Any) -> Log:
     own: dict[str, Any] = {"bundle_root": str(bundle), "output_dir": str(out), "num_rounds": 2, "device": "cuda"}
     own |= tiny_federation_ids(bundle, dict.fromkeys("AB", tiny_data(bundle, data)))
-    steps = {"local_steps": 2, "rep_iters": 1}
-    own |= {key: value for key, value in steps.items() if key in known_ids(bundle)} | {"local::num_workers": 0}
+    small = {"num_workers": 0, "rep_iters": 1}
+    own |= {f"local::{key}": value for key, value in small.items() if key in known_ids(bundle)} | {"local_steps": 2}
     own.pop("local::device")
     log = run(lambda: workflow_of(bundle, "federated.yaml", "demo.yaml", **{**own, **ids}))
     assert not any(record["failed"] for record in rounds(out))

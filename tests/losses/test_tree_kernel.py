@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,8 +99,3 @@ def test_without_it_numpy_does_the_work(why, no_kernel_yet, monkeypatch, caplog)
     assert torch.equal(forest.parent, root_forest(minimum_spanning_trees(costs, 6, 5, "compiled"), 6, 5).parent)
     with pytest.raises(ConfigError, match="cannot be built"):
         minimum_spanning_trees(costs, 6, 5, "kernel")
-
-
-def test_its_source_is_part_of_the_package() -> None:
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert tree_kernel.SOURCE.is_file() and f'"fedmonai.losses" = ["{tree_kernel.SOURCE.name}"]' in text
