@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make weak labels from full masks, or report on those that HDF5 files hold.
+"""Make weak labels from full masks, convert NIfTI images with scribbles of one's own, or report on what files hold.
 
     python scripts/make_weak_labels.py make --images my/image --masks my/mask --output my_h5/Domain1/train \
         --num_classes 3 --label_map "{255: 0, 128: 2, 0: 1}" --size 384 --image_channels 3
     python scripts/make_weak_labels.py make --h5 volumes --output labeled --num_classes 4 --check
+    python scripts/make_weak_labels.py convert --images raw/mscmr --output mscmr_h5 --num_classes 4 \
+        --labels "{scribble: _scribble, mask: _manual}"
     python scripts/make_weak_labels.py report --h5 data/ODOC_h5/Domain1/train --num_classes 3
 
 With ``--check`` every input is read and the table is printed, and nothing is written.
@@ -15,6 +17,7 @@ import sys
 
 import fire
 
+from fedmonai.data.weak.convert import convert_nifti
 from fedmonai.data.weak.labels import Row, make_weak_labels, report_weak_labels
 from fedmonai.data.weak.list import paired_files, volume_files
 from fedmonai.errors import ConfigError
@@ -59,6 +62,19 @@ def make(
     return table(rows)
 
 
+def convert(
+    images: str,
+    num_classes: int,
+    labels: dict[str, str],
+    output: str | None = None,
+    label_map: dict[int, int] | None = None,
+    orientation: str = "PLS",
+    check: bool = False,
+) -> str:
+    """Convert NIfTI images with NIfTI scribbles and masks, told apart by suffixes, to HDF5 volumes (layout volumes)."""
+    return table(convert_nifti(images, output, num_classes, labels, label_map, orientation, check))
+
+
 def report(h5: str, num_classes: int) -> str:
     """Report how much the labels stored in a folder of HDF5 files say and how often they agree with the masks."""
     return table(report_weak_labels(_files(None, None, h5), num_classes, progress=sys.stderr.isatty()))
@@ -87,6 +103,6 @@ def _files(images: str | None, masks: str | None, h5: str | None) -> list[dict[s
 
 if __name__ == "__main__":
     try:
-        fire.Fire({"make": make, "report": report})
+        fire.Fire({"convert": convert, "make": make, "report": report})
     except ConfigError as error:
         raise SystemExit(str(error)) from error
