@@ -34,6 +34,13 @@ def _weak(**given: Any) -> Any:
     return make_labels(**given)
 
 
+@described_in("fedmonai.commands.weak_labels", "convert_scribbles")
+def _scribbles(**given: Any) -> Any:
+    from fedmonai.commands.weak_labels import convert_scribbles
+
+    return convert_scribbles(**given)
+
+
 @described_in("fedmonai.commands.weak_labels", "report_labels")
 def _labels(**given: Any) -> Any:
     from fedmonai.commands.weak_labels import report_labels
@@ -81,7 +88,12 @@ TABLE = {
     "copy": Command(copy, words=2),
     "demo": Command(demo, words=1),
     "pack": Command(pack, words=1),
-    "prepare": {"mri": Command(_mri), "prostate": Command(_prostate), "weak": Command(_weak)},
+    "prepare": {
+        "mri": Command(_mri),
+        "prostate": Command(_prostate),
+        "weak": Command(_weak),
+        "scribbles": Command(_scribbles),
+    },
     "generate": Command(_generate),
     "split": Command(_split),
     "labels": Command(_labels),

@@ -99,6 +99,8 @@ def refuse_beyond_the_end(config: Mapping[str, Any], contents: Contents, table: 
         for key, value in ids.items():
             entry = table.get(str(key), IdEntry(str(key), ""))
             end = next((name for name in entry.ends if _is_number(config.get(name))), "")
+            if end and config[end] == 0:
+                continue  # nothing is trained, and no number of rounds has an effect
             late = [one for one in as_list(value) if end and _is_number(one) and _is_late(one, config[end], entry)]
             if late:
                 which = f"{value!r}; {late[0]}" if isinstance(value, list) else f"{value!r}, which"

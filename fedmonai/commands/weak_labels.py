@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weak labels from full masks, and a report on those that HDF5 files hold."""
+"""Weak labels from full masks or from files of one's own, and a report on those that HDF5 files hold."""
 
 from __future__ import annotations
 
 import sys
 
+from fedmonai.data.weak.convert import convert_nifti
 from fedmonai.data.weak.labels import Row, make_weak_labels, report_weak_labels
 from fedmonai.data.weak.list import paired_files, volume_files
 from fedmonai.errors import ConfigError
@@ -68,6 +69,29 @@ def make_labels(
         print(table(rows))
         raise ConfigError("\n".join(f"skipped: {reason}" for reason in skipped))
     return table(rows)
+
+
+def convert_scribbles(
+    images: str,
+    num_classes: int,
+    labels: dict[str, str],
+    output: str | None = None,
+    label_map: dict[int, int] | None = None,
+    orientation: str = "PLS",
+    check: bool = False,
+) -> str:
+    """Convert NIfTI images with NIfTI scribbles and masks to HDF5 volumes (layout volumes).
+
+    Args:
+        images: folder of the images, their scribbles and their masks, told apart by the ends of their names.
+        num_classes: of the masks, the background among them.
+        labels: ends of names, such as "{scribble: _scribble, mask: _manual}".
+        output: folder of the volumes.
+        label_map: class of every value of the files, such as "{255: 1}".
+        orientation: axes of the arrays of a volume, as nibabel names them.
+        check: read every input and print the table, and write nothing.
+    """
+    return table(convert_nifti(images, output, num_classes, labels, label_map, orientation, check))
 
 
 def report_labels(h5: str, num_classes: int) -> str:

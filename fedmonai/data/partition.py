@@ -103,8 +103,8 @@ def fraction_counts(total: int, split_fractions: Sequence[float]) -> list[int]:
     filled = [share > 0 for share in split_fractions]
     if total < sum(filled):
         raise ConfigError(
-            f"split: {total} subject(s) cannot fill {sum(filled)} splits; set fractions to 0 (1,0,0), use "
-            "split: train, or split one subject by blocks of slices (split: slices:0.7,0.15,0.15)."
+            f"split: {total} subject(s) cannot fill {sum(filled)} splits; give fraction 0 to those that stay "
+            "empty, as in 1,0,0."
         )
     counts = [max(int(positive), int(total * share)) for share, positive in zip(split_fractions, filled, strict=True)]
     excess = [count - total * share for count, share in zip(counts, split_fractions, strict=True)]

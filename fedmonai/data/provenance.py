@@ -45,12 +45,14 @@ class VolumeFingerprint:
         content: SHA-256 of the image data alone, the same under every file name, header and compression.
         subject: whose it is, None where the file does not say.
         whole: False for a block of a volume's slices; two blocks of one subject may be in different splits.
+        path: its file.
     """
 
     volume: str
     content: str
     subject: str | None = None
     whole: bool = True
+    path: str = ""
 
 
 def kspace_fingerprint(volume: Mapping[str, Any]) -> VolumeFingerprint:
@@ -65,7 +67,7 @@ def kspace_fingerprint(volume: Mapping[str, Any]) -> VolumeFingerprint:
     with open_volume(path) as file:
         subject, whole = subject_of(file), BLOCK not in file.attrs
     folder = name.removesuffix(Path(path).stem)
-    return VolumeFingerprint(name, kspace_digest(path), None if subject is None else folder + subject, whole)
+    return VolumeFingerprint(name, kspace_digest(path), None if subject is None else folder + subject, whole, path)
 
 
 def case_fingerprint(case: Mapping[str, str]) -> VolumeFingerprint:
@@ -74,7 +76,8 @@ def case_fingerprint(case: Mapping[str, str]) -> VolumeFingerprint:
     Raises:
         ConfigError: a file that cannot be read.
     """
-    return VolumeFingerprint(case["volume"], _digest(read_case_file(case["image"], orientation=None).values))
+    path = case["image"]
+    return VolumeFingerprint(case["volume"], _digest(read_case_file(path, orientation=None).values), path=path)
 
 
 def weak_fingerprint(entry: Mapping[str, str]) -> VolumeFingerprint:
@@ -85,10 +88,10 @@ def weak_fingerprint(entry: Mapping[str, str]) -> VolumeFingerprint:
     """
     path, name = entry["image"], entry["volume"]
     if not path.lower().endswith(".h5"):
-        return VolumeFingerprint(name, _digest(read_picture(path)))
+        return VolumeFingerprint(name, _digest(read_picture(path)), path=path)
     with open_volume(path) as file:
         image = read_dataset(file, IMAGE_KEY)
-        return VolumeFingerprint(name, _digest(image[()].reshape(-1, *image.shape[-2:])), subject_of(file))
+        return VolumeFingerprint(name, _digest(image[()].reshape(-1, *image.shape[-2:])), subject_of(file), path=path)
 
 
 def _digest(values: np.ndarray) -> str:
@@ -329,26 +332,39 @@ def compare_splits(datasets: Mapping[str, Any]) -> SplitComparison:
 
     Returns:
         What was compared, empty where no dataset lists anything; a warning names the subjects of which blocks of slices
-        lie in two splits, as a split by slices leaves them.
+        lie in two splits, as a split by slices leaves them, or says that a site validates on the very files it trains
+        on.
 
     Raises:
         ConfigError: two splits share a name, image data or a subject; the message names both volumes.
     """
     seen = _SplitOverlap("; move all of a subject into one split")
-    for split, dataset in datasets.items():
+    found = {
+        split: list(
+            tqdm(dataset.volume_fingerprints(), desc=f"compare {split}", unit="volume", leave=False, disable=None)
+        )
+        for split, dataset in datasets.items()
+        if hasattr(dataset, "volume_fingerprints")
+    }
+    paths = {split: sorted(volume.path for volume in volumes) for split, volumes in found.items()}
+    reused = paths.get("val") == paths.get("train") and all(paths.get("val", ("",)))
+    compared = {split: dataset for split, dataset in datasets.items() if not (reused and split == "val")}
+    for split, dataset in compared.items():
         for name in _names(dataset):
             seen.add("name", name, split, name)
     count = named = 0
     places: dict[str, list[str]] = defaultdict(list)
-    for split, dataset in datasets.items():
-        volumes = dataset.volume_fingerprints() if hasattr(dataset, "volume_fingerprints") else ()
-        for volume in tqdm(volumes, desc=f"compare {split}", unit="volume", leave=False, disable=None):
+    for split in compared:
+        for volume in found.get(split, ()):
             count, named = count + 1, named + (volume.subject is not None)
             seen.add("content", volume.content, split, volume.volume)
             if volume.subject is not None:
                 seen.add("subject", volume.subject, split, volume.volume, volume.whole)
                 places[volume.subject] += [] if split in places[volume.subject] else [split]
     shared = {subject: splits for subject, splits in places.items() if len(splits) > 1}
+    if reused:
+        said = "the validation split is the training split, file by file: the best round is chosen on training data"
+        return SplitComparison(f"{said}; none of it is in the test split", True)
     if shared:
         listed = "; ".join(f"{subject} in {' and '.join(splits)}" for subject, splits in list(shared.items())[:SHOWN])
         more = f" ({len(shared)} subjects in all)" if len(shared) > SHOWN else ""

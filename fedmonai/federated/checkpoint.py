@@ -328,7 +328,8 @@ class Checkpoint:
         number = state["round"]
         if any(of_site > number for of_site in state["site_rounds"].values()):
             raise ConfigError(f"{where} is damaged: it is of round {number}, states of its sites are of a later one.")
-        if number not in self.folder.rounds():
+        recorded = self.folder.rounds()
+        if number not in recorded and (number > 0 or recorded):  # round 0 is that of a run that only evaluates
             raise ConfigError(
                 f"{where} is of round {number}, which rounds.jsonl beside it does not record; put back both files of "
                 "one run."
@@ -376,7 +377,7 @@ def _is_record(value: Any) -> bool:
 _Forms = Mapping[str, tuple[Callable[[Any], bool], str]]
 #: what the parts of a state are, and how that is said; ``::`` leads into a part
 _FEDERATION: _Forms = {
-    "round": (lambda value: _is_count(value) and value > 0, "a round, from 1"),
+    "round": (lambda value: _is_count(value), "a round, or 0 where nothing was trained"),
     "finished": (_is_switch, "True or False"),
     "stopped": (_is_switch, "True or False"),
     "strategy": (_is_part, "the state of a strategy"),

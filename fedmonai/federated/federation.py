@@ -49,7 +49,7 @@ class Federation(Workflow):
     Args:
         sites: the sites.
         strategy: the aggregation.
-        num_rounds: rounds of training.
+        num_rounds: rounds of training; 0 evaluates the weights of ``init_ckpt``, which are then those of round 0.
         train_sites: names of the sites that train; ``None`` for all.
         test_sites: names of the sites that are tested at the end; ``None`` for all.
         fraction: share of the training sites that takes part in a round, in (0, 1]; drawn anew from (seed, round).
@@ -99,6 +99,8 @@ class Federation(Workflow):
         observers = _known(names, "target_site", strategy.observers) if strategy.observers else []
         twice = strategy.observers_train
         self.observers = [name for name in observers if twice or name not in self.train_sites]
+        if num_rounds == 0 and not init_ckpt and not (resume or resume_round is not None):
+            raise ConfigError("num_rounds is 0, which evaluates given weights; name their file with init_ckpt.")
         _check_numbers(num_rounds, fraction, min_sites, val_interval, len(self.train_sites))
         _check_share("validated_fraction", validated_fraction)
         super().__init__(
@@ -302,6 +304,8 @@ class Federation(Workflow):
             initial, note = start_from(self.init_ckpt, initial)
             self.checkpoint.notes.append(note)
             self.strategy.initialize(initial)
+        if self.state.max_epochs == 0:
+            self.checkpoint.notes.append("evaluation only: the given weights are tested as round 0, nothing is trained")
         self.checkpoint.start(initial)
 
     def _continue(self, state: dict[str, Any]) -> None:
@@ -505,6 +509,7 @@ class Federation(Workflow):
         return {
             "method": self.method,
             "num_rounds": self.state.max_epochs,
+            "evaluation_only": self.state.max_epochs == 0,
             "sites": self.sites.plan.names,
             "train_sites": self.train_sites,
             "test_sites": self.test_sites,
@@ -554,8 +559,8 @@ def _known(sites: Sequence[str], config_id: str, names: Sequence[str] | None) ->
 
 
 def _check_numbers(num_rounds: int, fraction: float, min_sites: int, val_interval: int, num_sites: int) -> None:
-    if num_rounds < 1:
-        raise ConfigError(f"num_rounds is {num_rounds}; give 1 or more.")
+    if num_rounds < 0:
+        raise ConfigError(f"num_rounds is {num_rounds}; give 1 or more, or 0 to evaluate the weights of init_ckpt.")
     _check_share("fraction", fraction)
     if not 1 <= min_sites <= num_sites:
         raise ConfigError(

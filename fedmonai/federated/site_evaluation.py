@@ -90,6 +90,8 @@ def final_test(
 ) -> Iterator[ModelEvaluation]:
     """The final test of a site: reference methods, the weights before training (round 0), its best models.
 
+    Where the best weights are those of round 0, since nothing was trained, they are tested once.
+
     Args:
         site: the site.
         initial: weights before training.
@@ -103,7 +105,7 @@ def final_test(
     for model in site.models():
         metrics = site.evaluate_weights(initial, "test")
         yield ModelEvaluation(model, "test", 0, metrics, site.num_cases, site.cases)
-    for model in site.models():
+    for model in site.models() if chosen[1] > 0 else ():
         if model == "personal" and own_model is not None:
             weights, number = load_checked(own_model[0]), own_model[1]
         else:

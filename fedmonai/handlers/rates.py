@@ -84,8 +84,8 @@ class _OverTraining(SiteHandler):
     """
 
     def __init__(self, num_rounds: int) -> None:
-        if num_rounds < 1:
-            raise ConfigError(f"num_rounds is {num_rounds}; a training has 1 or more rounds.")
+        if num_rounds < 0:
+            raise ConfigError(f"num_rounds is {num_rounds}; a training has 1 or more rounds, an evaluation 0.")
         self.num_rounds = num_rounds
         self._runs = 0
 
@@ -107,7 +107,7 @@ class _OverTraining(SiteHandler):
     def _done(self, engine: Engine) -> float:
         """Share of the training before this iteration, 0 to 1."""
         rounds = self._round - 1 + (engine.state.iteration - 1 - self._first) / self._length
-        return min(rounds / self.num_rounds, 1.0)
+        return min(rounds / max(1, self.num_rounds), 1.0)
 
 
 class PolyLR(_OverTraining):
@@ -134,7 +134,7 @@ class PolyLR(_OverTraining):
         0.5
 
     Raises:
-        ConfigError: when ``num_rounds`` is below 1 or ``power`` negative.
+        ConfigError: when ``num_rounds`` is below 0 or ``power`` negative.
     """
 
     def __init__(self, optimizer: Optimizer, num_rounds: int = 1, power: float = 0.9) -> None:
@@ -174,7 +174,7 @@ class TermRamp(_OverTraining):
         0.5
 
     Raises:
-        ConfigError: when ``ramp`` is not two such numbers, or ``num_rounds`` is below 1.
+        ConfigError: when ``ramp`` is not two such numbers, or ``num_rounds`` is below 0.
     """
 
     def __init__(

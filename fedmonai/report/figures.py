@@ -61,7 +61,8 @@ def _convergence(tables: RunTables) -> Figure:
         )
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[-1].legend(title="site", fontsize="small")
+    if axes[-1].get_legend_handles_labels()[0]:  # nothing is drawn of a run that only evaluates
+        axes[-1].legend(title="site", fontsize="small")
     return figure
 
 

@@ -197,6 +197,25 @@ def test_data_of_another_kind_are_named(make_site: Look, bad_text: Look) -> None
     assert "A_train.h5: no dataset 'kspace' (found: image, label)" in text
 
 
+def test_validation_on_the_training_files_by_choice_is_a_warning(findings_of: Look, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for kind, values in (
+            ("image", np.random.RandomState(len(split)).randint(0, 255, (32, 32))),
+            ("mask", np.eye(32)),
+        ):
+            path = tmp_path / "slices" / "HK" / split / kind / "00.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray((values * (255 if kind == "mask" else 1)).astype(np.uint8)).save(path)
+    sites = {"HK": {"overlay": "configs/data/prostate_pictures.yaml", "dataset_dir": str(tmp_path / "slices")}}
+    found = check_site(FL_MR.parent / "iop_fl", "HK", output_dir=str(tmp_path / "out"), sites=sites, device="cpu")
+    assert all(f.good for f in found), format_findings("HK", found)
+    (splits,) = [f for f in found if f.what == "splits"]
+    assert splits.warning and splits.found.startswith("the validation split is the training split, file by file")
+    shutil.copy(tmp_path / "slices/HK/train/image/00.png", tmp_path / "slices/HK/test/image/00.png")
+    found = check_site(FL_MR.parent / "iop_fl", "HK", output_dir=str(tmp_path / "out"), sites=sites, device="cpu")
+    assert [f.what for f in found if not f.good] == ["splits"]
+
+
 def test_contact_sheet_is_the_only_file_that_is_written(make_site: Look, findings_of: Look, tmp_path: Path) -> None:
     root = make_site()
     before = sorted(root.rglob("*"))

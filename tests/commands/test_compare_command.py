@@ -64,7 +64,7 @@ def test_nothing_runs_before_the_whole_plan_is_good(tmp_path: Path) -> None:
     out, good = tmp_path / "out", {"bundle": "fl_mr"}
     for methods, ids, latents, text in (
         ({"X": good}, {}, "foo", "latents is 'foo'; choose one of pca, tsne, none"),
-        ({"X": good}, {"num_rounds": 0}, "none", "method 'X' cannot start: .*num_rounds.* is 0; give "),
+        ({"X": good}, {"num_rounds": -1}, "none", "method 'X' cannot start: .*num_rounds.* is -1; give "),
         ({"X": good, "Y": {**good, "ids": {"local::lrr": 1}}}, {}, "none", "method 'Y' cannot start: .*'lrr'"),
     ):
         plan = write(tmp_path, methods, **ids)

@@ -62,7 +62,7 @@ def test_wrong_fractions(split_fractions):
 
 
 def test_too_few_subjects():
-    with pytest.raises(ConfigError, match=r"2 subject\(s\) cannot fill 3 splits.*slices:"):
+    with pytest.raises(ConfigError, match=r"2 subject\(s\) cannot fill 3 splits; give fraction 0 to those"):
         split_subjects(["a", "b"])
 
 

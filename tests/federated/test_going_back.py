@@ -137,7 +137,7 @@ STATES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "round 99": (changed("round", 99), "is of round 99, which rounds.jsonl beside it does not record"),
     "round 1": (changed("round", 1), "states of its sites are of a later one"),
     "round -1": (changed("round", -1), "'round' is -1"),
-    "round 0": (changed("round", 0), "'round' is 0"),
+    "round 0": (changed("round", 0), "it is of round 0, states of its sites are of a later one"),
     "best a text": (changed("best::records", "x"), "'best::records' is 'x'"),
     "no best": (changed("best", {}), "no 'best::records'"),
     "sites a text": (changed("sites", "ABC"), "'sites' is 'ABC'"),

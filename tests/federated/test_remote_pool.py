@@ -232,3 +232,14 @@ def test_wire_form_keeps_messages_whole() -> None:
     without = unpack(tensors, plain)
     assert without is not None and set(without.weights) == {"a.count"}
     assert unpack(*pack(None)) is None
+
+
+def test_given_weights_are_evaluated_at_sites_elsewhere(data: Path, tmp_path: Path) -> None:
+    start = in_process(data, tmp_path / "here") / "models" / "model_final.pt"
+    sites = LocalPool(SitePlan(BUNDLE, specs(data), tmp_path / "evaluated", local=IDS))
+    Federation(sites, WeightedMean(), 0, init_ckpt=str(start)).run()
+    engine, wire = remote(data, tmp_path, num_rounds=0, init_ckpt=str(start))
+    engine.run()
+    close(wire)
+    table = (tmp_path / "server" / "metrics.csv").read_text()
+    assert table == (tmp_path / "evaluated" / "metrics.csv").read_text() and ",test," in table

@@ -55,7 +55,7 @@ def test_power_zero_is_a_constant_rate() -> None:
 
 def test_wrong_settings_are_named() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
-    with pytest.raises(ConfigError, match="num_rounds is 0"):
-        PolyLR(optimizer, 0)
+    with pytest.raises(ConfigError, match="num_rounds is -1"):
+        PolyLR(optimizer, -1)
     with pytest.raises(ConfigError, match="lr_power is -1"):
         PolyLR(optimizer, 1, -1)

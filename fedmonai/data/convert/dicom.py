@@ -118,7 +118,7 @@ def _refuse_compressed(path: Path) -> None:
     syntax = read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax is not None and (syntax.is_deflated or syntax.is_compressed):
         raise InputError(
-            f"compressed DICOM ({syntax.name}); decompress it first (gdcmconv --raw, dcmdjpeg, or dcm2niix to NIfTI)"
+            f"compressed DICOM ({syntax.name}); decompress it first (gdcmconv -w, dcmdjpeg, or dcm2niix to NIfTI)"
         )
 
 

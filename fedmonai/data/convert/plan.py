@@ -180,6 +180,12 @@ class SplitPlan:
         if self.fixed is not None:
             return dict.fromkeys(subjects, self.fixed)
         if self.split_fractions is not None and subjects:
+            filled = sum(fraction > 0 for fraction in self.split_fractions)
+            if len(subjects) < filled:
+                raise ConfigError(
+                    f"split: {len(subjects)} subject(s) cannot fill {filled} splits; say --split 1,0,0 or --split "
+                    "train, or cut a single subject into blocks of slices with --split slices:0.7,0.15,0.15."
+                )
             return split_subjects(subjects, self.split_fractions, seed, present)
         return {}
 

@@ -42,6 +42,7 @@ def prepare_mri(
     domain: str = "image",
     axes: str | Sequence[str] | None = None,
     key: str | None = None,
+    frame: int | None = None,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     subject: str = "auto",
@@ -70,8 +71,9 @@ def prepare_mri(
         slice_range: first,last: only these slices, first included, last not.
         axis: NIfTI voxel axis that counts the slices, 0 to 2.
         domain: of .npy and .mat arrays: image or kspace.
-        axes: their axes, such as coil,row,column; default: slices first (.npy) or last (.mat).
+        axes: their axes, such as coil,row,column; default: slices first (.npy) or last (.mat); k-space needs it.
         key: variable of .mat files.
+        frame: which volume of 4-D NIfTI files (over time, or of echoes), from 0.
         include: only files of these patterns, such as *_t1.nii.gz,*_t2.nii.gz, of the name or of the path in it.
         exclude: no files of these patterns.
         subject: where the subject comes from: auto (DICOM PatientID, patient_id of HDF5 files, BIDS sub-..., the file's
@@ -101,6 +103,7 @@ def prepare_mri(
         domain=domain,
         axes=_axes(axes),
         key=None if key is None else str(key),
+        frame=None if frame is None else _at_least(frame, 0, "frame"),
         seed=seed,
         resume=resume,
         check=check,
@@ -125,6 +128,7 @@ class _Conversion:
     domain: str
     axes: tuple[str, ...] | None
     key: str | None
+    frame: int | None
     seed: int
     resume: bool
     check: bool
@@ -165,7 +169,7 @@ class _Conversion:
         return self.summary
 
     def _open(self, source: Source) -> AbstractContextManager[Volume]:
-        return open_source(source, self.axis, self.domain, self.axes, self.key)
+        return open_source(source, self.axis, self.domain, self.axes, self.key, self.frame)
 
     def _left_out_as_label(self, source: Source) -> bool:
         """Leave out what is called a label map and is one; what is called so and is none is an error."""
@@ -291,7 +295,8 @@ class _Conversion:
 
     def _settings(self) -> str:
         """The settings that change a volume file."""
-        return repr((self.pad, self.max_size, self.slice_range, self.axis, self.domain, self.axes, self.key, self.plan))
+        reading = (self.axis, self.domain, self.axes, self.key, self.frame)
+        return repr((self.pad, self.max_size, self.slice_range, *reading, self.plan))
 
     def _refuse_existing(self, sources: Sequence[Source], existing: set[Path]) -> None:
         """Without --resume, stop before the first volume is written if any would meet an existing file."""

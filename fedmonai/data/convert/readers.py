@@ -48,6 +48,7 @@ def open_source(
     domain: str = "image",
     axes: tuple[str, ...] | None = None,
     key: str | None = None,
+    frame: int | None = None,
 ) -> AbstractContextManager[Volume]:
     """Open a source as a volume; leave the context only when its slices have been read.
 
@@ -57,6 +58,7 @@ def open_source(
         domain: ``image`` or ``kspace``, of ``.npy`` and ``.mat`` arrays.
         axes: names of the axes of such an array; None = by rank.
         key: variable of a ``.mat`` file; None = the only numeric one.
+        frame: which volume of a NIfTI series over time or echoes.
 
     Raises:
         InputError: damaged, or not what its suffix says.
@@ -65,7 +67,7 @@ def open_source(
     if source.kind == "dicom":
         return nullcontext(read_series(source.files))
     if source.kind == "nifti":
-        return nullcontext(read_nifti(path, axis))
+        return nullcontext(read_nifti(path, axis, frame))
     if source.kind == "hdf5":
         return read_fastmri(path)
     return read_array(path, domain, axes, key)
@@ -77,7 +79,8 @@ def read_array(path: Path, domain: str, axes: tuple[str, ...] | None, key: str |
 
     Args:
         domain: ``image`` or ``kspace``.
-        axes: names of the array's axes out of slice, coil, row, column; None = by rank.
+        axes: names of the array's axes out of slice, coil, row, column; None = by rank, which k-space of more than two
+            axes refuses.
         key: variable of a ``.mat`` file; None = the only numeric one.
 
     Raises:
@@ -86,6 +89,11 @@ def read_array(path: Path, domain: str, axes: tuple[str, ...] | None, key: str |
     data = _read_npy(path) if path.suffix.lower() == ".npy" else _read_mat(path, key)
     if data.dtype.kind not in "biufc":
         raise InputError(f"array of type {data.dtype}, expected numbers")
+    if domain == "kspace" and axes is None and data.ndim > 2:
+        raise InputError(
+            f"k-space of shape {data.shape}: an array does not say which axis counts coils and which slices; name them "
+            f"with --axes, such as {','.join(_likely_axes(data.shape))}"
+        )
     by_rank = NPY_AXES if path.suffix.lower() == ".npy" else MAT_AXES
     names = axes or by_rank.get(data.ndim)
     if names is None:
@@ -93,7 +101,16 @@ def read_array(path: Path, domain: str, axes: tuple[str, ...] | None, key: str |
     arranged = arrange(data, names)
     check_size(arranged.shape, arranged.dtype.itemsize, "the array")
     note = () if axes else (f"axes taken as {','.join(names)} (--axes changes that)",)
+    if domain == "image" and arranged.dtype.kind == "c":
+        note = (*note, "complex values taken as images; k-space needs --domain kspace")
     yield Volume(arranged, domain=domain, warnings=note)
+
+
+def _likely_axes(shape: tuple[int, ...]) -> list[str]:
+    """The two longest axes as row and column, of the others the longest as coil."""
+    order = sorted(range(len(shape)), key=lambda axis: -shape[axis])
+    names = dict(zip([*sorted(order[:2]), *order[2:4]], ("row", "column", "coil", "slice"), strict=False))
+    return [names.get(axis, "?") for axis in range(len(shape))]
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -302,34 +319,47 @@ def sampled(volume: Volume) -> tuple[np.ndarray | None, float]:
     return columns.astype(np.float32), share
 
 
-def read_nifti(path: Path, axis: int = 2) -> Volume:
-    """Read a 3-D NIfTI image.
+def read_nifti(path: Path, axis: int = 2, frame: int | None = None) -> Volume:
+    """Read a 3-D NIfTI image, or one frame of a series of them.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         axis: voxel axis that counts the slices. Of the other two the first becomes the column and the second the row,
             turned where needed so that row 0 is anterior or superior, as viewers show it. The affine follows every
             permutation and turn.
+        frame: which volume of a 4-D file (over time, or of echoes); a 3-D file has frame 0.
 
     Raises:
-        InputError: damaged file, not one 3-D image, or larger than any scanner makes.
+        InputError: damaged file, not one 3-D image and no ``frame``, a frame that is not there, or larger
+            than any scanner makes.
     """
     with damage_named("damaged NIfTI file"):
         image: Any = nib.load(path)
         shape = tuple(int(size) for size in image.shape)
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        if len(shape) != 3 or image.get_data_dtype().kind not in "biufc":
+        frames = shape[3] if len(shape) == 4 else 1
+        if len(shape) == 4 and frame is None:
             raise InputError(
-                f"NIfTI of shape {image.shape} and type {image.get_data_dtype()}, expected one 3-D image of numbers "
-                "(split a series over time or echoes into its volumes first)"
+                f"NIfTI of {frames} volumes (over time, or echoes); choose one with --frame 0 to {frames - 1}"
             )
+        if len(shape) not in (3, 4) or image.get_data_dtype().kind not in "biufc":
+            raise InputError(
+                f"NIfTI of shape {image.shape} and type {image.get_data_dtype()}, expected a 3-D image of numbers, "
+                "or a series of them"
+            )
+        if not 0 <= (frame or 0) < frames:
+            raise InputError(
+                f"NIfTI of {frames} volumes has no frame {frame}; choose one with --frame 0 to {frames - 1}"
+            )
+        shape = shape[:3]
         order = [axis, *sorted({0, 1, 2} - {axis}, reverse=True)]
         check_size(tuple(shape[k] for k in order), 8, "the NIfTI image")
         missing = missing_voxels(image, path)
         if missing:
             raise InputError(f"the NIfTI image {missing}")
-        data = np.asanyarray(image.dataobj).reshape(shape).transpose(order)
+        values = image.dataobj[..., frame or 0] if frames > 1 else np.asanyarray(image.dataobj)
+        data = np.asanyarray(values).reshape(shape).transpose(order)
         data, affine = _upright(data, np.asarray(image.affine, float)[:, [*order, 3]])
         return Volume(data.astype(np.complex64 if data.dtype.kind == "c" else np.float32), affine=affine)
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import h5py
 import numpy as np
+from PIL import Image
 
 from fedmonai.data.damage import InputError
 from fedmonai.data.kspace.read import holds, names_in, open_volume, own_dataset, read_slice
@@ -98,18 +100,22 @@ def read_h5_label(path: str, key: str, index: int) -> np.ndarray:
         return _whole(read_slice(file, name, index if labels.ndim == 3 else slice(None)), f"{path}: '{key}'")
 
 
-def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold: int | None) -> np.ndarray:
+def read_picture_mask(path: str, label_map: Mapping[Any, int] | None, threshold: int | None) -> np.ndarray:
     """Class labels ``(H, W)`` of a picture.
 
     Args:
         path: picture whose gray levels mean classes.
-        label_map: class of each gray level, e.g. ``{255: 0, 128: 2, 0: 1}``; None takes levels as classes.
+        label_map: class of each gray level, e.g. ``{255: 0, 128: 2, 0: 1}``, or of each color of an RGB mask, e.g.
+            ``{"0,0,0": 0, "255,0,0": 1}``; None takes levels as classes.
         threshold: for lossy pictures with two levels: class 1 above it, else 0.
 
     Raises:
-        ConfigError: a gray level that ``label_map`` does not name, with its share of the pixels.
+        ConfigError: a gray level or color that ``label_map`` does not name, with its share of the pixels.
     """
     with open_picture(path) as picture:
+        if label_map is not None and threshold is None and any("," in str(color) for color in label_map):
+            return _classes_of_colors(path, np.asarray(picture.convert("RGB")), label_map)
+        colored = _is_colored(picture)
         gray = np.asarray(picture.convert("L")).astype(np.int64)
     if threshold is not None:
         return (gray > threshold).astype(np.int64)
@@ -119,6 +125,11 @@ def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold:
     unknown = ~np.isin(gray, list(table))
     if unknown.any():
         levels = ", ".join(str(level) for level in np.unique(gray[unknown])[:5])
+        if colored:
+            raise ConfigError(
+                f"{path}: the mask is in color and 'label_map' names gray levels ({table}); name its colors, such as "
+                f"{{{', '.join(repr(color) + ': 1' for color in colored)}}}."
+            )
         raise ConfigError(
             f"{path}: {unknown.mean():.1%} of the mask has gray levels such as {levels} that 'label_map' does not name "
             f"({table}); add them, or set 'threshold' for a lossy file."
@@ -128,8 +139,38 @@ def read_picture_mask(path: str, label_map: Mapping[int, int] | None, threshold:
     return lookup[gray]
 
 
+def _is_colored(picture: Image.Image) -> list[str]:
+    """The most frequent colors of a mask in color, as ``label_map`` names them; empty for a gray one."""
+    if picture.mode in ("1", "L", "I", "I;16", "F"):
+        return []
+    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    if not (pixels != pixels[:, :1]).any():
+        return []
+    colors, counts = np.unique(pixels, axis=0, return_counts=True)
+    return [",".join(map(str, color)) for color in colors[np.argsort(-counts)][:5]]
+
+
+def _classes_of_colors(path: str, pixels: np.ndarray, label_map: Mapping[Any, int]) -> np.ndarray:
+    """Class of each pixel (H, W) of an RGB mask (H, W, 3)."""
+    found = np.full(pixels.shape[:2], -1, np.int64)
+    for color, label in label_map.items():
+        parts = [part.strip() for part in str(color).split(",")]
+        if len(parts) != 3 or not all(part.isdecimal() and int(part) < 256 for part in parts):
+            raise ConfigError(f"label_map: '{color}' is no color; write red,green,blue of 0 to 255, such as '255,0,0'.")
+        found[(pixels == [int(part) for part in parts]).all(-1)] = label
+    unknown = found < 0
+    if unknown.any():
+        colors = np.unique(pixels[unknown], axis=0)[:5]
+        listed = "; ".join(",".join(map(str, color)) for color in colors)
+        raise ConfigError(
+            f"{path}: {unknown.mean():.1%} of the mask has colors such as {listed} that 'label_map' does not name; add "
+            "them (a lossy file has shades of each: save masks as PNG)."
+        )
+    return found
+
+
 def read_pair(
-    entry: Mapping[str, str], label_map: Mapping[int, int] | None, threshold: int | None, image_channels: int | None
+    entry: Mapping[str, str], label_map: Mapping[Any, int] | None, threshold: int | None, image_channels: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image ``(C, H, W)`` and class labels ``(H, W)`` of an entry of :func:`~fedmonai.data.weak.list.paired_files`.
 

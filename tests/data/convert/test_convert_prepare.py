@@ -207,7 +207,9 @@ def test_undersampled_kspace_gets_a_mask_and_no_target(tmp_path):
 
 def test_fully_sampled_kspace_gets_its_target(tmp_path):
     np.save(tmp_path / "k.npy", np.random.RandomState(0).randn(2, 3, 6, 10) + 1j)
-    prepare_mri(str(tmp_path / "k.npy"), str(tmp_path / "out"), domain="kspace", split="train")
+    prepare_mri(
+        str(tmp_path / "k.npy"), str(tmp_path / "out"), domain="kspace", axes="slice,coil,row,column", split="train"
+    )
     with h5py.File(tmp_path / "out" / "train" / "k.h5") as file:
         coils = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(file["kspace"][1], (1, 2)), norm="ortho"), (1, 2))
         expected = np.sqrt((np.abs(coils) ** 2).sum(0))

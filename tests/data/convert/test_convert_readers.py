@@ -52,7 +52,7 @@ def test_nifti_scaling_complex_and_singleton_time(tmp_path):
 
 
 def test_nifti_that_cannot_be_used(tmp_path):
-    with pytest.raises(InputError, match="expected one 3-D image"):
+    with pytest.raises(InputError, match="5 volumes"):
         read_nifti(_nifti(tmp_path / "t.nii", np.zeros((2, 2, 2, 5), np.float32)))
     path = _nifti(tmp_path / "a.nii")
     blob = bytearray(path.read_bytes())
@@ -173,3 +173,32 @@ def test_size_is_refused_before_allocation(monkeypatch):
     monkeypatch.setattr("fedmonai.data.cache.available_memory", lambda: 10**6)
     with pytest.raises(InputError, match="it declares 327,680,000 bytes"):
         check_size((100, 640, 640), 8, "it")
+
+
+def test_frame_of_a_series(tmp_path):
+    series = np.random.RandomState(0).rand(4, 5, 3, 6).astype(np.float32)
+    path = _nifti(tmp_path / "t.nii.gz", series)
+    with pytest.raises(InputError, match=r"6 volumes .* --frame 0 to 5"):
+        read_nifti(path)
+    one = read_nifti(_nifti(tmp_path / "one.nii.gz", series[..., 2]))
+    np.testing.assert_array_equal(read_nifti(path, frame=2).data, one.data)
+    np.testing.assert_array_equal(read_nifti(tmp_path / "one.nii.gz", frame=0).data, one.data)
+    for frame in (6, -1):
+        with pytest.raises(InputError, match="--frame 0 to 5"):
+            read_nifti(path, frame=frame)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((8, 23, 18), "coil,row,column"), ((32, 32, 16, 1), "row,column,coil,slice")]
+)
+def test_axes_of_kspace_are_asked_about(tmp_path, shape, axes):
+    np.save(tmp_path / "k.npy", np.ones(shape, np.complex64))
+    with (
+        pytest.raises(InputError, match=f"--axes, such as {axes}$"),
+        read_array(tmp_path / "k.npy", "kspace", None, None),
+    ):
+        pass
+    with read_array(tmp_path / "k.npy", "kspace", tuple(axes.split(",")), None) as volume:
+        assert volume.coils == shape[axes.split(",").index("coil")] and len(volume) == 1
+    with read_array(tmp_path / "k.npy", "image", None, None) as volume:
+        assert "complex values taken as images; k-space needs --domain kspace" in volume.warnings
