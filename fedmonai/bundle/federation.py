@@ -24,7 +24,7 @@ from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.remote_pool import RemotePool, Transport
 from fedmonai.federated.site_pool import SitePool
 from fedmonai.names import as_list, shown
-from fedmonai.networks.prepare import usable_device
+from fedmonai.networks.device import usable_device
 
 __all__ = ["build_federation", "federation_from", "job_plan", "own_plan"]
 

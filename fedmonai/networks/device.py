@@ -10,7 +10,7 @@ import torch
 
 from fedmonai.errors import ConfigError
 
-__all__ = ["DeviceDefaults", "DeviceSettings", "half_precision"]
+__all__ = ["DeviceDefaults", "DeviceSettings", "half_precision", "usable_device"]
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -68,7 +68,7 @@ class DeviceSettings:
     (False, False, 0)
 
     Raises:
-        ConfigError: on a precision that the device does not have.
+        ConfigError: on a device that is not there, or a precision that it does not have.
     """
 
     #: what expressions of a config may use of an object
@@ -81,7 +81,7 @@ class DeviceSettings:
         amp_dtype: str = "auto",
         deterministic: bool = False,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.deterministic = deterministic
         self._defaults = DEFAULTS.get(self.device.type, DEFAULTS["cpu"])
         self._dtype = half_precision(self.device, amp, amp_dtype)
@@ -133,6 +133,22 @@ class DeviceSettings:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.deterministic = True
             torch.use_deterministic_algorithms(True)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ConfigError: when the name is none, or this machine does not have the device.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {str(device)!r:.60}, which is none; give cpu, cuda or cuda:1.") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ConfigError(f"device is '{found}', but this machine has {count} CUDA devices; give cpu or another one.")
+    return found
 
 
 def half_precision(device: torch.device | str, amp: bool | str, amp_dtype: str = "auto") -> torch.dtype | None:

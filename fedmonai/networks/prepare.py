@@ -14,27 +14,11 @@ from torch import nn
 
 from fedmonai.errors import ConfigError
 from fedmonai.io import InputPath, OutputPath, read_weights, save, to_device
-from fedmonai.networks.device import half_precision
+from fedmonai.networks.device import half_precision, usable_device
 
-__all__ = ["HostState", "autocast_of", "load_weights", "place_network", "save_weights", "usable_device"]
+__all__ = ["HostState", "autocast_of", "load_weights", "place_network", "save_weights"]
 
 PathLike = str | os.PathLike[str]
-
-
-def usable_device(device: torch.device | str) -> torch.device:
-    """The device of a name.
-
-    Raises:
-        ConfigError: when the name is none, or this machine does not have the device.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {str(device)!r:.60}, which is none; give cpu, cuda or cuda:1.") from error
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found.type == "cuda" and (found.index or 0) >= count:
-        raise ConfigError(f"device is '{found}', but this machine has {count} CUDA devices; give cpu or another one.")
-    return found
 
 
 def place_network(

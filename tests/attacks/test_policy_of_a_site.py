@@ -115,7 +115,6 @@ def filters_of(folder: Path, bundle: Path, ids: dict[str, Any], **settings: Any)
     "ids",
     [
         {},
-        {"exchange_filters": []},
         {"noise::noise_multiplier": 1e-9},
         {"noise::seed": 5},
         {"noise::clip_norm": 1e9},
@@ -130,6 +129,11 @@ def test_no_job_drops_or_weakens_a_filter_of_the_sites_bundle(
     assert (last.noise_multiplier, last.clip_norm, last.seed) == (8.0, 1.0, None)
     assert last.output_dir == tmp_path / "kit" / "fedmonai" / "r"
     assert len(filters) == (2 if any("noise" in key for key in ids) else 1)  # once, where it is as it was
+
+
+def test_a_job_that_drops_a_filter_of_the_sites_bundle_is_refused(private_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'exchange_filters' drops '@noise'"):
+        filters_of(tmp_path, private_bundle, {"exchange_filters": []})
 
 
 @pytest.mark.parametrize(

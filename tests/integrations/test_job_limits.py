@@ -146,7 +146,7 @@ def test_overrides_that_no_job_may_have(
 @pytest.mark.parametrize(
     ("key", "named"),
     [
-        ("sites::a::optimizer::lr", "there is no 'sites::a::optimizer' in 'sites::a'; choose one of site"),
+        ("sites::a::optimizer::lr", "there is no 'sites::a::optimizer'; an id inside of a section"),
         ("num_round::x", "there is no 'num_round' in the config; did you mean 'num_rounds'"),
         ("handlers::99::persist", "'handlers' is a list; '99' is not one of its places"),
     ],
