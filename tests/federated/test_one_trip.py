@@ -14,9 +14,9 @@ import pytest
 import torch
 from loopback import Wire, close
 from run_results import Interrupt, final, load, rounds, same, site_state, tensor_bytes
-from test_remote_pool import PRIVATE, in_process, remote
-from test_remote_pool import data as data
 from torch import Tensor
+from two_sites import PRIVATE, in_process, remote
+from two_sites import data as data
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.frames import digest_of, read_frame, write_frame

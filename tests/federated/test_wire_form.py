@@ -11,8 +11,8 @@ import torch
 from loopback import Wire, close
 from monai.fl.utils.exchange_object import ExchangeObject
 from run_results import final, load, rounds, same, site_state, tensor_bytes
-from test_remote_pool import BUNDLE, IDS, PRIVATE, specs
-from test_remote_pool import data as data
+from two_sites import BUNDLE, IDS, PRIVATE, specs
+from two_sites import data as data
 
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
