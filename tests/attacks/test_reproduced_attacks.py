@@ -68,7 +68,7 @@ def test_gate_sees_what_two_overlays_do_together(tmp_path: Path) -> None:
     ids = machine(bundle, tmp_path)
     files = ["configs/train.json", "configs/two.yaml"]
     SiteGate()("B", str(bundle), files, ids)
-    with pytest.raises(ConfigError, match="validate::handlers::0::save_dir"):
+    with pytest.raises(ConfigError, match="_dir: '@ckpt_dir' cannot be told here, or leads away"):
         SiteGate()("B", str(bundle), [*files, "configs/one.yaml"], ids)
 
 

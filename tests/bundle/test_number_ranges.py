@@ -30,7 +30,7 @@ UNREAD = sorted(name for name, entry in FL_MR.items() if entry.at_sites)
         ({"sites": {"A": {"lr": float("nan")}}}, "config id 'sites::A::lr' is nan; give a number above 0."),
         ({"lr": float("inf")}, "is inf"),
         ({"local": {"num_workers": -1}}, "'local::num_workers' is -1; give a whole number of at least 0."),
-        ({"num_rounds": 2.5}, "config id 'num_rounds' is 2.5; give a whole number of at least 1."),
+        ({"num_rounds": 2.5}, "config id 'num_rounds' is 2.5; give a whole number of at least 0."),
         ({"num_rounds": None}, "config id 'num_rounds' is None;"),
         ({"num_rounds": True}, "config id 'num_rounds' is True;"),
         ({"local_epochs": 1.5}, "config id 'local_epochs' is 1.5; give a whole number of at least 1."),

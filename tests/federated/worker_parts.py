@@ -23,7 +23,7 @@ from fedmonai.federated.numeric_flags import numeric_flags
 from fedmonai.federated.protocol import RoundContext, SiteHandler
 from fedmonai.methods.averaging import WeightedMean
 
-TINY = Path(__file__).parents[1] / "benchmarks" / "tiny_bundle"
+TINY = Path(__file__).parents[2] / "benchmarks" / "tiny_bundle"
 #: of what is in the overlay of a tiny bundle's sites
 PARTS = {
     "faults": {},
