@@ -102,6 +102,7 @@ def test_a_hostile_minority_moves_the_mean_but_not_the_median(
     losses = {}
     for strategy in (WeightedMean(), Median(), TrimmedMean(0.34)):
         engine = tiny_federation(tmp_path / type(strategy).__name__, strategy=strategy, kind=Poisoned, num_rounds=1)
+        engine.usual_norm.ratio = None  # the bound on norms would leave the hostile site out before the mean
         engine.run()
         losses[type(strategy).__name__] = engine.state.metrics["val_mse_A"]
     assert losses["Median"] < 0.5 and losses["TrimmedMean"] < 0.5

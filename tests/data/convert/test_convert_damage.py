@@ -109,7 +109,7 @@ def test_deflated_dicom_is_refused_before_it_is_inflated(tmp_path: Path, make_sl
 def test_series_over_time_is_named(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.ones((4, 4, 3, 7), np.float32), np.eye(4)), tmp_path / "a.nii")
     summary = prepare_mri(str(tmp_path), check=True)
-    assert "expected one 3-D image" in str(summary) and "split a series over time" in str(summary)
+    assert "NIfTI of 7 volumes (over time, or echoes); choose one with --frame 0 to 6" in str(summary)
 
 
 @pytest.mark.parametrize("kind", ["virtual", "external", "link"])
