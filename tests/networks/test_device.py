@@ -32,6 +32,20 @@ def test_what_a_processor_imitates_must_be_asked_for_by_name(amx):
             half_precision("cpu", True)
 
 
+@pytest.fixture
+def gpu(monkeypatch) -> None:
+    """A machine that says it has one GPU; nothing is computed on it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+def test_a_device_that_is_not_there_is_refused(gpu):
+    assert DeviceSettings("cuda:0").device.index == 0
+    with pytest.raises(ConfigError, match="'cuda:1', but this machine has 1 CUDA devices"):
+        DeviceSettings("cuda:1")
+
+
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_a_gpu_takes_bfloat16_if_it_computes_with_it(has_bfloat16, monkeypatch):
     monkeypatch.setattr(module, "_computes_bfloat16", lambda kind: has_bfloat16)
@@ -78,6 +92,7 @@ def test_a_cpu_keeps_what_it_had(monkeypatch):
     assert (settings.cache, settings.fused, settings.pin_memory, settings.log_interval) == ("memory", None, False, 1)
 
 
+@pytest.mark.usefixtures("gpu")
 def test_deterministic_operations_of_a_gpu(monkeypatch):
     for name in ("benchmark", "deterministic"):
         monkeypatch.setattr(torch.backends.cudnn, name, False)
