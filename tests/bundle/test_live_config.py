@@ -73,7 +73,9 @@ def test_monai_offers_no_way_to_the_whole_config() -> None:
     assert copy["other"] == {} and copy["other"] is not parser.get_parsed_content("other")  # built, and built twice
 
 
-@pytest.mark.parametrize("ids", [{"label_map": {100: 1, 255: 0}, "layout": "pairs"}, {"targets": {"vein": 1, "artery": None}}])
+@pytest.mark.parametrize(
+    "ids", [{"label_map": {100: 1, 255: 0}, "layout": "pairs"}, {"targets": {"vein": 1, "artery": None}}]
+)
 def test_open_dictionaries_take_the_users_keys(ids: dict[str, Any], tmp_path: Path) -> None:
     """Of one site in a federation, and of a site by itself; a key of another section is refused."""
     fedicra = Path(__file__).parents[2] / "bundles" / "fedicra"

@@ -55,6 +55,8 @@ def run(machine: Path) -> Callable[[str], str]:
         for folder in FOLDERS:
             line = line.replace(folder, f"{machine}{folder}")
         words = [sys.executable if word == "python" else word for word in line.split()]
+        if words[0] == "fedmonai":  # wherever its program is installed
+            words[:1] = [sys.executable, "-m", "fedmonai"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
