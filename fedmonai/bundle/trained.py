@@ -147,7 +147,10 @@ def warn_of_other_settings(config: Mapping[str, Any], resolver: ReferenceResolve
     """
     if "ckpt_path" not in config:
         return
-    path = Path(str(resolver.get_resolved_content("ckpt_path"))).with_suffix(".txt")
+    weights = Path(str(resolver.get_resolved_content("ckpt_path")))
+    path = weights.with_suffix(".txt")
+    if path == weights:
+        return
     try:
         known = parse_strictly(path.read_text(encoding="utf-8"), "json") if path.is_file() else {}
         differing = {name: value for name, value in dict(known).items() if name in config and config[name] != value}

@@ -61,9 +61,10 @@ class UsualNorm:
     A bound that is given as a number is too large for one network or too small for another. What is usual is the median
     of the round's norms where :data:`FEWEST` updates or more say it, which fewer than half of them cannot move out of
     the range of the others; below that the largest norm that was accepted in the last :data:`ROUNDS` rounds with an
-    update; in the first round of so few sites the norm of the weights that they started from. Norms of 0 (nothing was
-    trained, no weights) say nothing. So few sites are not refused an update that is no larger than the weights which it
-    changes: a network whose last layer begins at zero moves that layer alone at first, and a hundred times more later.
+    update; in the first round of so few sites the norm of the weights that they started from, or the smallest of at
+    least two updates where that is larger (noise for privacy is in all of them). Norms of 0 (nothing was trained, no
+    weights) say nothing. So few sites are not refused an update that is no larger than the weights which it changes: a
+    network whose last layer begins at zero moves that layer alone at first, and a hundred times more later.
 
     The bound keeps single updates from ruining the model. It does not find who goes wrong within it: with few sites one
     of them may raise what is usual by the ratio in every round.
@@ -121,7 +122,10 @@ class UsualNorm:
             return self.ratio * usual, f"{times} the median of the round, {usual:.3g}"
         own = _norm(weights.values())
         if not self.largest:
-            return self.ratio * own or math.inf, f"{times} the norm of the weights to start from, {own:.3g}"
+            # what a site adds as noise may be larger than the weights, and so is then what the others send
+            usual = max(own, min(moved) if len(moved) > 1 else 0.0)
+            what = "the norm of the weights to start from" if usual == own else "the smallest of the first round"
+            return self.ratio * usual or math.inf, f"{times} {what}, {usual:.3g}"
         usual = max(self.largest)
         if self.ratio * usual < own:
             return own, f"the norm of the weights that it changes, {own:.3g}, and {times} what is usual, {usual:.3g}"

@@ -196,9 +196,10 @@ def test_the_first_round_of_few_sites_is_bounded_by_the_weights_it_starts_from()
     """One update of 1e7 in every weight would leave nothing to go back to."""
     start = {"weight": torch.full((100, 100), 0.1), "bias": torch.zeros(3), "count": torch.tensor(10**6)}  # norm 10
     usual = UsualNorm(10)
-    refused = usual.outliers(norms(1e9, 99.0), start)
+    refused = usual.outliers(norms(1e9, 9.0), start)
     assert list(refused) == ["s0"] and "times the norm of the weights to start from, 10; raise" in str(refused["s0"])
     assert list(usual.outliers(norms(1000.0), start)) == ["s0"], "then by what was accepted"
+    assert not UsualNorm(10).outliers(norms(700.0, 698.0), start), "noise for privacy is in all of them"
     assert not UsualNorm(10).outliers(norms(1e9), {"weight": torch.zeros(3)}), "nothing to measure by"
     assert not UsualNorm(None).outliers(norms(1e30), start)
 

@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parts(chosen: dict[str, Any]) -> tuple[FLMRCMAggregator, dict[str, Any]]:
     """The strategy, and what its sites need."""
-    chosen = {**chosen, "bank_size": 5}
+    chosen = {**({"bank_size": 5} if chosen["alignment"] == "features" else {}), **chosen}
     strategy = FLMRCMAggregator(**chosen)
     return strategy, {"local": {**MR.ids, "lr": 0.001, **chosen}}
 

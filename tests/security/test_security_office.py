@@ -43,7 +43,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.make_archive(str(root / "incoming/fl_mr"), "zip", ROOT / "bundles", "fl_mr")
     keygen("-Y", "sign", "-n", "fedmonai-bundle", "-f", root / "key", root / "incoming/fl_mr.zip")
     (root / "incoming/scans").mkdir()
-    nib.save(nib.Nifti1Image(np.random.RandomState(0).rand(8, 8, 4), np.eye(4)), root / "incoming/scans/a.nii.gz")
+    for number, name in enumerate("abc"):  # one subject for every split
+        image = nib.Nifti1Image(np.random.RandomState(number).rand(8, 8, 4), np.eye(4))
+        nib.save(image, root / f"incoming/scans/{name}.nii.gz")
     return root
 
 
