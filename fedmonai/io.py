@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 import struct
 import zipfile
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -34,9 +35,11 @@ __all__ = [
     "private_opener",
     "read_strictly",
     "read_weights",
+    "refuse_of_others",
     "save",
     "sync_folder",
     "to_device",
+    "user_cache",
     "write_json",
     "write_table",
     "write_text",
@@ -144,6 +147,35 @@ def make_folder(folder: PathLike, private: bool = False) -> None:
             sync_folder(folder.parent)
     if not folder.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+
+
+def user_cache() -> Path:
+    """Folder of this user alone for what is made here once and loaded as code later; made if missing.
+
+    In ``XDG_CACHE_HOME`` where that is an absolute path (a relative one would begin in the folder of a bundle), else in
+    ``~/.cache``.
+
+    Raises:
+        OSError: when it belongs to somebody else, others may write in it, or it is a link: what is loaded from it could
+            be anybody's.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (base if base.is_absolute() else Path.home() / ".cache") / "fedmonai"
+    make_folder(folder, private=True)
+    refuse_of_others(folder)
+    return folder
+
+
+def refuse_of_others(path: Path) -> None:
+    """Refuse a file or folder that another user could have written, or a link to one.
+
+    Raises:
+        PermissionError: with what to do.
+    """
+    found = path.lstat()
+    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    if not mine or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or stat.S_ISLNK(found.st_mode):
+        raise PermissionError(f"'{path}' could have been written by another user; delete it")
 
 
 def private_opener(path: PathLike, flags: int) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from fedmonai.seeding import derive_seed
 __all__ = ["Federation", "attach"]
 
 logger = logging.getLogger(__name__)
+_SAME_RUN = "resume with the network, shared_keys and strategy of the first run."
 
 
 class Federation(Workflow):
@@ -246,7 +247,7 @@ class Federation(Workflow):
             self.sites.return_to(self._site_rounds(state))
             for note in changes_since(state, plan.names, self.seed, self.run_config):
                 checkpoint.note(note)
-            self._open_sites(state["round"] + 1)
+            self._open_sites(state["round"] + 1, state["strategy"].get("global_weights"))
             self._continue(state)
         if self.run_config.digest:
             checkpoint.folder.write_once(self.run_config.file, self.run_config.text)
@@ -271,11 +272,15 @@ class Federation(Workflow):
         )
         return False
 
-    def _open_sites(self, round_number: int) -> dict[str, Tensor]:
+    def _open_sites(self, round_number: int, committed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Open every site once, so that a mistake in any of them ends the run before the first round.
 
         Of sites that take part now and then, those of the first round and those that do not train: the others are
         opened when they are first asked, where a mistake costs them the round.
+
+        Args:
+            round_number: the first round that is run now.
+            committed: the global weights of a run that is continued.
         """
         weights: dict[str, Tensor] = {}
         names = self.sites.plan.names
@@ -286,6 +291,9 @@ class Federation(Workflow):
             structure = self.sites.structure(name)
             if structure is None:
                 continue
+            if not weights and committed is not None:  # before memory is taken for tensors of the size that a site says
+                with restoring(self.checkpoint.path, _SAME_RUN):
+                    self.guard.check_structure(structure, committed)
             try:
                 if not weights:
                     weights = self.sites.initial_weights(name)
@@ -310,7 +318,7 @@ class Federation(Workflow):
 
     def _continue(self, state: dict[str, Any]) -> None:
         reference = dict(self.strategy.global_weights)
-        with restoring(self.checkpoint.path, "resume with the network, shared_keys and strategy of the first run."):
+        with restoring(self.checkpoint.path, _SAME_RUN):
             # files are read into main memory; the aggregate goes back to where it lived
             self.strategy.load_state_dict(to_device(state["strategy"], next(iter(reference.values())).device))
             self.guard.check_structure(self.strategy.global_weights, reference)

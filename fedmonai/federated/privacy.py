@@ -24,6 +24,8 @@ __all__ = ["UNBOUNDED", "GaussianPrivacy", "note_release", "read_history", "spen
 
 #: epsilon of a site from which an update has left without noise
 UNBOUNDED = "unbounded"
+#: values of noise: 16 MB of random bytes
+_DRAWN_TOGETHER = 1 << 21
 
 
 class GaussianPrivacy:
@@ -145,19 +147,17 @@ class GaussianPrivacy:
         generators: dict[torch.device, torch.Generator] = {}
         found = {}
         for key, step in zip(keys, steps, strict=True):
-            if step.device not in generators:
-                generators[step.device] = self._generator(step.device, site, number)
-            noise = torch.empty_like(step).normal_(generator=generators[step.device])
+            if self.seed is not None and step.device not in generators:
+                seed = derive_seed(self.seed, "privacy", site, number)
+                generators[step.device] = torch.Generator(step.device).manual_seed(seed)
+            generator = generators.get(step.device)
+            noise = _secret_noise(step) if generator is None else torch.empty_like(step).normal_(generator=generator)
             step.mul_(scale).add_(noise, alpha=self.noise_multiplier * self.clip_norm)
             step.add_(_as_real(received[key].to(step.device)))
             found[key] = torch.view_as_complex(step) if weights[key].is_complex() else step
             if key.endswith("running_var") and not weights[key].is_complex():
                 found[key].clamp_(min=0.0)
         return found
-
-    def _generator(self, device: torch.device, site: str, number: int) -> torch.Generator:
-        seed = secrets.randbits(63) if self.seed is None else derive_seed(self.seed, "privacy", site, number)
-        return torch.Generator(device).manual_seed(seed)
 
     def ledger(self, site: str) -> Path:
         """File that counts the releases of a site: ``history`` is a list of [noise multiplier, releases]."""
@@ -188,6 +188,22 @@ class GaussianPrivacy:
 def _is_noisy(tensor: Tensor) -> bool:
     """Whether noise is added to a tensor of this type."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _secret_noise(like: Tensor) -> Tensor:
+    """Standard normal values in the form of a tensor, each of bytes of the operating system (Box and Muller, 1958).
+
+    A generator of torch would not do: on a CPU it is seeded with 32 bits. Whoever knows one value of the noise, of a
+    weight that did not change, tries them out; and its later values follow from earlier ones.
+    """
+    noise = torch.empty(like.numel(), dtype=like.dtype)
+    for part in noise.split(_DRAWN_TOGETHER) if len(noise) else ():
+        pairs = -(-len(part) // 2)
+        bits = torch.frombuffer(bytearray(secrets.token_bytes(16 * pairs)), dtype=torch.int64)
+        uniform = ((bits >> 11) & ((1 << 53) - 1)).add_(1).double().mul_(2.0**-53)  # in (0, 1]
+        radius, angle = uniform[:pairs].log_().mul_(-2).sqrt_(), uniform[pairs:].mul_(2 * math.pi)
+        part.copy_(torch.cat([radius * angle.cos(), radius * angle.sin()])[: len(part)])
+    return noise.view(like.shape).to(like.device)
 
 
 def _as_real(tensor: Tensor) -> Tensor:

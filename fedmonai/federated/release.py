@@ -25,7 +25,7 @@ from fedmonai.federated.privacy import note_release
 from fedmonai.federated.run_log import reason_of
 from fedmonai.federated.site import SiteAlgo
 from fedmonai.federated.site_evaluation import ModelEvaluation, SiteEvaluation
-from fedmonai.federated.validation import COUNTS, PRIVACY, InvalidUpdate
+from fedmonai.federated.validation import MOST_METRICS, STATISTICS, InvalidUpdate
 
 __all__ = ["Joined", "Needed", "Release", "Trained", "reason_told"]
 
@@ -57,11 +57,8 @@ class Needed:
 
 Outcome = Joined | Trained | SiteEvaluation | Needed | Exception
 
-#: what a statistic of an update may be called, besides the metrics of training
-STATISTICS = {*COUNTS, *PRIVACY, "round", "observe", "loss"}
-#: what these are called, and how many an update or an evaluation may hold
+#: what the metrics of training are called
 METRIC_OF_TRAINING = re.compile(r"train_[A-Za-z0-9_.-]{1,60}")
-MOST_METRICS = 32
 
 
 class Release:

@@ -34,9 +34,13 @@ MOST = 10**12
 LARGEST_VALUE = 1e100
 #: what a protected update says of the noise in it, all or nothing
 PRIVACY = {f"privacy_{name}" for name in ("epsilon", "delta", "noise_multiplier", "clip_norm", "seeded")}
+#: what a statistic of an update may be called, besides the metrics of training
+STATISTICS = {*COUNTS, *PRIVACY, "round", "observe", "loss"}
 #: default of ``max_norm_ratio``: ten times the steps give at most about ten times the norm (in tiny runs of the five
 #: bundles 1.8 to 6.4 times), and sites whose data are unlike another factor (1.7 there, 3 allowed for)
 MAX_NORM_RATIO = 30.0
+#: what these are called of an update or an evaluation, at most: every new name stays in the server's tables and memory
+MOST_METRICS = 32
 _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
@@ -279,6 +283,7 @@ class UpdateValidator:
 
     @staticmethod
     def _check_statistics(statistics: Mapping[str, object], round_number: int, counts: Collection[str]) -> None:
+        refuse_many(statistics)
         for name, value in statistics.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise InvalidUpdate(
@@ -301,6 +306,17 @@ class UpdateValidator:
                 raise InvalidUpdate(f"{name} is {shown(count)}, not a positive whole number of at most {MOST:.0e}")
         if isinstance(statistics.get("round"), bool) or statistics.get("round") != round_number:
             raise InvalidUpdate(f"the update belongs to round {shown(statistics.get('round'))}, not to {round_number}")
+
+
+def refuse_many(statistics: Mapping[str, object]) -> None:
+    """Refuse statistics of an update with more metrics than it may have.
+
+    Raises:
+        InvalidUpdate: with their number.
+    """
+    count = sum(name not in STATISTICS for name in statistics)
+    if count > MOST_METRICS:
+        raise InvalidUpdate(f"the update has {count} metrics of training, more than {MOST_METRICS}")
 
 
 def _is_number(value: object) -> bool:
@@ -330,7 +346,7 @@ def _check_tensor(key: str, tensor: object, expected: Tensor) -> None:
         raise InvalidUpdate(f"'{key}' is stored as {tensor.layout}, not as {expected.layout}")
 
 
-_LONGEST_NAME, _MOST_NOTES, _MOST_FOUND, _MOST_METRICS = 256, 50, 100, 1000
+_LONGEST_NAME, _MOST_NOTES, _MOST_FOUND = 256, 50, 100
 _MOST_TENSORS, _MOST_DIMENSIONS = 100_000, 16
 _MODELS = ("global", "personal")
 
@@ -456,7 +472,7 @@ def _rounds(model: str, request: Request) -> Collection[int]:
 
 
 def _metrics(metrics: Any, whose: str, notes: list[str]) -> Iterator[tuple[str, float]]:
-    if not isinstance(metrics, Mapping) or len(metrics) > _MOST_METRICS:
+    if not isinstance(metrics, Mapping) or len(metrics) > MOST_METRICS:
         raise _useless(f"the metrics {whose} are {shown(metrics)}")
     for name, value in metrics.items():
         named = f"metric '{_name('a metric', name)}' {whose}"
@@ -472,6 +488,10 @@ def _checked_message(message: ExchangeObject, notes: list[str]) -> ExchangeObjec
     if not isinstance(message.statistics or {}, Mapping):
         raise _useless(f"its statistics are {shown(message.statistics)}")
     statistics = dict(message.statistics or {})
+    try:
+        refuse_many(statistics)
+    except InvalidUpdate as refusal:  # before each of them could become a note
+        raise _useless(str(refusal)) from refusal
     for name, value in list(statistics.items()):
         odd = isinstance(value, float) and not abs(value) <= LARGEST_VALUE  # true for NaN
         if odd and str(name).startswith("train_"):

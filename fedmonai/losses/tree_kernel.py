@@ -15,7 +15,6 @@ import logging
 import os
 import platform
 import shutil
-import stat
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmonai.io import atomic_path
+from fedmonai.io import atomic_path, refuse_of_others, user_cache
 
 __all__ = ["TreeOrder", "kernel", "rooted_trees", "spanning_trees", "tree_sums"]
 
@@ -65,9 +64,7 @@ def kernel() -> ctypes.CDLL | None:
 def _library() -> Path:
     source = SOURCE.read_bytes()
     identity = b"\x1f".join([source, *(flag.encode() for flag in FLAGS), platform.machine().encode()])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base, "fedmonai")
-    path = folder / f"tree_kernel_{hashlib.sha256(identity).hexdigest()[:16]}.so"
+    path = user_cache() / f"tree_kernel_{hashlib.sha256(identity).hexdigest()[:16]}.so"
     if not path.is_file():
         compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None:
@@ -79,9 +76,7 @@ def _library() -> Path:
                 raise RuntimeError(f"{compiler} cannot build {SOURCE.name}: {built.stderr.strip()[:200]}")
             part.chmod(0o600)  # a linker makes its file anew
         logger.info("built the kernel of the spanning trees: %s", path)
-    found = path.stat()
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise RuntimeError(f"'{path}' could have been written by another user; delete it")
+    refuse_of_others(path)
     return path
 
 

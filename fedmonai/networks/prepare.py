@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from fedmonai.errors import ConfigError
-from fedmonai.io import InputPath, OutputPath, read_weights, save, to_device
+from fedmonai.io import InputPath, OutputPath, read_weights, save, to_device, user_cache
 from fedmonai.networks.device import half_precision, usable_device
 
 __all__ = ["HostState", "autocast_of", "load_weights", "place_network", "save_weights"]
@@ -58,8 +60,24 @@ def place_network(
     if channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile:
+        _keep_compiled_code_private()
         network.compile()
     return network
+
+
+def _keep_compiled_code_private() -> None:
+    """Have the compiler keep its code where this user alone can write, unless ``TORCHINDUCTOR_CACHE_DIR`` says where.
+
+    By itself it takes ``/tmp/torchinductor_<user>``, whoever has made that folder, and loads libraries, Python code and
+    pickles from it.
+    """
+    name, found = "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    own_choice = Path(tempfile.gettempdir(), "torchinductor_")  # which the compiler writes into the environment, too
+    if found is None or found.startswith(str(own_choice)):
+        try:
+            os.environ[name] = str(user_cache() / "inductor")
+        except (OSError, RuntimeError):  # no home, or one that others may write in
+            os.environ[name] = tempfile.mkdtemp(prefix="fedmonai-")
 
 
 def autocast_of(network: nn.Module) -> AbstractContextManager[Any]:

@@ -88,6 +88,9 @@ def _answer(job: str | Path, message: Message, context: Context) -> Reply:
     settings = str(context.node_config.get("settings", ""))
     try:
         request = request_from(message.content)
+        own = str(context.node_config.get("site", request.site))  # without one, as in a simulation, any
+        if request.site != own:  # under another name it would have other states, and a budget that nothing was spent of
+            raise ConfigError(f"a request for site '{request.site}' came to site '{own}'.")
         with tempfile.TemporaryDirectory() as folder:
             unpack_files(Path(job).read_text(encoding="utf-8"), folder)
             site = LocalSite(folder, request.site, settings or SETTINGS, Path.cwd(), required=bool(settings))
