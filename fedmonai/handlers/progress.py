@@ -29,6 +29,10 @@ class _Bar:
     def __init__(self, total: int | None, text: str, unit: str) -> None:
         self._bar = tqdm(total=total, desc=text, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
+    @property
+    def visible(self) -> bool:
+        return not self._bar.disable
+
     def step(self) -> None:
         self._bar.update(1)
 
@@ -91,12 +95,12 @@ class TrainingProgress:
     def __call__(self, engine: Engine) -> None:
         output: Any = engine.state.output
         loss = output[0]["loss"] if isinstance(output, list) else output["loss"]
-        # on the device: reading every loss would wait for every iteration
+        # on the device: reading every loss would wait for every iteration; a bar that nobody sees reads none
         self._total = self._total + (loss.detach() if isinstance(loss, Tensor) else loss)
         self._count += 1
         if self._bar is None:
             return
-        if time.perf_counter() - self._read > _READ_EVERY:
+        if self._bar.visible and time.perf_counter() - self._read > _READ_EVERY:
             self._bar.show(f"loss {float(self._total) / self._count:.4g}")
             self._read = time.perf_counter()
         self._bar.step()
