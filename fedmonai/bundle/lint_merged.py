@@ -7,20 +7,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from monai.bundle import ConfigParser
 
 from fedmonai.bundle.ids import apply_overrides
 from fedmonai.bundle.layers import read_layers
 from fedmonai.command_line import isolated
-from fedmonai.errors import ConfigError
+from fedmonai.errors import ConfigError, unwrapped
+from fedmonai.federated.plan import SitePlan
 from fedmonai.gate.config import merged_problems
 from fedmonai.gate.names import names_for
 from fedmonai.gate.reading import config_files
 from fedmonai.gate.references import SITE_SECTIONS
 
-__all__ = ["SiteGate", "merged_config", "refuse_merged", "run_gated"]
+__all__ = ["SiteGate", "merged_config", "refuse_bundle", "refuse_merged", "run_gated"]
 
 
 def merged_config(files: Sequence[str | Path], ids: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +128,42 @@ class SiteGate:
         refuse_merged(config, bundle_root, state, own, self.allow, f"the config of site '{site}'")
 
 
+def refuse_bundle(root: Path, paths: Sequence[Path], ids: Mapping[str, Any], allow: Sequence[str] = ()) -> None:
+    """Refuse a bundle's config with overrides of one's own, and those of the sites of its federation.
+
+    Args:
+        root: folder of the bundle, in which no lint finds anything.
+        paths: the config and its overlays.
+        ids: overrides; folders and files in them are this machine's own.
+        allow: packages that are admitted besides what the project does.
+
+    Raises:
+        ConfigError: with the first finding.
+    """
+    own = {name for name, value in ids.items() if _names_a_file(value)}
+    given = {name: value for name, value in ids.items() if name not in own}
+    output = Path(ids.get("output_dir", root / "runs" / "federated"))
+    refuse_merged(merged_config(paths, given), root, output, own, allow, "the bundle")
+    plan, as_it_is = (_plan_of_sites(merged_config(paths, more), root, output) for more in (ids, {}))
+    if plan is None:
+        return
+    for name in plan.names:
+        before = {} if as_it_is is None else {**as_it_is.local, **(as_it_is.sites.get(name) or {})}
+        now = {**plan.local, **(plan.sites[name] or {})}
+        decided = {key: value for key, value in now.items() if key not in before or before[key] != value}
+        replace(plan, gate=SiteGate(decided, allow)).arguments(name)
+
+
+def _plan_of_sites(config: Mapping[str, Any], root: Path, output: Path) -> SitePlan | None:
+    """What a config says to the sites of its federation, of which references and written values are evaluated alone."""
+    if not isinstance(config.get("sites"), Mapping):
+        return None
+    parser = ConfigParser({**config, "bundle_root": str(root), "output_dir": str(output)})
+    with unwrapped():
+        parts = {name: parser.get_parsed_content(name) for name in ("sites", "local", "base") if config.get(name)}
+    return SitePlan(str(root), output_dir=output, **parts)
+
+
 def run_gated(bundle: str, files: Sequence[str], ids: Mapping[str, Any], allow: Sequence[str] = ()) -> int:
     """Judge a bundle's config with overrides of one's own, then run it in a process of its own; return its exit code.
 
@@ -137,10 +176,7 @@ def run_gated(bundle: str, files: Sequence[str], ids: Mapping[str, Any], allow: 
     for file, path in zip(files, paths, strict=True):
         if path.resolve() not in known:
             raise ConfigError(f"config file '{file}' is not one of the configs of the bundle '{bundle}'.")
-    own = {name for name, value in ids.items() if _names_a_file(value)}
-    given = {name: value for name, value in ids.items() if name not in own}
-    output = ids.get("output_dir", root / "runs" / "federated")
-    refuse_merged(merged_config(paths, given), root, Path(output), own, allow, "the bundle")
+    refuse_bundle(root, paths, ids, allow)
     # the folder of the bundle is fixed here; an override could name one that nobody has checked
     overrides = {**ids, "bundle_root": str(root)}
     words = [f"--{name}={value if isinstance(value, str) else repr(value)}" for name, value in overrides.items()]

@@ -51,6 +51,8 @@ def site_problems(content: Mapping[str, Any], known: Collection[str], values: Va
             yield config_id, f"is {value!r:.60}; it holds a mapping of ids"
         elif name.split(SEP)[0] in load_policy().workflow_arguments:
             yield config_id, "is an argument of MONAI's workflow, not an id of a site"
+        elif name.split(SEP)[0] in load_policy().roots:
+            yield config_id, "is a folder that the federation gives to its sites"
         elif name.split(SEP)[0] != "overlay" and name not in known:
             yield config_id, "is unknown at a site: its train.json has no such id"
         for inner_id, inner in walk(value, config_id):

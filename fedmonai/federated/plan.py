@@ -16,6 +16,7 @@ from fedmonai.federated.policy import SitePolicy
 from fedmonai.federated.protocol import Strategy
 from fedmonai.federated.validation import UpdateValidator
 from fedmonai.federated.wire_form import WireForm
+from fedmonai.gate.policy import load_policy
 from fedmonai.io import InputPath, OutputPath
 from fedmonai.names import as_list
 
@@ -229,6 +230,10 @@ def _refuse_other_ids(name: str, key: str) -> None:
         raise ConfigError(
             f"site '{name}': '{str(key)[:80]}' is no id that a federation may set at a site; give ids of its "
             "train.json such as lr or train::dataset::slice_range, and put components into an overlay."
+        )
+    if key.removeprefix("+").split("::")[0] in load_policy().roots:
+        raise ConfigError(
+            f"site '{name}': '{key}' is a folder that the federation gives to its sites; set the federation's own."
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import getpass
 import importlib
 import importlib.util
+import json
 import os
 import secrets
 import subprocess
@@ -22,9 +23,14 @@ import torch
 from deployed_site import plan_of, service
 from loopback import Wire, close
 
+from fedmonai.bundle.collection import copy_bundle
+from fedmonai.bundle.lint import lint_bundle
+from fedmonai.bundle.lint_merged import refuse_bundle
+from fedmonai.commands.bundle import try_bundle
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.messages import Reply, Request, weights_message
+from fedmonai.federated.plan import SitePlan
 from fedmonai.federated.privacy import GaussianPrivacy
 from fedmonai.federated.remote_pool import RemotePool
 from fedmonai.federated.run_log import SiteError
@@ -182,3 +188,40 @@ def test_a_flower_node_is_one_site_whatever_the_server_calls_it(
     node, message = SimpleNamespace(node_config={"site": "A"}), SimpleNamespace(content=None)
     reply = flower_client._answer(tmp_path / "job.json", message, node)
     assert opened == (["A"] if name == "A" else []) and (reply.error is None) is (name == "A")
+
+
+def hostile_copy(folder: Path, **federated: str) -> Path:
+    """FL-MR with other lines in ``federated.yaml``."""
+    bundle = copy_bundle("fl_mr", folder / "bundle")
+    path = bundle / "configs" / "federated.yaml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(federated.get(line.partition(":")[0], line) for line in lines) + "\n")
+    return bundle
+
+
+@pytest.mark.parametrize("name", ["output_dir", "bundle_root"])
+def test_a_bundle_does_not_choose_where_its_sites_write(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """It passed lint and try, and wrote its examples into a folder beside whatever the user was in."""
+    bundle = hostile_copy(tmp_path, local=f"local: {{overlay: {{}}, {name}: elsewhere}}")
+    monkeypatch.chdir(tmp_path)
+    assert lint_bundle(bundle).findings
+    with pytest.raises(ConfigError, match=name):
+        try_bundle(str(bundle), num_rounds=1)
+    with pytest.raises(ConfigError, match="folder that the federation gives to its sites"):
+        SitePlan(str(bundle), {"B": {name: "elsewhere"}}, tmp_path, base="configs/train.json").arguments("B")
+
+
+def test_what_a_bundle_says_to_its_sites_is_judged_together(tmp_path: Path) -> None:
+    """Each overlay over its base is good; what both make of a site is not."""
+    files = "{a: configs/network/one.yaml, b: configs/network/two.yaml}"
+    bundle = hostile_copy(tmp_path, local=f"local: {{overlay: {files}}}")
+    (bundle / "configs" / "network").mkdir(exist_ok=True)
+    train = json.loads((bundle / "configs" / "train.json").read_text())
+    train["note"] = "$@output_dir + '/kept'"
+    (bundle / "configs" / "train.json").write_text(json.dumps(train))
+    saver = "{_target_: monai.handlers.CheckpointSaver, save_dir: '@note', save_dict: {net: '@network'}}"
+    (bundle / "configs" / "network" / "one.yaml").write_text(f"+train::handlers: [{saver}]\n")
+    (bundle / "configs" / "network" / "two.yaml").write_text("note: elsewhere\n")
+    root = bundle.resolve()
+    with pytest.raises(ConfigError, match=r"config of site 'B' is refused: .*save_dir"):
+        refuse_bundle(root, [root / "configs" / "federated.yaml"], {})
