@@ -20,9 +20,12 @@ def check(
     bundle: str = ".",
     config_file: str | list[str] | tuple[str, ...] = "configs/federated.yaml",
     sheet: str | None = None,
+    allow: str | list[str] | tuple[str, ...] = (),
     **ids: Any,
 ) -> int:
     """Check one site before it joins, or all sites with a table over them; exit code 1 if one cannot take part.
+
+    The bundle itself is checked before, as by ``try``: nothing of one in which the lint finds something is evaluated.
 
     Args:
         site: name of the site in the federation's config, or several with commas between them; default all.
@@ -30,12 +33,16 @@ def check(
         config_file: federation config, or a list of it and its overlays, relative to the bundle.
         sheet: PNG file for random slices of the site with their labels, to look at; of several sites each has its own,
             ``<sheet>_<site>.png``.
+        allow: packages of one's own whose components the configs may use.
         ids: overrides, as for ``python -m monai.bundle run``: ``--sites::B::dataset_dir /data/B``.
     """
+    from fedmonai.bundle.lint_merged import refuse_bundle
     from fedmonai.bundle.site_check import check_site, format_findings, site_names, sites_table  # torch, not for lint
 
     logging.disable(logging.WARNING)
     files = as_list(config_file)
+    _refuse_findings(bundle, allow)
+    refuse_bundle(Path(bundle).resolve(), [Path(bundle, file) for file in files], ids, as_list(allow))
     names = site_names(bundle, files, **ids) if site is None else [part.strip() for part in _text(site).split(",")]
     checks = {}
     for name in names:
@@ -45,6 +52,12 @@ def check(
     if len(names) > 1:
         print(sites_table(checks))
     return 0 if all(f.good for findings in checks.values() for f in findings) else 1
+
+
+def _refuse_findings(bundle: str, allow: str | list[str] | tuple[str, ...]) -> None:
+    report = lint_bundle(bundle, allow)
+    if report.findings:
+        raise ConfigError(f"{report.findings[0]} ({len(report.findings)} findings; see fedmonai lint)")
 
 
 def _text(site: Any) -> str:
@@ -94,9 +107,7 @@ def try_bundle(
         ids: overrides, as for ``python -m monai.bundle run``; folders in them are this machine's own.
     """
     logging.disable(logging.WARNING)
-    report = lint_bundle(str(bundle), allow)
-    if report.findings:
-        raise ConfigError(f"{report.findings[0]} ({len(report.findings)} findings; see fedmonai lint)")
+    _refuse_findings(str(bundle), allow)
     from fedmonai.bundle.lint_merged import run_gated  # torch, which the lint does without
 
     return run_gated(str(bundle), as_list(config_file), ids, as_list(allow))

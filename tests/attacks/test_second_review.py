@@ -26,7 +26,7 @@ from loopback import Wire, close
 from fedmonai.bundle.collection import copy_bundle
 from fedmonai.bundle.lint import lint_bundle
 from fedmonai.bundle.lint_merged import refuse_bundle
-from fedmonai.commands.bundle import try_bundle
+from fedmonai.commands.bundle import check, try_bundle
 from fedmonai.errors import ConfigError
 from fedmonai.federated.federation import Federation
 from fedmonai.federated.messages import Reply, Request, weights_message
@@ -37,6 +37,7 @@ from fedmonai.federated.run_log import SiteError
 from fedmonai.federated.validation import InvalidUpdate, UpdateValidator, validated_reply
 from fedmonai.io import user_cache
 from fedmonai.methods.averaging import WeightedMean
+from fedmonai.report.page import _participation
 
 COUNTS = {"num_samples": 4, "num_steps": 2, "num_batches": 2, "round": 1, "loss": 0.5}
 
@@ -225,3 +226,24 @@ def test_what_a_bundle_says_to_its_sites_is_judged_together(tmp_path: Path) -> N
     root = bundle.resolve()
     with pytest.raises(ConfigError, match=r"config of site 'B' is refused: .*save_dir"):
         refuse_bundle(root, [root / "configs" / "federated.yaml"], {})
+
+
+def test_a_check_of_a_site_evaluates_no_bundle_that_try_refuses(tmp_path: Path) -> None:
+    """The README has every site checked first; that command built it from a bundle that nobody had looked at."""
+    evil = f"seed: \"$0 * __import__('os').system('touch {tmp_path}/ran')\""
+    bundle = hostile_copy(tmp_path, seed=evil)
+    with pytest.raises(ConfigError, match=r"seed: .*see fedmonai lint"):
+        check("B", str(bundle))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="open: notes and reasons of a site stand in report.md as they came")
+def test_a_report_fetches_nothing_that_a_site_has_written() -> None:
+    record = {
+        "round": 1,
+        "failed": {},
+        "participants": ["B"],
+        "notes": ["site 'B': ![x](http://evil.example/seen.png)"],
+    }
+    tables: Any = SimpleNamespace(rounds=[record], run={"train_sites": ["B"]})
+    assert "![x](" not in _participation(tables)
