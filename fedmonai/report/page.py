@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def _heading(tables: RunTables) -> str:
         *_configs(rounds),
         f"- seed {run.get('seed')}, {run.get('threads')} threads, device {run.get('device')}, {versions}",
     ]
-    return "\n".join([lines[0], "", *lines[1:], *(f"- note: {note}" for note in run.get("notes", []))])
+    return "\n".join([lines[0], "", *lines[1:], *(f"- note: {plain(note)}" for note in run.get("notes", []))])
 
 
 def _configs(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -158,8 +159,8 @@ def _participation(tables: RunTables) -> str:
         f"- {site}: asked in {count} rounds, failed in {sum(f[1] == site for f in failed)}"
         for site, count in asked.items()
     ]
-    lines += [f"- round {number}, site {site}: {reason}" for number, site, reason in failed]
-    lines += [f"- round {r['round']}: {note}" for r in tables.rounds for note in r.get("notes", [])]
+    lines += [f"- round {number}, site {site}: {plain(reason)}" for number, site, reason in failed]
+    lines += [f"- round {r['round']}: {plain(note)}" for r in tables.rounds for note in r.get("notes", [])]
     return "\n".join(["## Participation", "", *lines]) if tables.rounds else ""
 
 
@@ -246,6 +247,16 @@ def _bytes(size: int) -> str:
 def _figures(tables: RunTables, figures: list[Path]) -> str:
     lines = [f"![{path.stem}]({path.relative_to(tables.folder).as_posix()})" for path in figures]
     return "\n\n".join(["## Figures", *lines]) if lines else ""
+
+
+def plain(text: str) -> str:
+    """A text of somebody else's for a markdown page: one line, and nothing in it is a link, a picture or HTML.
+
+    Example:
+        >>> print(plain("see ![x](http://host/x.png)"))
+        see !\\[x\\](http://host/x.png)
+    """
+    return re.sub(r"([\\`\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def markdown_table(rows: list[list[str]]) -> str:

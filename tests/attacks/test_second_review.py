@@ -237,7 +237,6 @@ def test_a_check_of_a_site_evaluates_no_bundle_that_try_refuses(tmp_path: Path) 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="open: notes and reasons of a site stand in report.md as they came")
 def test_a_report_fetches_nothing_that_a_site_has_written() -> None:
     record = {
         "round": 1,
