@@ -94,7 +94,8 @@ def test_a_network_of_other_parts_is_refused(content: dict[str, Any], reason: st
 
 
 def test_a_site_trusts_its_own_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_lab.py").write_text("import torch\nclass Net(torch.nn.Linear):\n    pass\n")
+    # a name of its own: the module stays in this process, where other tests have a package of theirs
+    (tmp_path / "my_networks.py").write_text("import torch\nclass Net(torch.nn.Linear):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    network = {"network_def": {"_target_": "my_lab.Net", "in_features": 1, "out_features": 1}}
-    assert started(tmp_path, network, policy=SitePolicy(packages=("my_lab",)))
+    network = {"network_def": {"_target_": "my_networks.Net", "in_features": 1, "out_features": 1}}
+    assert started(tmp_path, network, policy=SitePolicy(packages=("my_networks",)))
