@@ -14,6 +14,7 @@ from typing import Any
 
 from monai.bundle import ReferenceResolver
 
+import fedmonai
 from fedmonai.bundle.collection import copy_files
 from fedmonai.bundle.id_table import IdTable
 from fedmonai.bundle.lint_merged import merged_config
@@ -128,7 +129,8 @@ def write_settings(settings: Mapping[str, Any], weights: Path) -> None:
 
 def installed_versions(content: Mapping[str, Any]) -> dict[str, Any]:
     """The versions that a bundle's metadata names, as they are installed here."""
-    required = {name: installed.version(name) for name in content.get("required_packages_version", {})}
+    own = {"fedmonai": fedmonai.__version__}  # also where it is imported from a folder and not installed
+    required = {n: own.get(n) or installed.version(n) for n in content.get("required_packages_version", {})}
     core = {f"{name}_version": installed.version(package) for name, package in _CORE.items()}
     return {**core, "required_packages_version": required}
 
