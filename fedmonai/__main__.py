@@ -10,7 +10,7 @@ from fedmonai.command_line import Command, described_in, run_command_line
 from fedmonai.commands.bundle import check, digest, ids, lint, try_bundle, verify
 from fedmonai.commands.collection import bundles, copy, demo, pack
 
-# What imports torch is described from its source, and imported when it runs.
+# Commands whose modules import torch are described from their source, and imported when they run.
 
 
 @described_in("fedmonai.data.convert.prepare", "prepare_mri")
@@ -112,7 +112,7 @@ TABLE = {
 def main() -> None:
     """Run a command."""
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing into `head` ends with it
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing piped into `head` ends without a traceback
     run_command_line(TABLE)
 
 

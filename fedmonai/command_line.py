@@ -29,8 +29,8 @@ class Command:
     """A function as a command.
 
     Args:
-        function: its arguments become options, its docstring the help. It prints what it has to say, or returns it: a
-            text, a list of lines, an exit code, or something with ``exit_code``.
+        function: its arguments become options, its docstring the help. It prints its output, or returns it: a text, a
+            list of lines, an exit code, or something with ``exit_code``.
         words: how many of its first arguments may be given without their names.
 
     Example:
@@ -47,7 +47,7 @@ class Command:
     words: int = 0
 
     def strict(self) -> Callable[..., None]:
-        """The function for fire, which would call it first and complain of a misspelt option when files are written."""
+        """Wrap the function for fire, which by itself reports a misspelt option only after the call."""
         parameters = inspect.signature(self.function).parameters
         named = [one for one in parameters.values() if one.kind is not _Parameter.VAR_KEYWORD]
         names, any_option = [one.name for one in named], len(named) < len(parameters)
@@ -101,7 +101,7 @@ def _functions(entry: Any) -> Any:
 
 
 def _told(result: Any) -> int:
-    """Print what a command returned; its exit code."""
+    """Print what a command returned; return its exit code."""
     if isinstance(result, int):
         return result
     if result is not None:
@@ -112,7 +112,7 @@ def _told(result: Any) -> int:
 def described_in(module: str, name: str) -> Callable[[Function], Function]:
     """Decorator that gives a function the signature and the docstring of another one, read from its source.
 
-    So help and the check of options take no second where the other one's module imports torch.
+    Help and the check of options then start in less than a second although the other module imports torch.
 
     Args:
         module: the other function's module, which is not imported.
@@ -141,7 +141,7 @@ def described_in(module: str, name: str) -> Callable[[Function], Function]:
 
 
 def _value(default: ast.expr) -> Any:
-    """A default as help shows it: the call leaves it to the function itself."""
+    """A default as help shows it; in a call the function itself applies it."""
     try:
         return ast.literal_eval(default)
     except ValueError:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
-    """A setting or an input file cannot be used as given.
+    """Error in a setting or an input file, which cannot be used as given.
 
     The message is for the person who made the setting: it names the file or id, the value, what is allowed and the
     remedy, in one or two lines. ``python -m monai.bundle`` prints it without a traceback (see
@@ -18,19 +18,19 @@ class ConfigError(ValueError):
 
 
 class FederationError(RuntimeError):
-    """A federated run cannot go on; what was committed before stays on disk and the message says how to continue."""
+    """Failure that ends a federated run; earlier commits stay on disk, and the message says how to continue."""
 
 
 def first_line(error: BaseException, longest: int = 160) -> str:
-    """The first line of an exception's text, cut for a message; its type where it says nothing."""
+    """The first line of an exception's text, cut for a message; its type where the text is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
 
 
 def root_user_error(error: BaseException | None) -> ConfigError | FederationError | None:
     """The user's mistake under the layers in which MONAI's parser wraps exceptions.
 
-    A component that does not take an argument of the config, lacks one, or is not there is such a mistake, too, and so
-    is an id inside of a section that is not there.
+    Such a mistake is also a component that does not take an argument of the config, lacks one or does not exist, and an
+    id in a section that does not exist.
     """
     while error is not None:
         if isinstance(error, (ConfigError, FederationError)):
@@ -61,7 +61,7 @@ def _mistake_in_component(error: BaseException) -> str:
 
 
 def _mistake_in_id(error: BaseException) -> str:
-    """What is wrong with an id that MONAI's parser was to set below something that is not there; else empty."""
+    """What is wrong with an id that MONAI's parser should set in a missing section; empty for any other error."""
     trace = error.__traceback__ if isinstance(error, (KeyError, IndexError, ValueError)) else None
     while trace is not None:
         frame = trace.tb_frame

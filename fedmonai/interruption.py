@@ -13,13 +13,13 @@ from types import FrameType
 
 __all__ = ["announced", "end_in_one_line"]
 
-#: what is being done, innermost last, each as what is to be said when it is stopped
+#: descriptions of the work in progress, innermost last; each returns the line for an interruption
 _work: list[Callable[[], str]] = []
 
 
 @contextlib.contextmanager
 def announced(describe: Callable[[], str]) -> Iterator[None]:
-    """Let the line of an interruption in the block be what ``describe`` says then."""
+    """Print what ``describe`` returns as the line of an interruption in the block."""
     _work.append(describe)
     try:
         yield
@@ -30,9 +30,9 @@ def announced(describe: Callable[[], str]) -> Iterator[None]:
 def end_in_one_line() -> None:
     """Let Ctrl-C and SIGTERM end this process in one line, with the exit codes of a shell: 130 and 143.
 
-    For command lines: the handlers belong to the whole process. What is at work is unwound, so that unfinished files
-    are taken away and folders released; a second signal ends the process at once. Elsewhere than in the main thread,
-    where Python takes no signals, nothing is done.
+    For command lines: the handlers apply to the whole process. The work in progress is unwound, so that unfinished
+    files are removed and folders released; a second signal ends the process at once. Outside of the main thread, where
+    Python handles no signals, nothing is done.
     """
     if threading.current_thread() is threading.main_thread():
         owner = os.getpid()
@@ -41,7 +41,7 @@ def end_in_one_line() -> None:
 
 
 def _end(number: int, frame: FrameType | None, owner: int) -> None:
-    if os.getpid() != owner:  # a worker that was forked off; its parent says the line
+    if os.getpid() != owner:  # a forked worker; its parent prints the line
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
@@ -51,9 +51,9 @@ def _end(number: int, frame: FrameType | None, owner: int) -> None:
     name = signal.Signals(number).name
     try:
         line = _work[-1]() if _work else "stopped."
-    except Exception:  # what was at work may be half made
+    except Exception:  # the object that describes itself may be incomplete
         line = "stopped."
     # not by print: the signal may have come in the middle of one
     os.write(2, f"\n{name}: {line}\n".encode())
-    logging.disable(logging.CRITICAL)  # engines would log the end of each of them, with tracebacks
+    logging.disable(logging.CRITICAL)  # each engine would log its end with a traceback
     raise SystemExit(code)

@@ -56,8 +56,9 @@ OutputPath: TypeAlias = str | Path
 FileName: TypeAlias = str
 #: a list of files to read, as only another component makes it
 InputEntries: TypeAlias = list[dict[str, str]]
-#: what the name of an unfinished file begins with; it is hidden and ends as the file will, which libraries look at
+#: end records of a zip archive
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
+#: what the name of an unfinished file begins with; it is hidden and ends as the file will, which libraries look at
 PARTIAL_PREFIX = ".part-"
 REMEDY = "nothing of it is left behind; make room or choose another folder."
 MAX_DEPTH = 40
@@ -71,7 +72,7 @@ def atomic_path(
     alone: bool = False,
     private: bool = False,
 ) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; it becomes ``path`` when the block succeeds and vanishes when it fails.
+    """Give a temporary path beside ``path``; it becomes ``path`` when the block succeeds and is deleted when it fails.
 
     Content and name are flushed to disk, so that a power failure cannot leave a complete name on an incomplete file.
     The block makes the file, with the rights of the umask unless it is ``private``.
@@ -82,7 +83,7 @@ def atomic_path(
         remedy: the end of that message.
         alone: no other process writes this file now (a locked folder). The temporary then has a fixed name: what a
             kill leaves behind is overwritten by the next attempt.
-        private: for nobody but this user, from the first byte on: the file has the mode 0600, folders that are made
+        private: readable by this user alone from the first byte on: the file has the mode 0600, folders that are made
             for it 0700 (on POSIX).
 
     Raises:
@@ -134,7 +135,7 @@ def _is_about(error: OSError, path: Path) -> bool:
 def make_folder(folder: PathLike, private: bool = False) -> None:
     """Make a folder and those above it where they are missing; private ones can be entered by this user alone.
 
-    Folders that are there already keep their rights: they are somebody's decision.
+    Existing folders keep their rights, which somebody may have chosen.
     """
     folder = Path(folder)
     if folder.is_dir():
@@ -150,14 +151,14 @@ def make_folder(folder: PathLike, private: bool = False) -> None:
 
 
 def user_cache() -> Path:
-    """Folder of this user alone for what is made here once and loaded as code later; made if missing.
+    """Folder, private to this user, for what is built once and loaded as code later; made if missing.
 
-    In ``XDG_CACHE_HOME`` where that is an absolute path (a relative one would begin in the folder of a bundle), else in
-    ``~/.cache``.
+    In ``XDG_CACHE_HOME`` where that is an absolute path (a relative one would be resolved in the folder of a bundle),
+    else in ``~/.cache``.
 
     Raises:
-        OSError: when it belongs to somebody else, others may write in it, or it is a link: what is loaded from it could
-            be anybody's.
+        OSError: when it belongs to somebody else, others may write in it, or it is a link: they could change what is
+            loaded from it.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     folder = (base if base.is_absolute() else Path.home() / ".cache") / "fedmonai"
@@ -179,7 +180,7 @@ def refuse_of_others(path: Path) -> None:
 
 
 def private_opener(path: PathLike, flags: int) -> int:
-    """Open a file that, if it is made here, is for this user alone; an ``opener`` of the built-in ``open``."""
+    """Open a file, with the mode 0600 if it is made here; an ``opener`` of the built-in ``open``."""
     return os.open(path, flags, 0o600)
 
 
@@ -269,9 +270,9 @@ def load_checked(path: PathLike, config_id: str = "", device: str = "cpu") -> An
 
 
 def _check_archive(path: PathLike) -> None:
-    """Compare the checksums, which torch does not: a flipped bit would become a wrong weight without a word."""
+    """Compare the checksums, which torch does not: a flipped bit would silently become a wrong weight."""
     with open(path, "rb") as stream:
-        if stream.read(4) != b"PK\x03\x04":  # what torch goes by
+        if stream.read(4) != b"PK\x03\x04":  # torch decides by this
             return  # an old format or no weights at all; torch.load says what it is
     with zipfile.ZipFile(path) as archive:
         if _directory_start(Path(path)) != archive.start_dir:
@@ -286,7 +287,7 @@ def _check_archive(path: PathLike) -> None:
 def _directory_start(path: Path) -> int:
     """Where an archive says that its directory is; -1 unless the directory and its end records close the file.
 
-    Readers look for a directory in different ways, so one that is in doubt may be another for torch than for Python.
+    Readers look for a directory in different ways, so torch and Python could take different ones.
     """
     size = path.stat().st_size
     with open(path, "rb") as stream:
@@ -326,7 +327,7 @@ def read_weights(path: PathLike, config_id: str) -> dict[str, Tensor]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses anchors and merges, which can stand for a thousand times their size, and keys that stand twice."""
+    """YAML loader that refuses anchors and merges, which can expand a thousandfold, and duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -344,7 +345,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _refuse_twice(keys: Sequence[Hashable], line: str = "") -> None:
-    """Readers see the first, machines take the last."""
+    """Refuse a duplicate key: a person may read its first value, a parser takes the last one."""
     seen: set[Hashable] = set()
     for key in keys:
         if key in seen:
@@ -361,7 +362,7 @@ def parse_strictly(text: str, form: str = "yaml") -> Any:
     """Content of a JSON (``form="json"``) or YAML text as plain values.
 
     Raises:
-        ValueError: when it cannot be read, is nested too deeply, a key stands twice, or YAML has anchors or tags.
+        ValueError: when it cannot be read, is nested too deeply, has a duplicate key, or YAML has anchors or tags.
     """
     try:
         if form == "json":

@@ -63,7 +63,7 @@ def mat_arrays(path: str | os.PathLike[str]) -> list[MatArray]:
 
 
 def _elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """Kind and payload of each element; one that is longer than what is there ends at the end."""
+    """Kind and payload of each element; one that declares more than the file holds is cut."""
     position = 0
     while position + 8 <= len(content):
         kind, size = struct.unpack_from(f"{order}II", content, position)

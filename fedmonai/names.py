@@ -24,7 +24,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def compiled_patterns(patterns: Patterns, config_id: str) -> list[re.Pattern[str]]:
-    """Regular expressions of names, of the kind whose cost is bounded whoever wrote them.
+    """Compile regular expressions of names; only those whose cost is bounded are accepted.
 
     A pattern is at most 200 characters long, repeats single characters only (``.*``, ``[0-9]+``; a group may be
     optional, ``(.*\\.)?``), holds neither look-around nor back reference, and can match a name in about a million ways
@@ -107,7 +107,7 @@ def printable(text: str, longest: int = 400) -> str:
 
 
 def shown(value: Any, longest: int = 80) -> str:
-    """A value for a message, safe to write: of a large number its size, of what holds other values its kind."""
+    """A value for a message, safe to write: a large number as its size, a container as its type."""
     if isinstance(value, int) and abs(value) > LARGEST_COUNT:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeds that depend on nothing but (seed, names, numbers): a site's randomness never depends on its company."""
+"""Seeds that depend on (seed, names, numbers) alone: a site's random numbers do not depend on the other sites."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def seed_local_training(seed: int, loader: Any, randomizables: Iterable[Any]) ->
 
 
 def stream(*key: str | int) -> np.random.RandomState:
-    """A random generator of its own for each ``key``, e.g. ``stream(seed, "B", "train", 3, "noise")``.
+    """Make a separate random generator for each ``key``, e.g. ``stream(seed, "B", "train", 3, "noise")``.
 
     The state comes from a SHA-256 of the key, so it is the same in every process and release of Python, and one
-    subject's draws never shift another's. ``RandomState`` because numpy keeps its sequences unchanged for good.
+    subject's draws never shift another's. ``RandomState`` because numpy guarantees that its sequences do not change.
     """
     digest = hashlib.sha256("\x1f".join(str(part) for part in key).encode()).digest()
     return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work beside a round: one piece at a time in a thread of its own, on a snapshot that the round cannot change."""
+"""Background work: one task at a time in a separate thread, on a snapshot that the round cannot change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Background:
-    """One piece of work beside the caller's; its failure is raised where the caller waits for it.
+    """Background task in a separate thread; its failure is raised where the caller waits for it.
 
     Example:
         >>> background, done = Background(), []
@@ -34,11 +34,11 @@ class Background:
 
     @property
     def busy(self) -> bool:
-        """Whether work is under way, or has ended without anybody having waited for it."""
+        """Whether work is under way, or has ended and was not waited for."""
         return self._thread is not None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin with the next piece of work, when the one before it is done.
+        """Start the next task after the one before it is done.
 
         Raises:
             Exception: whatever stopped the one before it.
@@ -59,7 +59,7 @@ class Background:
         """Wait for the work.
 
         Raises:
-            Exception: whatever stopped it; once.
+            Exception: whatever stopped it; raised once.
         """
         if self._thread is None:
             return
@@ -70,7 +70,7 @@ class Background:
             raise failure
 
     def settle(self) -> None:
-        """Wait for the work where another error is on its way already; its own is logged."""
+        """Wait for the work while another error is being raised; an error of the work itself is logged."""
         try:
             self.join()
         except Exception as error:
@@ -80,7 +80,7 @@ class Background:
 class Snapshot:
     """Copies of states of tensors and plain values on the CPU; the memory of one is used for the next.
 
-    A tensor that stands in a state more than once is copied once.
+    A tensor that occurs in a state more than once is copied once.
 
     Example:
         >>> snapshot, weights = Snapshot(), {"weight": torch.zeros(2)}

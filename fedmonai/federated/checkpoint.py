@@ -123,12 +123,13 @@ class Checkpoint:
     """Store of a run: its folder and tables, the commits of its rounds, its best models; without the engine.
 
     A round is committed when ``federation.pt`` names it. The file is written last, after the state files of the sites;
-    the commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so there is a
-    way back of one round: from a damaged file, from a state that no site can train from, or by ``resume_round``.
+    the commit before it stays as ``federation.previous.pt`` together with the site files it refers to, so a run can go
+    back by one round: after a damaged file, from a state that no site can train from, or with ``resume_round``.
 
-    A commit is written beside the next round, from a snapshot. One is outstanding at most, and what it replaces is
-    removed after it is on disk, so a kill at any time leaves a commit to resume from. What keeps it from being written
-    is raised by the next :meth:`join`, which comes before the next commit, the final test and every way back.
+    A commit is written during the next round, from a snapshot. One is outstanding at most, and what it replaces is
+    removed after it is on disk, so a kill at any time leaves a commit to resume from. An error while writing is raised
+    by the next :meth:`join`, which is called before the next commit, before the final test and before the run goes
+    back.
 
     Args:
         output_dir: folder of the run.
@@ -174,19 +175,19 @@ class Checkpoint:
         save_atomic(dict(initial), self.folder.model("initial"))
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take commits, tables, notes and best rounds back to a commit that was read here."""
+        """Reset commits, tables, notes and best rounds to a commit that was read here."""
         self.best.load_state_dict(state["best"])
         if self._is_previous(state):
             self._forget_overwritten(state["round"])
         self.folder.truncate(state["round"])
         if self._is_previous(state):
-            self.previous.replace(self.path)  # else the next commit would put the given up file in its place
+            self.previous.replace(self.path)  # else the next commit would replace it by the discarded file
             sync_folder(self.path.parent)
         self.notes = [*state["notes"], *(note for note in self.notes if note not in state["notes"])]
         self._commits = [dict(state["site_rounds"])]
 
     def _forget_overwritten(self, number: int) -> None:
-        """Drop the best rounds whose models the newest commit, which is given up, has overwritten."""
+        """Drop the best rounds whose models the newest commit, which is discarded, has overwritten."""
         try:
             newest = self._read(self.path, lambda states: None)
         except ConfigError:  # damaged: the round is done again as it was
@@ -221,8 +222,8 @@ class Checkpoint:
             state: the state; the best rounds and the notes are added to it.
             write_sites: sees that the states of the sites that ``site_rounds`` refers to are on disk.
             keep_sites: deletes all states but those that the commits on disk refer to, the newest last.
-            again: for the round that was committed last. The way back is always an earlier round: a second commit of a
-                round must not push it out.
+            again: for the round that was committed last. The previous commit is always of an earlier round, which a
+                second commit of a round must not replace.
 
         Raises:
             FederationError: when the commit before it could not be written.
@@ -257,7 +258,7 @@ class Checkpoint:
         """Wait until the last commit is on disk.
 
         Raises:
-            FederationError: when it cannot be written; the commits before it are whole.
+            FederationError: when it cannot be written; the commits before it are complete.
         """
         self._background.join()
 
@@ -289,7 +290,7 @@ class Checkpoint:
                 continue
             try:
                 state = self._read(path, check_states)
-            except FormatError:  # whole, so a way back to an earlier round would lose one for nothing
+            except FormatError:  # not damaged: going back would lose a round without need
                 raise
             except ConfigError as error:
                 self.note(f"{error} The round before it is used.")
@@ -375,7 +376,7 @@ def _is_record(value: Any) -> bool:
 
 
 _Forms = Mapping[str, tuple[Callable[[Any], bool], str]]
-#: what the parts of a state are, and how that is said; ``::`` leads into a part
+#: check and description of each part of a state; ``::`` leads into a part
 _FEDERATION: _Forms = {
     "round": (lambda value: _is_count(value), "a round, or 0 where nothing was trained"),
     "finished": (_is_switch, "True or False"),
@@ -457,7 +458,7 @@ def restoring(path: Path, remedy: str) -> Iterator[None]:
 
 
 def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse the state of another optimizer, which torch takes over and fails with in the first step.
+    """Refuse the state of another optimizer, which torch would accept and fail with in the first step.
 
     Raises:
         ValueError: with the difference.

@@ -18,7 +18,7 @@ class Costs:
     """Costs since they were last taken, by site and by what was asked (``join``, ``train``, ``validate``, ...).
 
     Bytes are those of the tensors by item (``weights``, each attachment), and of all plain values (``facts``) where
-    messages are really sent. Every message counts, whatever became of it.
+    messages are really sent. Every message counts, also one that was refused.
 
     Example:
         >>> costs = Costs()
@@ -56,7 +56,7 @@ class Costs:
         own[kind] = own.get(kind, 0.0) + max(0.0, seconds)
 
     def add(self, taken: Mapping[str, Any]) -> None:
-        """Add what the sites of another process have sent and worked; what they were sent is counted by who sends."""
+        """Add what the sites of another process have sent and worked; what they were sent is counted by the sender."""
         for site, kinds in taken["bytes_up"].items():
             for kind, sizes in kinds.items():
                 self.received(site, kind, sizes)
@@ -94,7 +94,7 @@ def added(sizes: Mapping[str, Any]) -> int:
 
 
 class SentBefore:
-    """What sites in one process would be sent if they were elsewhere: weights that a site holds do not travel again.
+    """Record of what sites in one process would be sent over a network: weights that a site holds are not sent again.
 
     A site holds the weights before training, the best ones and those that it was sent last.
     """
@@ -122,7 +122,7 @@ class SentBefore:
         return sizes
 
     def tested(self, site: str, sets: Mapping[str, tuple[Mapping[str, Tensor], int]]) -> dict[str, int]:
-        """Bytes of a final test: of ``{item: (weights as they are sent, their round)}`` those a site does not hold."""
+        """Bytes of a final test: those of ``{item: (weights as sent, their round)}`` that the site does not hold."""
         there = self._rounds.get(site, set())
         return {
             item: message_bytes(weights_message(weights))[WEIGHTS]

@@ -63,7 +63,7 @@ class Evaluations:
         counted = found.get("personal") or found.get("global") or {}
         chosen = found.get("global") or counted
         values = chosen.get(self.key_metric, {})
-        if chosen and not values and self.best.round() is None:  # later it is a bad reply, no wrong name
+        if chosen and not values and self.best.round() is None:  # later the replies are bad, not the name
             raise ConfigError(
                 f"key_metric is '{self.key_metric}', which no site reports; choose one of {', '.join(sorted(chosen))} "
                 "and continue with --resume True."
@@ -118,7 +118,7 @@ class Evaluations:
 
 
 def _held_back(what: str, result: SiteEvaluation) -> list[str]:
-    """A note on a site that reports how many cases it has evaluated, and no more."""
+    """A note on a site that reports how many cases it has evaluated, and nothing else."""
     numbers = [one.num_cases for one in result.found if not one.metrics]
     if not numbers:
         return []

@@ -57,11 +57,11 @@ class Federation(Workflow):
         min_sites: fewest sites whose updates make a round.
         val_interval: rounds between validations; the last round is always validated.
         validated_fraction: share of the training sites that is validated, in (0, 1]; drawn once from the seed: rounds
-            are compared over the same sites, and those that are drawn anew would nearly never be among them.
+            are compared over the same sites, and sites drawn anew in each round would rarely be the same.
         key_metric: validation metric that chooses the best round.
         key_metric_mode: ``max`` or ``min``.
         resume: continue the run in the folder; without a committed round there it starts from the beginning.
-        resume_round: continue after this round, one of the two that are kept; what came later is given up.
+        resume_round: continue after this round, one of the two that are kept; later rounds are discarded.
         init_ckpt: file of weights to start from.
         device: where the aggregate lives; the sites' own device avoids copies.
         method: name of the method, for the report.
@@ -71,7 +71,7 @@ class Federation(Workflow):
         ConfigError: on values outside their ranges and unknown site names.
     """
 
-    #: what expressions of a config may use of an object
+    #: attributes that expressions of a config may use
     CONFIG_NAMES = ("prepare",)
 
     def __init__(
@@ -128,14 +128,14 @@ class Federation(Workflow):
         self._updates: dict[str, ExchangeObject] = {}
         self._accumulator: Accumulator | None = None
         self._handler_states: dict[str, Any] | None = None
-        #: bytes and seconds of the final test
         #: of the round that ended last: bytes and seconds by site
         self.round_costs: dict[str, Any] = {}
+        #: bytes and seconds of the final test
         self._final_costs: dict[str, Any] = {}
         #: the round that was recorded and is not committed yet
         self._pending: int | None = None
         self._stage = "before the first round"
-        #: the way back from a state that no site can train from, and the rounds from which it was taken
+        #: the commit to go back to from a state that no site can train from, and the rounds where that was done
         self._way_back: dict[str, Any] | None = None
         self._given_up: set[int] = set()
         self.state.key_metric_name = f"val_{key_metric}"
@@ -160,7 +160,7 @@ class Federation(Workflow):
         return self._work_left
 
     def close(self) -> None:
-        """Wait for the last commit, then let go of the run's folder and end the sites' processes.
+        """Wait for the last commit, then release the run's folder and end the sites' processes.
 
         :meth:`run` does it at its end.
         """
@@ -197,7 +197,7 @@ class Federation(Workflow):
         self._finish()
 
     def _step_back(self, state: dict[str, Any], error: FederationError) -> None:
-        """Go on from an earlier commit, as a resumed run does."""
+        """Continue from an earlier commit, as a resumed run does."""
         self._way_back = None
         self.checkpoint.note(f"{error} No site can train from that state; going on after round {state['round']}.")
         reset_engine(self, 0, 0)
@@ -211,7 +211,7 @@ class Federation(Workflow):
         folder = self.sites.plan.output_dir
         if not (self.checkpoint.exists() or self.checkpoint.outstanding):
             return f"stopped {self._stage}; '{folder}' holds no committed round to resume: start again."
-        return f"stopped {self._stage}; what is committed in '{folder}' is whole: resume with --resume True."
+        return f"stopped {self._stage}; what is committed in '{folder}' is complete: resume with --resume True."
 
     def participants(self, round_number: int) -> list[str]:
         """The sites that train in a round, sorted; a function of (seed, round) alone."""
@@ -222,7 +222,7 @@ class Federation(Workflow):
 
     def _drawn(self, share: float, fewest: int, *what: Any) -> list[str]:
         """A share of the training sites, sorted; a function of the seed and of what they are drawn for."""
-        # rounded first: 0.28 of 25 sites is 7 and not, for the last bit of the product, 8
+        # rounded first: 0.28 of 25 sites is 7, not 8 because of the last bit of the product
         count = max(fewest, math.ceil(round(share * len(self.train_sites), 9)))
         return sorted(random.Random(derive_seed(self.seed, *what)).sample(self.train_sites, count))
 
@@ -275,8 +275,8 @@ class Federation(Workflow):
     def _open_sites(self, round_number: int, committed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Open every site once, so that a mistake in any of them ends the run before the first round.
 
-        Of sites that take part now and then, those of the first round and those that do not train: the others are
-        opened when they are first asked, where a mistake costs them the round.
+        With ``fraction`` below 1, only those of the first round and those that do not train: the others are opened when
+        they are first asked, and a mistake then excludes them from the round.
 
         Args:
             round_number: the first round that is run now.
@@ -291,7 +291,7 @@ class Federation(Workflow):
             structure = self.sites.structure(name)
             if structure is None:
                 continue
-            if not weights and committed is not None:  # before memory is taken for tensors of the size that a site says
+            if not weights and committed is not None:  # before tensors of the declared sizes are allocated
                 with restoring(self.checkpoint.path, _SAME_RUN):
                     self.guard.check_structure(structure, committed)
             try:
@@ -379,7 +379,7 @@ class Federation(Workflow):
         if update is None:
             return {"site": name, "loss": math.nan}
         if self._accumulator is None:
-            self._updates[name] = update  # last: what failed is in no average
+            self._updates[name] = update  # after all checks: a failed update is in no average
         else:
             self._accumulator.add(update)
         return {"site": name, "loss": float((update.statistics or {}).get("loss", math.nan))}
@@ -396,7 +396,7 @@ class Federation(Workflow):
                 record.observed(name)
             else:
                 record.completed(name, update, norm)
-        except Exception as error:  # whatever a site's own code raises, the round goes on without it
+        except Exception as error:  # whatever a site's own code raises, the round continues without it
             self._leave_out(name, error)
             return None
         return update
@@ -422,7 +422,7 @@ class Federation(Workflow):
         self._record_round(validate=number % self.val_interval == 0 or number == self.state.max_epochs)
 
     def _too_few(self, number: int) -> str:
-        """Why a round cannot be aggregated and how to go on; finds the way back that there is."""
+        """Describe why a round cannot be aggregated and how to continue; find the commit to go back to."""
         record, folder = self.record, self.sites.plan.output_dir
         reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(record.failed.items()))
         text = (
@@ -436,7 +436,7 @@ class Federation(Workflow):
             self._way_back = earlier
         if self._way_back is not None:
             return f"{text}."
-        text = f"{text}: mend the sites and continue with --resume True"
+        text = f"{text}: correct the sites and continue with --resume True"
         return f"{text}." if earlier is None else f"{text}, or go back with --resume_round {earlier['round']}."
 
     def _record_round(self, validate: bool) -> None:
@@ -465,7 +465,7 @@ class Federation(Workflow):
             self.state.best_metric, self.state.best_metric_epoch = best.value(), best.round()
 
     def _commit(self, finished: bool = False) -> None:
-        """Have the state of the round that was recorded last written beside what follows, if it is not yet."""
+        """Start to write the state of the round that was recorded last, in the background, if it is not written."""
         again = self._pending is None
         if again and not finished:
             return
@@ -509,7 +509,7 @@ class Federation(Workflow):
             reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(failed.items()))
             raise FederationError(
                 f"the training is done, but the final test failed at every site. {reasons}. The models are in "
-                f"'{folder.model('model_final').parent}': mend the sites and test again with --resume True."
+                f"'{folder.model('model_final').parent}': correct the sites and test again with --resume True."
             )
 
     def _description(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _described(name: str, tensor: Tensor) -> list[Any]:
 
 
 def _content(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor; of one in the CPU's memory without a copy."""
+    """The bytes of a tensor, without a copy if it is in the CPU's memory."""
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)

@@ -57,16 +57,16 @@ class LocalPool:
         self._rounded: Rounded = {}
         # all sites are sent the same tensors, which are looked through once
         self._guard = (plan.guard or UpdateValidator()).once()
-        # the bound is one of updates; a site that held the server's weights against its own would answer, refusal by
-        # refusal, how far they are from what it has learned
+        # the bound is for updates: a site that compared the server's weights with its own would reveal by its refusals
+        # how far they are from what it has learned
         self._guard.max_norm = None
         self._resident: OrderedDict[str, SiteAlgo] = OrderedDict()
         self._dirty: set[str] = set()
-        #: states that were taken and are not on disk yet; only whoever writes them takes them out
+        #: states that were taken and are not on disk yet; removed only when they are written
         self._unwritten: dict[Path, dict[str, Any]] = {}
         self._files = StateFiles(plan)
         self._updates = UpdateBuffers()
-        #: weights and buffers of all sites that keep none of their own
+        #: weights and buffers that all sites without private weights share
         self._common: dict[str, Tensor] = {}
         self._round = 0
         self._before: dict[str, int] = {}
@@ -155,7 +155,7 @@ class LocalPool:
     def train(self, name: str, message: ExchangeObject) -> ExchangeObject:
         """Train a site; its update's tensors are borrowed until the next round begins.
 
-        Where the plan has them used up ``at_once``, they are borrowed until the next site trains, and are its own.
+        With the plan's ``at_once`` they may be the site's own tensors, borrowed until the next site trains.
 
         Raises:
             Exception: whatever stopped the training.
@@ -184,9 +184,9 @@ class LocalPool:
         self._dirty.add(name)
 
     def rollback(self, name: str) -> None:
-        """Take back a local training whose update is not used.
+        """Discard a local training whose update is not used.
 
-        One that failed by itself has left nothing; after a refused one the private part goes back to its file.
+        A training that failed has left no trace; after a refused update the private state is read from its file again.
         """
         written = self.state_rounds.get(name) == self._round  # it was offloaded since
         if name in self._dirty or written:
@@ -258,7 +258,7 @@ class LocalPool:
         """
         for path in list(self._unwritten):
             save_atomic(self._unwritten[path], path)
-            del self._unwritten[path]  # now: the site may be opened again, from one or from the other
+            del self._unwritten[path]  # at once: the site may be opened again, from memory or from the file
 
     def _offload(self, name: str) -> None:
         if name in self._dirty:
@@ -267,7 +267,7 @@ class LocalPool:
         del self._resident[name]
 
     def _state_file(self, name: str) -> Path:
-        """The file of a site's state as it is now, which is the newest from here on."""
+        """Register the file of a site's current state as its newest; return its path."""
         self.state_rounds[name] = self._round
         self._files.note(name, self._round)
         self._dirty.discard(name)
@@ -282,4 +282,4 @@ class LocalPool:
         self._files.keep(commits)
 
     def close(self) -> None:
-        """Does nothing: all sites are in this process."""
+        """Do nothing: all sites are in this process."""

@@ -22,8 +22,8 @@ class LocalTrainingMonitor:
     """Ignite handler that sums the loss on the device, counts iterations and keeps the time limit of a local training.
 
     Args:
-        timeout: seconds a local training may take, or ``None``. The limit is looked at after every iteration: a site
-            that hangs inside one iteration is not interrupted.
+        timeout: seconds a local training may take, or ``None``. The limit is checked after every iteration: a site that
+            hangs inside one iteration is not interrupted.
     """
 
     def __init__(self, timeout: float | None = None) -> None:
@@ -65,9 +65,9 @@ class LocalTrainingMonitor:
 
 
 def reset_engine(engine: Engine, epoch: int, iteration: int) -> None:
-    """Put an ignite engine back after an exception.
+    """Reset an ignite engine after an exception.
 
-    The engine keeps its dead generator and would silently do nothing on the next ``run()``.
+    The engine keeps its finished generator and would silently do nothing on the next ``run()``.
     """
     engine._internal_run_generator = None
     engine._dataloader_iter = None
@@ -78,7 +78,7 @@ def reset_engine(engine: Engine, epoch: int, iteration: int) -> None:
 def stateful_parts(handlers: Sequence[Any]) -> dict[str, Any]:
     """The parts of a handler list that have a state, by a name that is stable while the list is.
 
-    A handler counts itself, or else the learning-rate scheduler or the ignite handler that it wraps.
+    That is the handler itself, or else the learning-rate scheduler or the ignite handler that it wraps.
     """
     parts = {}
     for index, handler in enumerate(handlers):
@@ -132,7 +132,7 @@ class UpdateBuffers:
         return dict(self._borrowed[-1])
 
     def end_round(self) -> None:
-        """Everything that was borrowed may be written over from now on."""
+        """Allow everything that was borrowed to be overwritten."""
         self._free += self._borrowed
         self._borrowed = []
 
@@ -147,7 +147,7 @@ def _fit(buffers: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> bool
 def draws_from_all(loader: Any) -> bool:
     """Whether a loader draws from the whole of its dataset, as far as its sampler says.
 
-    A list of places in place of a sampler could repeat one case as often as asked.
+    A list of indices instead of a sampler could repeat one case any number of times.
     """
     batches = getattr(loader, "batch_sampler", None)
     if batches is None:

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 #: format versions: a number goes up when what is written is no longer understood by the version before;
-#: ``tests/golden/formats`` holds one file of each, so that no change goes unnoticed. Of :func:`pack`
+#: ``tests/golden/formats`` holds one file of each, so that no change goes unnoticed. This one is of :func:`pack`
 MESSAGE_FORMAT = 2
 #: of ``federation.pt`` and of the sites' ``round_NNNN.pt``
 STATE_FORMAT = 2
@@ -52,7 +52,7 @@ JOB_FORMAT = 1
 
 
 class FormatError(ConfigError):
-    """Content in another format: not damaged, but not used either."""
+    """Error for content in another format, which is not damaged but cannot be used."""
 
 
 def check_format(what: str, content: Any, known: int, remedy: str) -> None:
@@ -192,7 +192,7 @@ class Request:
         facts: plain values: lists and dicts with ``str`` keys of numbers, strings, booleans and ``None``.
         digests: the digest of each item (``weights`` or an attachment) that the site is to keep.
         held: items among them that are not sent: the site holds them from an earlier request.
-        keep: digests of items of earlier requests that the site goes on keeping.
+        keep: digests of items of earlier requests that the site keeps further.
 
     Example:
         >>> tensors, plain = pack_request(Request("train", "A", 3, weights_message({"weight": torch.zeros(2)})))
@@ -215,8 +215,8 @@ class Request:
 class Reply:
     """Reply of a site; one with an ``error`` has no message.
 
-    One whose facts name what it ``needs`` has none either: the site no longer holds these items of the request, and is
-    to be sent the whole of it.
+    A reply whose facts name what the site ``needs`` has no message either: the site no longer holds these items of the
+    request and must be sent all of it.
 
     Example:
         >>> unpack_reply(*pack_reply(Reply(error="no data")))
@@ -319,7 +319,7 @@ def unpack_reply(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Rep
 
 @contextlib.contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Say in one line that what came over a wire cannot be read."""
+    """Raise a ConfigError of one line when what came over a wire cannot be read."""
     try:
         yield
     except ConfigError:

@@ -11,7 +11,7 @@ import torch
 
 __all__ = ["numeric_flags", "set_numeric_flags"]
 
-#: attributes of :mod:`torch.backends`, what holds in general before what holds for one kind of operation
+#: attributes of :mod:`torch.backends`, general ones before those of one kind of operation
 _BACKENDS = (
     "cudnn.enabled",
     "cudnn.deterministic",
@@ -30,14 +30,14 @@ _BACKENDS = (
     "mkldnn.conv.fp32_precision",
     "mkldnn.rnn.fp32_precision",
 )
-#: the smallest number but denormal ones, halved: zero where these are flushed
+#: half of the smallest normal number: zero where denormal numbers are flushed
 _DENORMAL = 2.0**-127
 
 
 def numeric_flags() -> dict[str, Any]:
     """The flags of this process as plain values; TensorFloat-32 is among the precisions."""
     flags: dict[str, Any] = {name: attrgetter(name)(torch.backends) for name in _BACKENDS}
-    with contextlib.suppress(RuntimeError):  # precisions that this older setting has no word for
+    with contextlib.suppress(RuntimeError):  # precisions that this older setting cannot express
         flags["matmul_precision"] = torch.get_float32_matmul_precision()
     flags["default_dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
     flags["deterministic"] = torch.get_deterministic_debug_mode()

@@ -24,11 +24,11 @@ __all__ = ["SitePlan", "overlay_files"]
 
 
 def overlay_files(overlay: Any) -> list[Any]:
-    """The config files that stand under ``overlay``, in their order.
+    """The config files named under ``overlay``, in their order.
 
     Args:
-        overlay: one file, a list of them, or files by names of their own, to which several configs can add without
-            knowing of each other; null names none.
+        overlay: one file, a list of them, or a mapping of names to files, to which several configs can add
+            independently; null for none.
     """
     files = list(overlay.values()) if isinstance(overlay, Mapping) else as_list(overlay)
     return [file for file in files if file is not None]
@@ -39,7 +39,7 @@ class SitePlan:
     """Plan of the sites: what they need of their federation. From it and the bundle's files alone every site is built.
 
     Made from a config without opening a folder. The engine, its workers and a deployed site build the same site from
-    the same plan; what a site decides for itself is another plan (:func:`dataclasses.replace`).
+    the same plan; what a site decides for itself gives another plan (:func:`dataclasses.replace`).
 
     A site's configuration is the base file(s), then the overlay(s) of ``local``, then the overlay(s) of the site, then
     the ids of ``local``, then the ids of the site; later ones win.
@@ -62,7 +62,8 @@ class SitePlan:
         local_keys: regular expressions of tensors that stay although ``shared_keys`` matches them.
         attachments: names of attachments that the strategy may send to a site.
         attachments_up: names of those that it takes from one.
-        at_once: whether an update is used up before the next site trains, so that a site may lend its own tensors.
+        at_once: whether an update is used up before the next site trains, so that a site may pass its own tensors
+            without a copy.
         policy: bounds that a deployed site sets.
         gate: refuses files and ids of a site, ``(site, bundle_root, files, ids)``, whenever it is built; a deployed
             site sets it, and no config can.
@@ -76,7 +77,7 @@ class SitePlan:
         ConfigError: on an empty federation or a name that is no folder name.
     """
 
-    #: what becomes files and ids of sites stands in the federation's config itself, where it can be checked
+    #: what becomes files and ids of sites is written in the federation's config itself, where it can be checked
     CONFIG_FORMS: ClassVar[dict[str, Any]] = {
         "sites": "@sites",
         "local": "@local",
@@ -117,7 +118,7 @@ class SitePlan:
         put(self, "bundle_root", str(self.bundle_root))
         put(self, "base", tuple(as_list(self.base)))
         put(self, "output_dir", Path(self.output_dir))
-        WireForm(self.wire_dtype)  # refuses what is none
+        WireForm(self.wire_dtype)  # refuses another type
 
     @property
     def names(self) -> list[str]:
@@ -139,7 +140,7 @@ class SitePlan:
             raise ConfigError(f"'{name}' is no site of this federation; its sites are {', '.join(self.names)}.")
 
     def serving(self, strategy: Strategy) -> SitePlan:
-        """The plan with what a strategy declares: what is shared, which attachments it sends down, when it adds up."""
+        """The plan with what a strategy declares: what is shared, which attachments it sends, how it takes updates."""
         compared = (self.guard or UpdateValidator()).max_norm_ratio is not None
         keys, up, down = strategy.shared_keys, strategy.attachments_up, strategy.attachments_down
         return replace(
@@ -152,7 +153,7 @@ class SitePlan:
         )
 
     def described(self) -> dict[str, str]:
-        """What sites are built from, but components and the device, as texts by id: equal plans say the same."""
+        """What sites are built from, without components and the device, as texts by id; equal for equal plans."""
         said: dict[str, str] = {}
         for one in fields(self):
             value = getattr(self, one.name)
@@ -246,9 +247,9 @@ def _refuse_component(name: str, key: str, value: Any) -> None:
 
 
 def _refuse_evaluated(name: str, key: str, value: Any) -> None:
-    """Refuse what the site's parser would evaluate: the federation's has evaluated all that was written as such.
+    """Refuse what the site's parser would evaluate; the federation's parser has evaluated all that its configs hold.
 
-    What still begins with a sign of MONAI was put together on the way, so that no check of the configs has seen it.
+    A text that still begins with a sign of MONAI was composed later, so that no check of the configs has seen it.
     """
     if isinstance(value, Mapping):
         if any(str(inner).startswith("_") for inner in value):

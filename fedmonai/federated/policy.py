@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy of a site: the bounds of what it takes part in and of what leaves it, whoever asks."""
+"""Policy of a site: bounds on what it takes part in and on what leaves it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedmonai.federated.site import SiteAlgo
 
 __all__ = ["PolicyError", "SitePolicy"]
 
-#: epsilon is accounted at this delta, or at a filter's own if that is smaller: a job may not choose a kinder one
+#: epsilon is accounted at this delta, or at a filter's own if that is smaller: a job may not choose a larger one
 DELTA = 1e-5
 
 
@@ -27,12 +27,12 @@ class PolicyError(ConfigError):
 class SitePolicy:
     """Bounds that a site sets; a job can only stay below them.
 
-    The default is the policy of one's own machine, in a simulation: nothing is bounded and errors are sent in full. A
-    deployed site's is made from its ``fedmonai.yaml``.
+    The default is for a simulation on the user's own machine: nothing is bounded and errors are sent in full. The
+    policy of a deployed site is made from its ``fedmonai.yaml``.
 
     Args:
-        own_machine: whether server and sites are one's own, so that errors need not be kept from the server.
-        max_shared: the tensors that may leave at most; ``None`` for what the job shares.
+        own_machine: whether server and sites belong to one user, so that the server may see errors in full.
+        max_shared: the only tensors that may leave; ``None`` for what the job shares.
         attachments: names of the attachments that may leave; ``None`` for those that the strategy declares.
         min_steps: fewest iterations of a local training.
         min_batch: fewest samples of its batches.
@@ -58,7 +58,7 @@ class SitePolicy:
     packages: Sequence[str] = ()
 
     def check_site(self, site: SiteAlgo) -> None:
-        """Refuse a site that was built to share more, or from less, than is allowed.
+        """Refuse a site that would share more, or train on less, than is allowed.
 
         Raises:
             PolicyError: with the bound and what the job asks for.

@@ -24,7 +24,7 @@ __all__ = ["UNBOUNDED", "GaussianPrivacy", "note_release", "read_history", "spen
 
 #: epsilon of a site from which an update has left without noise
 UNBOUNDED = "unbounded"
-#: values of noise: 16 MB of random bytes
+#: values of noise drawn at a time, from 16 MB of random bytes
 _DRAWN_TOGETHER = 1 << 21
 
 
@@ -45,11 +45,11 @@ class GaussianPrivacy:
     tensors that have changed are refused, as they would pass without noise. Batch variances that noise has made
     negative are set to zero.
 
-    The number of releases is kept in ``sites/<site>/privacy.json``, written before an update leaves and never turned
-    back, so a round that is repeated after an interruption counts again. A site from which an update has left without
-    noise (:func:`note_release`) has no bounded epsilon any more: ledger, round record and report say "unbounded". Noise
-    comes from the operating system's randomness, hence two runs differ. With ``seed`` the noise repeats, for tests;
-    anyone who knows the seed can subtract it, which the ledger notes.
+    The number of releases is kept in ``sites/<site>/privacy.json``, written before an update leaves and never reset, so
+    a round that is repeated after an interruption counts again. A site from which an update has left without noise
+    (:func:`note_release`) has no bounded epsilon any more: ledger, round record and report say "unbounded". Noise comes
+    from the operating system's randomness, hence two runs differ. With ``seed`` the noise repeats, for tests; anyone
+    who knows the seed can subtract it, which the ledger notes.
 
     Args:
         output_dir: folder of the run, as given to :class:`~fedmonai.federated.local_pool.LocalPool`.
@@ -57,7 +57,7 @@ class GaussianPrivacy:
         noise_multiplier: standard deviation of the noise in units of ``clip_norm``.
         delta: probability that the guarantee fails; well below one over the number of patients.
         seed: for tests only.
-        max_epsilon: the site trains no more when one more release would spend more than this; ``None`` for no bound.
+        max_epsilon: the site stops training when one more release would spend more than this; ``None`` for no bound.
 
     Raises:
         ConfigError: on values outside their ranges, or without the extra ``privacy``.
@@ -164,7 +164,7 @@ class GaussianPrivacy:
         return self.output_dir / "sites" / site / self.LEDGER
 
     def _with_one_more(self, site: str) -> list[list[float]]:
-        """What stands in the ledger after one more release."""
+        """The history of the ledger after one more release."""
         history = read_history(self.ledger(site))
         if history and history[-1][0] == self.noise_multiplier:
             history[-1][1] += 1
@@ -191,10 +191,10 @@ def _is_noisy(tensor: Tensor) -> bool:
 
 
 def _secret_noise(like: Tensor) -> Tensor:
-    """Standard normal values in the form of a tensor, each of bytes of the operating system (Box and Muller, 1958).
+    """Standard normal values in the shape of a tensor, made from the system's random bytes (Box and Muller, 1958).
 
-    A generator of torch would not do: on a CPU it is seeded with 32 bits. Whoever knows one value of the noise, of a
-    weight that did not change, tries them out; and its later values follow from earlier ones.
+    A generator of torch would not do: on a CPU it is seeded with 32 bits. Anyone who knows one value of the noise, from
+    a weight that did not change, can try all seeds; and later values follow from earlier ones.
     """
     noise = torch.empty(like.numel(), dtype=like.dtype)
     for part in noise.split(_DRAWN_TOGETHER) if len(noise) else ():
@@ -213,7 +213,7 @@ def _as_real(tensor: Tensor) -> Tensor:
 def note_release(folder: Path, message: ExchangeObject) -> None:
     """Note beside a site's ledger that an update leaves without noise; called before every update leaves.
 
-    It stays there whatever becomes of the run: no filter of a later round can protect what has left.
+    It stays there however the run ends: no filter of a later round can protect what has left.
 
     Args:
         folder: the site's folder.

@@ -45,21 +45,21 @@ class ProcessPool:
     The i-th site in the order of the names lives in worker i modulo their number and stays there with its private
     state; a worker keeps its sites in a :class:`~fedmonai.federated.local_pool.LocalPool`. All workers train, and
     evaluate, at the same time, each its sites one after another. Weights pass through shared memory, all else as JSON
-    over a connection of two ends; no object of this process reaches a worker, which builds its sites from the bundle's
-    files. Updates are taken in the order of the names: a run is that of one process to the bit, on a CPU and with as
-    many threads.
+    over a pipe; no object of this process reaches a worker, which builds its sites from the bundle's files. Updates are
+    taken in the order of the names: a run equals that of one process to the bit, on a CPU and with the same number of
+    threads.
 
     Threads of a worker, and of this process as long as there are workers, are those of ``OMP_NUM_THREADS``, one
     without it. Numeric flags of PyTorch are taken over when a worker starts. The global weights live on the CPU. A
-    worker whose process ends costs its sites the round and is started again; their private state is then that of the
-    last commit.
+    worker whose process ends is started again: its sites miss the round, and their private state is that of the last
+    commit.
 
     Args:
         plan: what the sites are built from.
         config: the federation's config as a YAML text, from which the workers make the same plan.
         program: module with ``main(connection, incoming, outgoing)``, three descriptors, that a worker runs.
         workers: worker processes; no more are started than there are sites.
-        devices: device of each worker, beginning anew where there are more workers; ``None`` leaves it to the plan.
+        devices: device of each worker, repeated in order where there are more workers; ``None`` leaves it to the plan.
         resident_sites: how many sites are held in memory at a time by all workers together; ``None`` for all.
         simulated: must be false: no site can read the data of one in another process.
 
@@ -134,7 +134,7 @@ class ProcessPool:
             f"worker {worker.index} (sites {', '.join(worker.sites)}) has ended ({worker.status}) and is started again"
         )
         if lost:
-            note += f"; what {', '.join(lost)} learned in this round is lost but for the update"
+            note += f"; what {', '.join(lost)} learned in this round is lost, except the update"
         self.notes.append(note)
         logger.warning(note)
 
@@ -147,7 +147,7 @@ class ProcessPool:
     ) -> None:
         """Ask sites for something, each in its own worker, without waiting; ``begin`` is a round that begins first."""
         memory = self._start()
-        for name in list(self._asked):  # nobody took the reply; what it is made from is about to be written over
+        for name in list(self._asked):  # the reply was not used; the memory of its tensors is about to be overwritten
             self._reply(name)
         if begin is not None:
             for worker in self.workers:
@@ -162,11 +162,11 @@ class ProcessPool:
             self._asked[name] = self._of[name].call(method, {"site": name, **arguments}, **sent)
 
     def _reply(self, name: str) -> dict[str, Any]:
-        """The reply to what a site was asked last; the end of its worker is an error in it."""
+        """The reply to the last call for a site; if its worker has ended, a reply with that error."""
         worker = self._of[name]
         reply = worker.reply(self._asked.pop(name))
         if reply is not None:
-            if "costs" in reply:  # not of a worker that could not begin
+            if "costs" in reply:  # missing when a worker could not start
                 self.costs.add(reply["costs"])
             return reply
         if worker.running:
@@ -201,7 +201,7 @@ class ProcessPool:
         return dict(self._message(name, _good(self._reply(name))).weights or {})
 
     def _message(self, name: str, reply: Mapping[str, Any]) -> ExchangeObject:
-        """The message in a reply: weights as they lie in shared memory, attachments for the receiver to keep."""
+        """The message in a reply: weights as views of shared memory, attachments as copies."""
         message = unpack(self._of[name].outgoing.view(reply["places"]), reply["message"])
         assert message is not None  # noqa: S101 (for mypy; a worker sends none that is empty)
         for attachment, tensors in attachments_of(message).items():
@@ -240,7 +240,7 @@ class ProcessPool:
         return update
 
     def rollback(self, name: str) -> None:
-        """Take back a local training whose update is not used."""
+        """Discard a local training whose update is not used."""
         self._unsaved.discard(name)
         self._of[name].call("rollback", {"site": name}, reply=False)
 
@@ -297,7 +297,7 @@ class ProcessPool:
         return dict(self.state_rounds)
 
     def write_states(self) -> None:
-        """Does nothing: the workers have written them."""
+        """Do nothing: the workers have written them."""
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
         """Raise ConfigError when a state file of a commit cannot be read."""
@@ -322,10 +322,10 @@ class ProcessPool:
 
 
 def _good(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A reply, if it is none of an error.
+    """Return a reply if it reports no error.
 
     Raises:
-        ConfigError: or a FederationError, as the worker met it; a RuntimeError with the traceback for anything else.
+        ConfigError: or a FederationError, as raised in the worker; a RuntimeError with the traceback for anything else.
     """
     if "error" in reply:
         kinds = {FederationError.__name__: FederationError, "": RuntimeError}
@@ -334,7 +334,7 @@ def _good(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _threads() -> int:
-    """Threads of a process: what the environment says (of nested numbers the outermost), one if it says nothing."""
+    """Threads of a process: what the environment says (the outermost of nested numbers), else one."""
     found = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(found) if found.isdecimal() and int(found) > 0 else 1
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protocol of methods: what one may implement, at the server and at a site, and what it may see of a round.
+"""Protocol of methods: what a method may implement, at the server and at a site, and what it may see of a round.
 
 A method is a subclass of :class:`Strategy`, of :class:`SiteHandler`, or of both, usually in one file
-(``docs/new_method.md`` builds two). Every hook stands in one of the two classes with its default, so nothing but the
-hooks that a method needs is written. Neither knows a transport: the in-process federation, an NVFlare server and a
+(``docs/new_method.md`` builds two). Every hook is in one of the two classes with its default, so a method
+implements only the hooks that it needs. Neither knows a transport: the in-process federation, an NVFlare server and a
 Flower server drive the same objects.
 """
 
@@ -71,11 +71,11 @@ class SiteHandler:
     One round is one ``trainer.run()``: ``Events.STARTED`` finds the round's weights loaded, ``Events.COMPLETED`` the
     local training done. At ``IterationEvents.LOSS_COMPLETED`` a term may be added to ``engine.state.output["loss"]``,
     at ``BACKWARD_COMPLETED`` to the gradients. Random numbers come from a generator of the handler's own, seeded by
-    :meth:`set_random_state`, so that nobody else's draws move. The order of the hooks in a round is
+    :meth:`set_random_state`, so that no other draws change. The order of the hooks in a round is
     :meth:`set_random_state`, the events (or :meth:`observe`), :meth:`training_metrics`, :meth:`contribute`.
 
     Handlers of MONAI and ignite need not be subclasses. A subclass with a public name that is nearly a hook's cannot be
-    made, as it would never be called; names of its own may begin with an underscore.
+    made, as that name would never be called; private names begin with an underscore.
 
     Raises:
         TypeError: when the class is made or an attribute is set, for a nearly misspelt hook, one that is no method, or
@@ -145,17 +145,17 @@ class SiteHandler:
 
 
 class Accumulator(Protocol):
-    """What takes the updates of one round as they come, for a strategy that does not need them together."""
+    """Accumulator of the updates of one round, one by one, for a strategy that does not need them together."""
 
     def add(self, update: ExchangeObject) -> None:
         """Take in a checked update; those of a round come in sorted order of the sites. Its tensors are borrowed."""
 
     def finish(self) -> None:
-        """Make of all that came the new global weights; the same to the bit as :meth:`Strategy.aggregate`."""
+        """Compute the new global weights from all updates; to the bit those of :meth:`Strategy.aggregate`."""
 
 
 class Strategy(ABC):
-    """Base of all strategies, the server half of a method: who gets what in a round, what becomes of the updates.
+    """Base of all strategies, the server half of a method: what each site is sent in a round, and how updates are used.
 
     Args:
         shared_keys: regular expressions of the tensors that travel.
@@ -166,7 +166,7 @@ class Strategy(ABC):
             one of :class:`SiteHandler` in a class that is none.
     """
 
-    #: what expressions of a config may use of an object
+    #: attributes that expressions of a config may use
     CONFIG_NAMES = ("attachments_down",)
     #: names of the attachments that may travel from the sites / to the sites beside the weights
     attachments_up: tuple[str, ...] = ()
@@ -202,7 +202,7 @@ class Strategy(ABC):
         return None
 
     def configure_round(self, round_number: int, sites: Iterable[str]) -> dict[str, ExchangeObject]:
-        """One message per site. In process the tensors are the global ones themselves: receivers copy, never keep."""
+        """One message per site. In process the tensors are the global ones themselves: receivers copy them."""
         return {site: weights_message(self.global_weights, round=round_number) for site in sites}
 
     def evaluation_message(self, site: str) -> ExchangeObject:
@@ -224,11 +224,11 @@ class Strategy(ABC):
         """Turn checked updates into the new global weights, in place.
 
         The weights of an update are borrowed until the next round, when their memory is written over: what is kept
-        longer has to be copied. Attachments are the strategy's own.
+        longer has to be copied. Attachments may be kept.
         """
 
     def accumulator(self) -> Accumulator | None:
-        """What takes the updates of a round one by one; ``None`` where they are needed together.
+        """The accumulator of a round's updates; ``None`` where they are needed together.
 
         It is used where no bound compares the updates of a round either: no more than one is then in memory.
         """
@@ -266,7 +266,7 @@ def _refuse_misspelt(cls: type) -> None:
 
 
 def _refuse_misspelt_attribute(target: object, name: str, value: object) -> None:
-    """Refuse an attribute of an object likewise; of nearly a hook's name is only what could be meant as that hook."""
+    """Refuse such an attribute of an object; a similar name counts only for a hook of its kind (method or value)."""
     cls = type(target)
     if name.startswith("_") or (name not in _own(cls) and hasattr(cls, name)):
         return
@@ -303,7 +303,7 @@ def _check(cls: type, where: str, name: str, value: object, meant: Sequence[str]
 
 
 def refuse_foreign_hooks(site: str, handlers: Iterable[Any]) -> None:
-    """Refuse handlers that have a hook of ours but are no :class:`SiteHandler`: it would never be called.
+    """Refuse handlers that have a hook of :class:`SiteHandler` but are none: it would never be called.
 
     Raises:
         ConfigError: for the first one.

@@ -17,12 +17,12 @@ __all__ = ["ReceivedSets"]
 
 
 class ReceivedSets:
-    """Sets of tensors that this site was sent in this run, one file each, named by their digest.
+    """Store of the sets of tensors that this site was sent in this run, one file each, named by their digest.
 
-    Nothing else is ever put here: neither what the site has trained nor what it was built with. So the answer to a
-    digest tells a server only whether the site still has what that server has sent it. Files are read again whole
-    and their digest is taken anew: a damaged file counts as none. On disk, so that they outlast the process: Flower
-    makes one for every message.
+    Nothing else is ever put here: neither what the site has trained nor what it was built with. The reply to a digest
+    therefore tells a server only whether the site still has what that server has sent it. Files are read again whole
+    and their digest is computed again: a damaged file counts as missing. On disk, so that they outlast the process:
+    Flower makes a new client for every message.
 
     Args:
         folder: the folder; made when the first set comes.
@@ -32,7 +32,7 @@ class ReceivedSets:
         self.folder = folder
 
     def complete(self, request: Request) -> list[str]:
-        """Put into a request's message what the site holds of it; return the items that it does not."""
+        """Put into a request's message what the site holds of it; return the items that it does not hold."""
         missing = []
         for item in request.held:
             tensors = self._read(request.digests[item])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Release of replies: the one way out of a site, where every reply is put together in its declared form."""
+"""Release of replies: the only place that makes the replies of a site, each in its declared form."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Needed:
 
 Outcome = Joined | Trained | SiteEvaluation | Needed | Exception
 
-#: what the metrics of training are called
+#: names of the metrics of training
 METRIC_OF_TRAINING = re.compile(r"train_[A-Za-z0-9_.-]{1,60}")
 
 
 class Release:
-    """The one way out of a site: makes the reply to a request of what the request brought about.
+    """Maker of all replies of a site: builds the reply to a request from the outcome of the request.
 
-    Nothing else makes replies, and there is nothing in one that is not named here:
+    Nothing else makes replies, and a reply holds only what is named here:
 
     =============  ==================================================================================================
     join           names, shapes and types of the shared tensors, names of the private ones, as ``network_def`` gives
@@ -74,7 +74,7 @@ class Release:
                    batch has ``min_cases`` samples
     validate,      mean metrics over at least ``min_cases`` cases, and the number of cases; of fewer the number alone
     test
-    all            the round of the site's state, seconds of work, notes without file names, and of an error its code
+    all            the round of the site's state, seconds of work, notes without file names, and for an error its code
                    and the number under which the site's own log has the text; or, in place of everything else, which
                    items it needs again, of those that this server has sent it in this run
     =============  ==================================================================================================
@@ -104,16 +104,16 @@ class Release:
 
         Args:
             request: what was asked.
-            outcome: what it brought about.
+            outcome: the result of the request.
             state_round: the round of the site's state; ``None`` for none.
-            notes: what the server is to know besides.
+            notes: further notes for the server.
             started: reading of :func:`time.perf_counter` when the site began to work on it.
         """
         try:
             if isinstance(outcome, Exception):
                 raise outcome
             reply = self._FORMS[type(outcome)](self, request, outcome)
-        except Exception as error:  # whatever a site's own code raises, the server gets to know and goes on
+        except Exception as error:  # whatever a site's own code raises, the server is told and continues
             reply = Reply(error=self.reason(error))
         if state_round is not None:
             reply.facts["state_round"] = int(state_round)
@@ -131,7 +131,7 @@ class Release:
         site = outcome.site
         self.policy.check_site(site)
         form, own = ({k: (t.shape, t.dtype) for k, t in one.items()} for one in (outcome.start, site.tensors))
-        if form != own:  # names and shapes could be made of the data as weights could
+        if form != own:  # names and shapes could encode the data, as weights could
             raise PolicyError("the network that the job trains is not the one of its network_def; correct its bundle.")
         described = {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in site.reference.items()}
         reply = Reply(None, {"structure": described, "private": list(site.private)})
@@ -175,12 +175,12 @@ class Release:
                 raise PolicyError(f"'{str(name)[:50]}' is no count, loss or metric of training; nothing is sent.")
 
     def _without_metrics_of_few(self, update: ExchangeObject, site: SiteAlgo) -> list[str]:
-        """Take metrics of training out of an update that could be of too few samples; the note that says so."""
+        """Remove metrics of training that could be of too few samples from an update; return a note on it."""
         statistics = update.statistics or {}
         metrics = [name for name in statistics if name not in STATISTICS]
         if not metrics or site.smallest_batch >= self.policy.min_cases:
             return []
-        for name in metrics:  # a handler may take one of a single batch
+        for name in metrics:  # a handler may compute one from a single batch
             del statistics[name]
         return [f"metrics of training stay at the site: its batches hold {site.smallest_batch} samples (min_cases)"]
 
@@ -218,23 +218,23 @@ CODES = {
     "files": "a file cannot be read or written",
     "failure": "something failed",
 }
-#: the file with the texts of errors that were told by their code; it stays at the site
+#: file with the texts of errors that the server knows by their code only; it stays at the site
 ERRORS = "errors.log"
 
 
 def reason_told(error: Exception, own_machine: bool, folder: Path) -> str:
-    """What a server is told of an error: all of it on one's own machine, else its code and a reference.
+    """What a server is told of an error: the whole text on the user's own machine, else its code and a reference.
 
     Texts of exceptions hold paths, names of files and with them of patients, values. They go to ``errors.log`` in the
     site's folder, and not to a log of the process, which runtimes may send to the server.
 
     Args:
         error: what happened.
-        own_machine: whether the server is this machine's owner's, too.
-        folder: of the site.
+        own_machine: whether the server belongs to the owner of this machine, too.
+        folder: folder of the site.
     """
     if own_machine:
-        logger.error("the site cannot answer", exc_info=error)
+        logger.error("the site cannot reply", exc_info=error)
         return reason_of(error)
     if isinstance(error, PolicyError):
         logger.warning("refused: %s", error)
@@ -247,7 +247,7 @@ def reason_told(error: Exception, own_machine: bool, folder: Path) -> str:
             stream.write(f"--- reference {reference}, code {code}\n{text}\n")
     except OSError:  # a disk that is full may be the error itself
         logger.error("reference %s: the text of the error cannot be written to %s", reference, ERRORS)
-    logger.error("the site cannot answer: code %s, reference %s in its %s", code, reference, ERRORS)
+    logger.error("the site cannot reply: code %s, reference %s in its %s", code, reference, ERRORS)
     return f"{CODES[code]} (code {code}, reference {reference} in the site's {ERRORS})"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remote pool: the sites of a federation that live elsewhere, asked over a transport."""
+"""Remote pool: the sites of a federation on other machines or in other processes, asked over a transport."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Transport(Protocol):
     """
 
     def send(self, request: Request) -> None:
-        """Send, without waiting; a request to the same site without a reply is given up."""
+        """Send without waiting; an earlier request to the same site that has no reply is dropped."""
 
     def wait(self, site: str) -> Reply:
         """The reply to what was sent last.
@@ -57,16 +57,17 @@ class Transport(Protocol):
 
 
 class RemotePool:
-    """The server's view of sites elsewhere; a :class:`~fedmonai.federated.site_pool.SitePool`.
+    """Pool of remote sites, as the server sees them; a :class:`~fedmonai.federated.site_pool.SitePool`.
 
     All sites of a round work at the same time. Private weights, single cases and personal models are on the sites' own
     disks; the server's commit names the round of every site's state, a site goes back to it where it is ahead.
 
-    Weights make one trip: those that a site was sent with ``validate`` after a round are named by their digest in
+    Weights are sent once: those that a site was sent with ``validate`` after a round are named by their digest in
     ``train`` of the next one, and so are the best ones and those before training in ``test``, if the site was sent
-    them. A site keeps what the requests say; one that has lost it asks, and is sent the whole. Validation and training
-    stay two requests: answered as one, the metrics of a round, its handlers and its commit would wait for the end of
-    the next round's training, and whoever stops a run early would have trained, and released, one update for nothing.
+    them. A site keeps what the requests say; one that has lost it asks for it and is sent the whole request. Validation
+    and training stay two requests: as one request, the metrics of a round, its handlers and its commit would wait for
+    the end of the next round's training, and whoever stops a run early would have trained, and released, one update
+    that is not used.
 
     Args:
         plan: what the sites are built from; here only their names, what is shared and in which form count.
@@ -119,7 +120,7 @@ class RemotePool:
         self._send(request)
 
     def _send(self, request: Request) -> None:
-        self._requests[request.site] = request  # what its reply is held against
+        self._requests[request.site] = request  # its reply is checked against it
         sent = {item: size for item, size in _sizes(request.message).items() if item not in request.held}
         sent["facts"] = _length(pack_request(request)[1])
         self.costs.sent(request.site, _kind(request), sent)
@@ -182,7 +183,7 @@ class RemotePool:
                     raise ConfigError(f"site '{name}' cannot take part: {error}") from error
                 self._note(f"site '{name}' did not join: {error}")
         if not joined:
-            raise ConfigError(f"none of the sites {', '.join(self.plan.names)} answers: {'; '.join(self.notes)}")
+            raise ConfigError(f"none of the sites {', '.join(self.plan.names)} replies: {'; '.join(self.notes)}")
         return joined
 
     def return_to(self, state_rounds: Mapping[str, int]) -> None:
@@ -297,7 +298,7 @@ class RemotePool:
         asked = set(self._asked(names))
         for name in names:
             if name not in asked:
-                yield SiteEvaluation(name, [], "the site gave no answer in this round and was not asked")
+                yield SiteEvaluation(name, [], "the site did not reply in this round and was not asked")
                 continue
             try:
                 facts = self._reply(name).facts
@@ -314,21 +315,21 @@ class RemotePool:
         return dict(self.state_rounds)
 
     def write_states(self) -> None:
-        """Does nothing: the sites have written them."""
+        """Do nothing: the sites have written them."""
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
-        """Does nothing: a site checks its own files when it is asked to continue from one."""
+        """Do nothing: a site checks its own files when it is asked to continue from one."""
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Let the sites know, with the next request, which of their states the commits refer to."""
         self._kept = list(commits)
 
     def close(self) -> None:
-        """Does nothing: whoever gave the transport closes it."""
+        """Do nothing: the caller that made the transport closes it."""
 
 
 def _sizes(message: ExchangeObject | None) -> dict[str, int]:
-    """Bytes of a message by item; whether it is one at all is for validators to say."""
+    """Bytes of a message by item; validators check whether it is a message at all."""
     try:
         return {} if message is None else message_bytes(message)
     except (AttributeError, TypeError):
@@ -336,7 +337,7 @@ def _sizes(message: ExchangeObject | None) -> dict[str, int]:
 
 
 def _length(plain: Mapping[str, Any]) -> int:
-    """Bytes of plain values as JSON; 0 for what is none, which validators refuse."""
+    """Bytes of plain values as JSON; 0 for other values, which validators refuse."""
     try:
         return len(json.dumps(plain))
     except (TypeError, ValueError, RecursionError):
@@ -364,7 +365,7 @@ class _Digests:
 
 
 class _KnownSets:
-    """What one site holds of the weights that it was sent, as far as the server knows."""
+    """Record of the weights that one site holds, as far as the server knows."""
 
     #: a site that loses what it was sent this often is sent the whole from then on: something on the way changes it
     MOST_LOSSES = 3
@@ -390,7 +391,7 @@ class _KnownSets:
         self._rounds = {number: digest for number, digest in rounds.items() if digest in named}
 
     def arrived(self, request: Request) -> None:
-        """Note that a site has answered a request, so that it holds what this one says."""
+        """Note that a site has replied to a request, so that it holds what the request names."""
         if request.digests:
             self._held = {*request.digests.values(), *request.keep}
 

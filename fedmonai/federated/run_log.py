@@ -45,9 +45,9 @@ CASE_COLUMNS = ("round", "site", "model", "split", "case", "metric", "value")
 #: how the files of a run fail
 _RUN: dict[str, Any] = {
     "error": FederationError,
-    "remedy": "what was committed before is whole: make room or mend the folder, then continue with --resume True.",
+    "remedy": "what was committed is complete: make room or repair the folder, then continue with --resume True.",
 }
-#: one process at a time writes in a run's folder, and its files are for nobody but this user
+#: one process at a time writes in a run's folder, and its files are private to this user
 _WRITTEN: dict[str, Any] = {**_RUN, "alone": True, "private": True}
 _RESTORE = "Put back a good copy, or start again in another output_dir."
 
@@ -68,7 +68,7 @@ def write_text_atomic(text: str, path: Path) -> None:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Config of a run as it is recorded: what the numbers of its rounds came from.
+    """Config of a run as it is recorded with the results of its rounds.
 
     Args:
         text: the config that repeats the run, as a file of its own.
@@ -324,7 +324,8 @@ class RoundRecord:
         #: the sites that were asked to validate
         self.validated: list[str] = []
         self.attachments: dict[str, Any] = {}
-        #: by site what its noise has spent; epsilon is the text "unbounded" where an update had left without noise
+        #: by site the privacy that its updates have spent; epsilon is the text "unbounded" where an update had left
+        #: without noise
         self.privacy: dict[str, dict[str, float | str]] = {}
         self.notes: list[str] = []
 
@@ -346,7 +347,7 @@ class RoundRecord:
         self.observers.append(site)
 
     def fail(self, site: str, error: BaseException) -> None:
-        """Note why a site is left out, in place of what was noted of its update; what it spent on privacy is spent."""
+        """Note why a site is left out, in place of what was noted of its update; its privacy record stays."""
         self.failed[site] = reason_of(error)
         if _is_divergence(error):
             self.diverged.add(site)
@@ -355,7 +356,7 @@ class RoundRecord:
             noted.pop(site, None)  # type: ignore[attr-defined]
 
     def all_diverged(self) -> bool:
-        """Whether no participant came to a finite loss: what they were sent is no state to start from."""
+        """Whether no participant reached a finite loss: no site can train from what they were sent."""
         return bool(self.participants) and set(self.participants) <= self.diverged
 
     def metric_rows(self) -> list[dict[str, Any]]:
@@ -412,8 +413,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def _is_divergence(error: BaseException) -> bool:
-    """Whether a site's training came to no finite loss; a site elsewhere says so by the name of the exception."""
-    text = str(error)  # of one's own sites the exception, of deployed ones its code
+    """Whether a site's training reached no finite loss; a remote site reports the name of the exception or its code."""
+    text = str(error)  # sites on the user's own machine send the exception, deployed ones its code
     told = text.startswith(f"{FloatingPointError.__name__}:") or "(code numbers," in text
     elsewhere = isinstance(error, SiteError) and told
     return elsewhere or isinstance(error, FloatingPointError)

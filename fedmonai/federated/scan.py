@@ -12,13 +12,13 @@ from torch import Tensor
 
 __all__ = ["Scan", "scan"]
 
-#: elements looked at together on a CPU: two such pieces and their difference stay in the cache for all that is asked
+#: elements looked at together on a CPU: two such pieces and their difference stay in the cache for all operations
 CHUNK = 1 << 17
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan has found.
+    """Result of a scan.
 
     Args:
         peaks: largest absolute value by name, NaN where a value is NaN; empty tensors have none.
@@ -48,7 +48,7 @@ def scan(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None =
     for name, tensor in tensors.items():
         other = None if reference is None else reference[name].to(tensor.device)
         if not (tensor.is_floating_point() or tensor.is_complex()):
-            other = None  # a count says nothing about how far weights have moved
+            other = None  # a count does not measure how far weights have moved
         for piece, against in _pieces(_real(tensor), None if other is None else _real(other)):
             names.append(name)
             # a NaN makes both ends NaN, and they cost a twentieth of the maximum norm on a CPU
@@ -71,8 +71,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _pieces(tensor: Tensor, other: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Parts of a tensor, and of the other one, that are looked at together: on a device, or in an order of their own
-    in memory, all of it."""
+    """Split a tensor and the other one into parts; they stay whole on a device or if not contiguous in memory."""
     if not tensor.numel():
         return
     flat = tensor.device.type == "cpu" and tensor.is_contiguous() and (other is None or other.is_contiguous())

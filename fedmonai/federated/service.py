@@ -43,15 +43,14 @@ class SiteService:
 
     The state after a local training is on disk before its update leaves. A request names the round whose state the
     server has committed for this site; if the site is ahead (its reply was lost, the server went back), it returns to
-    that state, so that a deployed run is the in-process one to the bit. A damaged or missing file costs the rounds
+    that state, so that a deployed run equals the in-process one to the bit. A damaged or missing file costs the rounds
     since the one before it, and the reply says so.
 
-    Weights that the server has sent before come as their digest; a site that no longer holds them does nothing but ask
-    for them.
+    Weights that the server has sent before come as their digest; a site that no longer holds them only asks for them.
 
     Args:
         plan: what the sites of the federation are built from; only ``name`` is.
-        name: the site that lives here.
+        name: the site that is served.
         after_test: done when this site's final test is done and its tables are written.
 
     Raises:
@@ -74,7 +73,7 @@ class SiteService:
         self.folder.close()
 
     def answer(self, request: Request) -> Reply:
-        """The reply to a request; an exception becomes a reply without message that tells the reason."""
+        """The reply to a request; an exception becomes a reply without message, with the reason."""
         self._notes = []
         started = time.perf_counter()
         outcome: Any
@@ -85,7 +84,7 @@ class SiteService:
                 self._start = start_weights(self.plan, self.name)
             missing = self.received.complete(request)
             outcome = Needed(missing) if missing else self._outcome(request)
-        except Exception as error:  # whatever a site's own code raises, the server gets to know and goes on
+        except Exception as error:  # whatever a site's own code raises, the server is told and continues
             outcome = error
         return self.release.reply(request, outcome, self._held, self._notes, started)
 
@@ -127,7 +126,7 @@ class SiteService:
             self.sites.state_rounds[self.name] = number
             try:
                 self.sites.open(self.name)
-            except FormatError:  # nothing is damaged: an older or a fresh state would lose the site's own for nothing
+            except FormatError:  # not damaged: an older or a fresh state would discard the site's own without need
                 raise
             except ConfigError as error:
                 self._notes.append(f"the state after round {number} cannot be used ({self.release.reason(error)})")
@@ -156,7 +155,7 @@ class SiteService:
         site.train(_message(request))
         if site.observing:  # neither weights to send nor a state to keep
             return Trained(site)
-        self._held = None  # until it is on disk, the state in memory is nothing to continue from
+        self._held = None  # until it is on disk, the run cannot continue from the state in memory
         self.sites.mark_changed(self.name)
         self.sites.save_states(request.round)
         self.sites.write_states()
@@ -180,7 +179,7 @@ class SiteService:
         if self.after_test is not None:
             try:
                 self.after_test()
-            except (ConfigError, OSError) as error:  # what is left out stays at the site: no reason to fail the test
+            except (ConfigError, OSError) as error:  # only the site's own files are missing: no reason to fail the test
                 logger.warning("after the final test: %s", error)
         return result
 

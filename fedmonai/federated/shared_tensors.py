@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared tensors: memory of which two processes see the same bytes, so that weights pass between them by one copy."""
+"""Shared tensors: memory that two processes map, so that weights pass between them with one copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["SharedTensors"]
 
-#: of a tensor's first byte: enough for every type and a cache line
+#: alignment of a tensor's first byte: enough for every type and a cache line
 _ALIGNMENT = 64
 Place = list[Any]
 
@@ -27,10 +27,10 @@ class SharedTensors:
     its descriptor, however that process ends, and the limit of ``/dev/shm`` in a container does not count. Whoever has
     the descriptor may read and write.
 
-    A place is ``[first byte, type, shape, stamp]``, plain values; a stamp stands for what was written once.
+    A place is ``[first byte, type, shape, stamp]``, plain values; every write has a new stamp.
 
     Args:
-        descriptor: of memory that another process has made; ``None`` makes some.
+        descriptor: of memory that another process has made; ``None`` makes new memory.
 
     Example:
         >>> memory = SharedTensors()
@@ -46,15 +46,15 @@ class SharedTensors:
         self.descriptor = _anonymous() if descriptor is None else descriptor
         self._map: mmap.mmap | None = None
         self._stamp = self._end = 0
-        #: what was replaced last; the tensors are held, so that no other one can have their memory
+        #: what the last replace has placed; the tensors are held, so that no other one can have their memory
         self._held: dict[tuple[Any, ...], tuple[Tensor, int, Place]] = {}
 
     def clear(self) -> None:
-        """Begin anew: what is placed from now on may be written over all that was placed before."""
+        """Begin anew: tensors placed from now on may overwrite all that were placed before."""
         self._end, self._held = 0, {}
 
     def place(self, contents: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Place]]:
-        """Copy tensors behind those that are there; one that stands in several dicts is copied once.
+        """Copy tensors to the end of those already placed; one that is in several dicts is copied once.
 
         Returns:
             the place of each tensor.
@@ -67,7 +67,7 @@ class SharedTensors:
         return [{name: places[_key(tensor)] for name, tensor in tensors.items()} for tensors in contents]
 
     def replace(self, contents: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Place]]:
-        """Copy tensors in place of all that are there, but of those that are there as they are now.
+        """Replace all placed tensors by these; one that is placed already and has not changed is not copied again.
 
         Returns:
             the place of each tensor; one that stays keeps its stamp.
@@ -86,7 +86,7 @@ class SharedTensors:
         return [{name: held[_key(tensor)][2] for name, tensor in tensors.items()} for tensors in contents]
 
     def _is_there(self, key: tuple[Any, ...], tensor: Tensor) -> bool:
-        """Whether a tensor was not written to since it was copied, as it says and as its bytes do."""
+        """Whether a tensor was not written to since it was copied, by its version counter and by its bytes."""
         if key not in self._held:
             return False
         _, version, place = self._held[key]
@@ -116,7 +116,7 @@ class SharedTensors:
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=first).reshape(shape)
 
     def close(self) -> None:
-        """Give the descriptor back; what is viewed stays until nobody views it any more."""
+        """Close the descriptor; memory that is viewed stays until the last view is gone."""
         self._map = None
         self._held = {}
         os.close(self.descriptor)
@@ -130,7 +130,7 @@ def _anonymous() -> int:
 
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:
-    """What a tensor stands for: a message holds other objects for the same memory."""
+    """Identity of a tensor by its memory, for which a message may hold other objects."""
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
@@ -152,7 +152,7 @@ def _size(tensor: Tensor) -> int:
 
 
 def _gaps(taken: Sequence[tuple[int, int]]) -> list[list[float]]:
-    """What is free between places, and all behind the last one: [first byte, end]."""
+    """Free ranges between places, and all after the last one: [first byte, end]."""
     gaps: list[list[float]] = []
     end = 0
     for first, last in sorted(taken):

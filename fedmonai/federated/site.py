@@ -150,7 +150,7 @@ class SiteAlgo(MonaiAlgo):
         self.reference = {k: self.tensors[k] for k in self.shared}
 
     def share_memory(self, common: dict[str, Tensor]) -> None:
-        """Hold weights and buffers in ``common`` from now on; an empty dict becomes those of this site.
+        """Hold weights and buffers in ``common`` from now on; an empty dict is filled with those of this site.
 
         For sites of one process that begin every local training and evaluation with weights that they are sent. A site
         that keeps any of them, or weights of another form, holds its own.
@@ -222,7 +222,7 @@ class SiteAlgo(MonaiAlgo):
         except BaseException:
             self._abandon(before)
             raise
-        self.trainer.optimizer.zero_grad(set_to_none=True)  # a site that waits holds no gradients
+        self.trainer.optimizer.zero_grad(set_to_none=True)  # an idle site holds no gradients
         self.phase = FlPhase.IDLE
 
     def _checked(self, data: ExchangeObject, extra: dict) -> ExchangeObject:
@@ -256,7 +256,7 @@ class SiteAlgo(MonaiAlgo):
         epochs, state.epoch_length = (1, self.local_steps) if self.local_steps else (self.local_epochs, len(loader))
         if not state.epoch_length:
             raise ConfigError(f"site '{self.site}': the training split is empty; see dataset_dir and slice_range.")
-        # with changing lengths ignite would count itself done too early or too late
+        # with changing lengths ignite would end too early or too late
         state.iteration = state.epoch * state.epoch_length
         state.max_epochs = state.epoch + epochs
         self.monitor.begin()
@@ -281,9 +281,9 @@ class SiteAlgo(MonaiAlgo):
         """The shared keys as fresh tensors, counts, mean loss and metrics of local training, and attachments.
 
         With ``out`` in ``extra`` (tensors by shared key) the shared values are written there instead of to fresh ones;
-        with :attr:`reference` the site's own tensors are lent, until it trains again.
-        A request for a stored model (``ExtraItems.MODEL_TYPE``) is answered as ``MonaiAlgo`` does, reduced to the
-        shared keys and filtered.
+        with :attr:`reference` the message holds the site's own tensors, valid until it trains again. A request for a
+        stored model (``ExtraItems.MODEL_TYPE``) is handled as in ``MonaiAlgo``, reduced to the shared keys and
+        filtered.
         """
         extra = dict(extra or {})
         out = extra.pop("out", None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of one site, made where the site is: validation after a round, the final test."""
+"""Evaluation of one site, run where the site is: validation after a round, the final test."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SiteEvaluation:
 def evaluate_site(
     site: str, steps: Iterable[ModelEvaluation], reason: Callable[[Exception], str] = reason_of
 ) -> SiteEvaluation:
-    """Take the steps one by one; an exception ends them and becomes the reason, as ``reason`` tells it."""
+    """Take the steps one by one; an exception ends them and becomes the reason, as ``reason`` describes it."""
     result = SiteEvaluation(site, [])
     try:
         result.found.extend(steps)
@@ -124,5 +124,5 @@ def write_site_evaluation(folder: RunFolder, result: SiteEvaluation) -> None:
             for metric, values in one.cases.items()
             for case, value in values.items()
         ]
-        if rows:  # those of a site elsewhere stay there
+        if rows:  # those of a remote site stay there
             folder.add_cases(rows)

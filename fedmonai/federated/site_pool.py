@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Site pool: where the sites of a federation live, and all that its engine asks of them."""
+"""Site pool: interface between the engine of a federation and its sites, wherever they run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SitePool"]
 
 
 class SitePool(Protocol):
-    """The sites of a federation, wherever they live.
+    """Pool of the sites of a federation, wherever they run.
 
     :class:`~fedmonai.federated.local_pool.LocalPool` keeps them in this process,
     :class:`~fedmonai.federated.process_pool.ProcessPool` in worker processes of this machine,
@@ -51,7 +51,7 @@ class SitePool(Protocol):
         """Whether the shared weights are a whole network."""
 
     def begin_round(self, round_number: int, messages: Mapping[str, ExchangeObject]) -> None:
-        """Begin a round: states written from now on belong to it, updates of the round before are given up.
+        """Begin a round: states written from now on belong to it, updates of the round before are no longer valid.
 
         Args:
             round_number: the round.
@@ -66,7 +66,7 @@ class SitePool(Protocol):
         """
 
     def rollback(self, name: str) -> None:
-        """Take back a local training whose update is not used: what the site learned from it is gone at both ends."""
+        """Discard a local training whose update is not used, together with what the site learned from it."""
 
     def validate(
         self, messages: Mapping[str, ExchangeObject], number: int, best: BestModelTracker, key_metric: str
@@ -91,15 +91,15 @@ class SitePool(Protocol):
         """Take every site's state after a round, or see that it is on disk; return the round of each newest one."""
 
     def write_states(self) -> None:
-        """See that the states that were taken are on disk; called from another thread, beside the next round."""
+        """See that the states that were taken are on disk; called from another thread, during the next round."""
 
     def check_states(self, state_rounds: Mapping[str, int]) -> None:
-        """Raise ConfigError when a state of a commit is within reach and cannot be used."""
+        """Raise ConfigError when a state of a commit can be accessed from here and cannot be used."""
 
     def keep_states(self, commits: Sequence[Mapping[str, int]]) -> None:
         """Delete older states that none of ``commits`` (the round of each site's state) refers to.
 
-        Called from another thread, beside the next round, of which there may be newer states.
+        Called from another thread, during the next round, of which there may be newer states.
         """
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker process: holds some sites of a federation and does with them what the process that started it asks for."""
+"""Worker process: holds some sites of a federation and handles the calls of the process that started it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ GRACE = 10.0
 
 
 class SiteWorker:
-    """The sites of one worker process, in a :class:`~fedmonai.federated.local_pool.LocalPool`.
+    """Holder of the sites of one worker process, in a :class:`~fedmonai.federated.local_pool.LocalPool`.
 
     Its methods without ``_`` are what :class:`~fedmonai.federated.process_pool.ProcessPool` may call. Arguments and
-    results are plain values and messages; tensors stand in shared memory.
+    results are plain values and messages; tensors are in shared memory.
 
     Args:
         sites: the pool of this process.
@@ -68,7 +68,7 @@ class SiteWorker:
                 arguments["message"] = self._message(call)
             method: Callable[..., dict[str, Any]] = getattr(self, call["method"])
             return method(**arguments)
-        except Exception as error:  # whatever a site's own code raises, the other process gets to know
+        except Exception as error:  # whatever a site's own code raises, the other process is told
             return _error(error)
 
     def _message(self, call: Mapping[str, Any]) -> ExchangeObject:
@@ -117,7 +117,7 @@ class SiteWorker:
         return self._sent(self._sites.train(site, message))
 
     def rollback(self, site: str) -> dict[str, Any]:
-        """Take a local training back."""
+        """Discard a local training."""
         self._sites.rollback(site)
         return {}
 
@@ -192,12 +192,12 @@ def serve(descriptors: tuple[int, int, int], build_plan: Callable[[Mapping[str, 
 def _send(link: Connection, call: Mapping[str, Any], reply: Mapping[str, Any]) -> None:
     if call["number"] is not None:
         link.send_bytes(json.dumps({"number": call["number"], **reply}).encode())
-    elif "error" in reply:  # nobody waits for this reply, but everybody hears of the end of a process
+    elif "error" in reply:  # no caller waits for this reply, but the end of the process is noticed
         raise FederationError(reply["error"]["reason"])
 
 
 def _read(link: Connection, calls: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Queue the calls; when the other process is gone, end this one, whatever it is at."""
+    """Queue the calls; when the other process is gone, end this one, whatever it does."""
     try:
         while True:
             calls.put(json.loads(link.recv_bytes()))
@@ -208,7 +208,7 @@ def _read(link: Connection, calls: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 
 def _end(number: int, _: Any) -> None:
-    """Unwind what is at work, so that unfinished files are taken away."""
+    """Unwind the work in progress, so that unfinished files are removed."""
     signal.signal(number, signal.SIG_DFL)
-    logging.disable(logging.CRITICAL)  # engines would log that they end; the first process says the line
+    logging.disable(logging.CRITICAL)  # engines would log that they end; the first process prints the line
     raise SystemExit(128 + number)

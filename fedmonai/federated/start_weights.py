@@ -22,7 +22,7 @@ from fedmonai.gate.sources import NUMBER
 
 __all__ = ["start_weights"]
 
-#: id of the network that MONAI asks of every bundle
+#: id of the network that MONAI requires of every bundle
 NETWORK = "network_def"
 #: where the parts of a network come from
 ROOMS = ("fedmonai.networks", "monai.networks", "torch.nn")
@@ -31,9 +31,9 @@ ROOMS = ("fedmonai.networks", "monai.networks", "torch.nn")
 def start_weights(plan: SitePlan, name: str) -> dict[str, Tensor]:
     """The whole state dict of the network that a site's config describes, as the federation's base seed draws it.
 
-    Every site draws the same; it is what a site of a federation in one process starts from, too. Of the config
-    ``network_def`` is evaluated, and what that refers to: parts of networks that take no path, and written values. No
-    data has a part in the weights, nor in their names and shapes, whatever the rest of the config does.
+    Every site draws the same; it is what a site of a federation in one process starts from, too. Only ``network_def``
+    of the config is evaluated, and what it refers to: parts of networks that take no path, and written values. No data
+    enters the weights, nor their names and shapes, whatever the rest of the config does.
 
     Args:
         plan: what the sites of the federation are built from.
@@ -62,7 +62,7 @@ def _refuse_other_parts(config: Mapping[str, Any], packages: Sequence[str]) -> N
         if isinstance(value, Mapping) and "_target_" in value:
             problem = _component_problem(value["_target_"], names, (*ROOMS, *packages))
         elif isinstance(value, str) and not value.startswith(("$", "@")):
-            # how long the name of a folder is would be told by a shape
+            # a shape could encode the length of a folder's name
             last = config_id.rpartition(SEP)[2]
             problem = "is a path" if "/" in value or re.fullmatch(names.policy.path_arguments, last) else ""
         else:

@@ -24,7 +24,7 @@ class StateFiles:
         self._rounds: dict[str, set[int]] = {}
 
     def find(self) -> None:
-        """Look at the disk, once when a run is continued: later on every file that is written is noted."""
+        """Search the disk, once when a run is continued: later on every file that is written is noted."""
         self._rounds = {}
         for path in Path(self.plan.output_dir, "sites").glob("*/round_*.pt"):
             number = path.stem.rpartition("_")[2]
@@ -44,7 +44,7 @@ class StateFiles:
         """Delete files that none of ``commits`` refers to; only sites with more than one file are looked at."""
         for name in [name for name, rounds in list(self._rounds.items()) if len(rounds) > 1]:
             wanted = {commit[name] for commit in commits if name in commit}
-            # newer ones belong to the round that goes on meanwhile
+            # newer ones belong to the round that is running
             newest = max(wanted, default=0)
             for number in [one for one in sorted(self._rounds[name]) if one not in wanted and one < newest]:
                 self.plan.state_file(name, number).unlink(missing_ok=True)

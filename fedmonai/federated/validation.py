@@ -26,20 +26,20 @@ from fedmonai.names import LARGEST_COUNT, printable, shown
 __all__ = ["InvalidUpdate", "UpdateValidator", "UsualNorm", "dtype_named", "validated_reply"]
 
 
-#: what every update counts; a strategy may weight by each of them
+#: counts in every update; a strategy may weight by any of them
 COUNTS = ("num_samples", "num_steps", "num_batches")
 #: far above any data set, far below what no longer fits into a table
 MOST = 10**12
 #: far above every value of a metric or a loss, far below where means over sites overflow
 LARGEST_VALUE = 1e100
-#: what a protected update says of the noise in it, all or nothing
+#: statistics of a protected update on its noise, all of them or none
 PRIVACY = {f"privacy_{name}" for name in ("epsilon", "delta", "noise_multiplier", "clip_norm", "seeded")}
 #: what a statistic of an update may be called, besides the metrics of training
 STATISTICS = {*COUNTS, *PRIVACY, "round", "observe", "loss"}
 #: default of ``max_norm_ratio``: ten times the steps give at most about ten times the norm (in tiny runs of the five
-#: bundles 1.8 to 6.4 times), and sites whose data are unlike another factor (1.7 there, 3 allowed for)
+#: bundles 1.8 to 6.4 times), and sites with dissimilar data add a factor (1.7 there, 3 is allowed for)
 MAX_NORM_RATIO = 30.0
-#: what these are called of an update or an evaluation, at most: every new name stays in the server's tables and memory
+#: most metrics that an update or an evaluation may have: every new name stays in the server's tables and memory
 MOST_METRICS = 32
 _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
@@ -63,15 +63,15 @@ class UsualNorm:
     """Usual norm of a site's update, and the bound that follows from it: ``ratio`` times what is usual.
 
     A bound that is given as a number is too large for one network or too small for another. What is usual is the median
-    of the round's norms where :data:`FEWEST` updates or more say it, which fewer than half of them cannot move out of
+    of the round's norms if there are :data:`FEWEST` updates or more, which fewer than half of them cannot move out of
     the range of the others; below that the largest norm that was accepted in the last :data:`ROUNDS` rounds with an
     update; in the first round of so few sites the norm of the weights that they started from, or the smallest of at
     least two updates where that is larger (noise for privacy is in all of them). Norms of 0 (nothing was trained, no
-    weights) say nothing. So few sites are not refused an update that is no larger than the weights which it changes: a
+    weights) are ignored. So few sites are not refused an update that is no larger than the weights which it changes: a
     network whose last layer begins at zero moves that layer alone at first, and a hundred times more later.
 
-    The bound keeps single updates from ruining the model. It does not find who goes wrong within it: with few sites one
-    of them may raise what is usual by the ratio in every round.
+    The bound keeps single updates from ruining the model. It does not find faulty sites within the bound: with few
+    sites one of them may raise what is usual by the ratio in every round.
 
     Args:
         ratio: see :class:`UpdateValidator`; ``None`` for no bound.
@@ -84,9 +84,9 @@ class UsualNorm:
         [1.5]
     """
 
-    #: fewer values have no middle that one of them could not move
+    #: with fewer values one of them could move the median
     FEWEST = 4
-    #: long enough for a site that takes part now and then, short enough to follow rates that decay
+    #: long enough for a site that takes part occasionally, short enough to follow rates that decay
     ROUNDS = 10
 
     def __init__(self, ratio: float | None = MAX_NORM_RATIO) -> None:
@@ -188,7 +188,7 @@ class UpdateValidator:
         self._passed: dict[int, tuple[weakref.ref[Tensor], int]] | None = None
 
     def once(self) -> UpdateValidator:
-        """A validator of the same bounds for receivers in one process, who are sent the same tensors.
+        """A validator of the same bounds for receivers in one process, which are sent the same tensors.
 
         A tensor whose values it has found good is not read again until it is written to.
         """
@@ -265,7 +265,7 @@ class UpdateValidator:
     def _check_range(
         self, tensors: Mapping[str, Tensor], prefix: str = "", reference: Mapping[str, Tensor] | None = None
     ) -> float:
-        """Refuse values out of range; the norm of the difference to ``reference``, which takes no second pass."""
+        """Refuse values out of range; return the norm of the difference to ``reference``, from the same pass."""
         found = scan(tensors, reference)
         for key, peak in found.peaks.items():
             if not math.isfinite(peak):
@@ -414,7 +414,7 @@ def _common(facts: Mapping[str, Any], request: Request) -> dict[str, Any]:
 
 
 def _needed(items: Any, request: Request) -> list[str]:
-    """What a site needs again: of what the request did not send, and nothing else."""
+    """Items that a site needs again; only those that the request left out are valid."""
     named = isinstance(items, (list, tuple)) and items and all(isinstance(item, str) for item in items)
     if not named or not set(items) <= set(request.held):
         raise _useless(f"it needs {shown(items)}, which the request did not leave out")
@@ -542,4 +542,4 @@ def _text(what: str, value: Any) -> str:
 
 
 def _useless(reason: str) -> SiteError:
-    return SiteError(f"the answer cannot be used: {printable(reason)}")
+    return SiteError(f"the reply cannot be used: {printable(reason)}")

@@ -21,22 +21,22 @@ WIRE_DTYPES = ("float32", "bfloat16")
 
 
 class WireForm:
-    r"""Form in which the shared float32 weights travel; both ends compute with float32 whatever it is.
+    r"""Form in which the shared float32 weights travel; server and sites compute with float32 in any case.
 
     With ``bfloat16`` a site is sent the global weights :math:`w` rounded to nearest, ties to even, and sends back the
     rounded change of its local training:
 
     .. math:: r = \mathrm{bf16}(w), \qquad d_k = \mathrm{bf16}(v_k - r), \qquad \text{update}_k = w + d_k,
 
-    :math:`v_k` what the site's filters make of what it has trained from :math:`r`. The server adds the change to its
-    own float32 weights, so that changes far below the resolution of bfloat16 (1/256 of a weight) add up over the
-    rounds; values that were rounded both ways would stand still. Sites validate and test with :math:`r`.
+    where :math:`v_k` are the weights trained from :math:`r`, after the site's filters. The server adds the change to
+    its own float32 weights, so that changes far below the resolution of bfloat16 (1/256 of a weight) add up over the
+    rounds; values that were rounded both ways would not change. Sites validate and test with :math:`r`.
 
     Everything else travels as it is: tensors of other types, attachments, the weights that a run starts from. A running
     variance that the rounded change would make negative is set to zero.
 
-    The same rounding is made where the sites are in the server's process, so that a simulation is what is deployed, to
-    the bit.
+    The same rounding is made where the sites are in the server's process, so that a simulation equals the deployed run
+    to the bit.
 
     Args:
         dtype: one of :data:`WIRE_DTYPES`.
@@ -66,8 +66,8 @@ class WireForm:
 
         Args:
             weights: full values.
-            done: what was rounded for other sites and is sent to this one, too; taken and added to. It holds as long
-                as nobody writes to the full values.
+            done: what was rounded for other sites and is sent to this one, too; used and extended. It is valid until
+                the full values are written to.
         """
         if not self.rounds:
             return weights

@@ -21,9 +21,9 @@ from fedmonai.federated.site_worker import GRACE
 
 __all__ = ["WorkerProcess"]
 
-#: seconds between two looks at a process of which nothing is heard
+#: seconds between two checks of a process that sends nothing
 _LOOK = 1.0
-#: what a process begins with: the search path of this one, so that it finds the same modules
+#: start of a process: it takes over the search path of this one, so that it finds the same modules
 _BEGIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from importlib import import_module; "
     "import_module(sys.argv[2]).main(*map(int, sys.argv[3:]))"
@@ -33,8 +33,8 @@ _BEGIN = (
 class WorkerProcess:
     """A worker process of :class:`~fedmonai.federated.process_pool.ProcessPool`; it may be started again.
 
-    It has a session of its own, so that Ctrl-C reaches the process that started it alone; where that one ends, however
-    it does, the connection breaks and the worker ends, too.
+    It runs in a separate session, so that Ctrl-C reaches only the process that started it; when that one ends, for
+    whatever reason, the connection breaks and the worker ends, too.
 
     Args:
         index: its number, from 1.
@@ -59,7 +59,7 @@ class WorkerProcess:
 
     @property
     def process(self) -> int | None:
-        """Its number in the operating system."""
+        """Its process id."""
         return None if self._process is None else self._process.pid
 
     def has_ended(self) -> bool:
@@ -67,13 +67,13 @@ class WorkerProcess:
         return self._process is not None and self._process.poll() is not None
 
     def start(self, program: str, incoming: SharedTensors, setup: Mapping[str, Any], threads: int) -> None:
-        """Start it; it takes seconds until it answers.
+        """Start it; its first reply takes seconds.
 
         Raises:
-            FederationError: when the operating system has no room for a process.
+            FederationError: when the operating system cannot start a process.
         """
         #: where it places tensors
-        self.outgoing = SharedTensors()  # what the one before has placed may still be in use
+        self.outgoing = SharedTensors()  # tensors of the process before it may still be in use
         link, other = multiprocessing.Pipe()
         descriptors = (other.fileno(), incoming.descriptor, self.outgoing.descriptor)
         words = [sys.executable, "-c", _BEGIN, json.dumps(sys.path), program, *map(str, descriptors)]
@@ -98,9 +98,9 @@ class WorkerProcess:
         self._link = link
 
     def call(self, method: str, arguments: Mapping[str, Any], reply: bool = True, **sent: Any) -> int:
-        """Ask for something, without waiting; return the number under which the reply comes.
+        """Send a call without waiting; return the number under which the reply comes.
 
-        Two threads may ask at the same time; replies are for one of them.
+        Two threads may call at the same time; replies are for one of them.
         """
         with self._lock:
             self._last += 1
@@ -110,7 +110,7 @@ class WorkerProcess:
 
     def _send(self, content: Mapping[str, Any]) -> None:
         if self._link is not None:
-            with contextlib.suppress(OSError):  # that it has ended is found when a reply is missed
+            with contextlib.suppress(OSError):  # its end is noticed when a reply is missing
                 self._link.send_bytes(json.dumps(content).encode())
 
     def reply(self, number: int) -> dict[str, Any] | None:
@@ -129,7 +129,7 @@ class WorkerProcess:
         if link is None or process is None:
             return None
         try:
-            # the end of a process closes the connection, unless children of its own have it, too
+            # the end of a process closes the connection, unless its own children hold it, too
             while not link.poll(_LOOK):
                 if process.poll() is not None and not link.poll(0):
                     return None
@@ -139,14 +139,14 @@ class WorkerProcess:
         return found
 
     def release(self) -> None:
-        """Let it end."""
+        """Close the connection, so that it ends."""
         with self._lock:
             if self._link is not None:
                 self._link.close()
                 self._link = None
 
     def end(self) -> None:
-        """See that it ends."""
+        """End it, by force if it does not end by itself."""
         self.release()
         process, self._process = self._process, None
         if process is None:

@@ -133,7 +133,7 @@ BUNDLE = "bundle"
 
 @dataclass(frozen=True)
 class Deployment:
-    """A federation as a job names it.
+    """Description of a federation in a job.
 
     Args:
         run: name of the run; server and sites keep its state in a folder of this name, so a job that is submitted again
@@ -142,7 +142,7 @@ class Deployment:
         ids: overrides, plain values only.
         digest: of what travels of the bundle; a site that has its own copy of the bundle compares it.
         isolate: let every site train in a process of its own, which is started again when it dies.
-        reply_timeout: seconds that the server waits for an answer; 0 for no limit.
+        reply_timeout: seconds that the server waits for a reply; 0 for no limit.
     """
 
     run: str
@@ -328,11 +328,11 @@ def _copy_parts(source: Path, target: Path) -> None:
 
 
 def refuse_other_files(bundle: Path, files: Iterable[tuple[str, str]]) -> None:
-    """Refuse a config file outside of the bundle's configs: in its docs, for example, no lint has seen it.
+    """Refuse a config file outside of the bundle's configs, for example in its docs, which the lint does not read.
 
     Args:
         bundle: folder of the bundle.
-        files: pairs of who names a file, and the file.
+        files: pairs of what names a file, and the file.
 
     Raises:
         ConfigError: for the first one.

@@ -68,7 +68,7 @@ def site_service(folder: str | Path, name: str, settings: SiteSettings, root: st
     reviewed = None if settings.bundle is None else _reviewed_plan(bundle, name, state)
     plan = apply_site_policy(plan, name, settings, bundle, state, reviewed)
     decided = dict(settings.ids)
-    if plan.policy.own_machine:  # who tries a job there names folders in it
+    if plan.policy.own_machine:  # a job on the user's own machine may name folders
         decided = {**plan.local, **(plan.sites[name] or {}), **decided}
     plan = replace(plan, gate=SiteGate(decided, settings.allow))
     return SiteService(plan, name, lambda: write_site_bundle(plan, name, str(parser.get("method"))))
@@ -99,7 +99,7 @@ def run_server(folder: str | Path, settings: SiteSettings, root: str | Path, tra
 
     Raises:
         ConfigError: when the job cannot start.
-        FederationError: when it cannot go on.
+        FederationError: when it cannot continue.
     """
     deployment = Deployment.read(folder)
     output = settings.state(root, deployment.run, "server")

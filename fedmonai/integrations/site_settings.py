@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Site settings: what a machine decides for itself (``fedmonai.yaml``), put over a job."""
+"""Site settings: what a machine decides for itself (``fedmonai.yaml``), applied over a job."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _in_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ConfigError(
-            f"{SETTINGS}: {shown(str(path))} names the home folder of nobody here; write it out."
+            f"{SETTINGS}: {shown(str(path))} names the home folder of an unknown user; write it out."
         ) from error
 
 
@@ -56,10 +56,10 @@ class SiteSettings:
     Args:
         ids: ids of the bundle's ``train.json``, such as ``dataset_dir``; they win over everything in the job.
         overlay: config file(s) of the bundle, such as ``configs/data/ixi.yaml``, read after those of the job. Ids of
-            the job are stronger than what is in a file; what has to hold in any case belongs into ``ids``.
+            the job are stronger than what is in a file; what must hold in any case belongs in ``ids``.
         bundle: folder of this machine's own copy of the bundle; the job's configs are then not used.
-        bundle_digest: what ``fedmonai digest`` said of that copy when it was reviewed; with another
-            file in it, or one less, every job is refused.
+        bundle_digest: what ``fedmonai digest`` said of that copy when it was reviewed; with a file more or less in it,
+            every job is refused.
         state_dir: where private state, cases and personal models are kept.
         exchange_filters: components as in ``federated.yaml``, applied to every update after those of the job. They may
             refer to ``@output_dir`` and ``@bundle_root``, to nothing of the job.
@@ -236,14 +236,14 @@ def _wrong(name: str, value: Any, wanted: str) -> str:
 def apply_site_policy(
     plan: SitePlan, name: str, settings: SiteSettings, bundle: Path, state: Path, reviewed: SitePlan | None = None
 ) -> SitePlan:
-    """The plan of a job as narrowed by what a site decides for itself: nothing comes later.
+    """The plan of a job as narrowed by what a site decides for itself; nothing is applied after it.
 
     Args:
         plan: what the job's config says.
         name: the site, the only one of the new plan.
         settings: its decisions.
         bundle: the bundle that is used here.
-        state: the folder in which alone the site writes.
+        state: the only folder in which the site writes.
         reviewed: plan of the site's own bundle as it is, without anything of the job.
 
     Raises:
@@ -285,7 +285,7 @@ def _job_filters(plan: SitePlan, reviewed: SitePlan | None) -> list[Any]:
 def _alike(one: Any, other: Any) -> bool:
     try:
         return type(one) is type(other) and bool(vars(one) == vars(other))
-    except (TypeError, ValueError, RuntimeError):  # whatever has no attributes, or such that cannot be compared
+    except (TypeError, ValueError, RuntimeError):  # no attributes, or such as cannot be compared
         return False
 
 
@@ -294,7 +294,7 @@ _PATH_ID = re.compile(r"(.*_)?(dir|dirs|dirname|file|files|filename|fname|path|p
 
 
 def _refuse_folders(value: Any, state: Path, key: str = "") -> None:
-    """Refuse paths of a job that lead out of the state folder, as do those that begin where the process runs."""
+    """Refuse paths of a job that lead out of the state folder, and relative ones, which begin in its working folder."""
     if isinstance(value, Mapping):
         for inner, one in value.items():
             _refuse_folders(one, state, f"{key}{SEP}{normalized(inner)}" if key else normalized(inner))
@@ -320,7 +320,7 @@ def _lies_below(text: str, folder: Path) -> bool:
 
 
 def _without_decided(ids: Mapping[str, Any], own: Mapping[str, Any], references: _References) -> dict[str, Any]:
-    """The job's ids without those that the site sets, too; one that would only get around them is refused."""
+    """The job's ids without those that the site sets, too; one that would change them indirectly is refused."""
     decided = {normalized(key) for key in own}
     kept = {}
     for key, value in ids.items():
@@ -361,7 +361,7 @@ class _References:
         self._config = parser.get()
 
     def reached_from(self, name: str) -> set[str]:
-        """The ids that what stands at ``name`` refers to, directly or by others."""
+        """The ids that the value of ``name`` refers to, directly or through others."""
         found: set[str] = set()
         todo = [name]
         while todo:
@@ -378,7 +378,7 @@ class _References:
 
 
 def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]:
-    """The site's filters, built out of reach of the job's config."""
+    """The site's filters, built without the job's config."""
     own = {"bundle_root": str(bundle), "output_dir": str(state), "exchange_filters": list(settings.exchange_filters)}
     for config_id, problem in merged_problems(
         {"exchange_filters": own["exchange_filters"]}, names_for(settings.allow), ("output_dir",)
@@ -386,7 +386,7 @@ def _own_filters(settings: SiteSettings, bundle: Path, state: Path) -> list[Any]
         raise ConfigError(f"exchange_filters of this site's {SETTINGS}: {config_id}: {problem}")
     try:
         filters = ConfigParser(own).get_parsed_content("exchange_filters")
-    except Exception as error:  # whatever a component raises, it is this file that named it
+    except Exception as error:  # whatever a component raises, this file has named it
         reason = root_user_error(error) or f"{type(error).__name__}: {first_line(error, 300)}"
         raise ConfigError(f"exchange_filters of this site's {SETTINGS}: {reason}") from error
     for one in filters:

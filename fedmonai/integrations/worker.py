@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's service, in this process or in a worker process, whose end costs one local training only.
+"""Service of a site in this process, or in a worker process whose end loses one local training only.
 
 A GPU that runs out of memory, a crash inside a reader or an operator's ``kill`` end the process that trains. The
-runtime's own process lives on, says so to the server, and starts another one for the next request; private state is on
-disk.
+runtime's own process continues, reports it to the server, and starts another one for the next request; private state is
+on disk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["LocalSite", "Packed", "SiteEnd", "SiteProcess", "end_process", "site
 logger = logging.getLogger(__name__)
 
 
-#: seconds between asking a process to end and ending it
+#: seconds between asking a process to end and killing it
 _GRACE = 10.0
 #: umask of a site's processes: state, private weights and tables are the site's user's alone
 PRIVATE = 0o077
@@ -44,7 +44,7 @@ Packed: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class SiteEnd(Protocol):
-    """End of a site, as a runtime uses it."""
+    """Endpoint of a site, as a runtime uses it."""
 
     def forward(self, packed: Packed) -> Packed:
         """The packed reply to a packed request; never an exception.
@@ -57,7 +57,7 @@ class SiteEnd(Protocol):
 
 
 def site_end(folder: str | Path, name: str, kit: str | Path) -> SiteEnd:
-    """The end of a job at a site, as the job's description asks for it.
+    """Make the endpoint of a job at a site, as the job's description asks for it.
 
     Args:
         folder: where the job's files are.
@@ -88,20 +88,20 @@ class LocalSite:
         self._service: SiteService | None = None
 
     def answer(self, request: Request) -> Reply:
-        """The site's answer; a site that cannot be built says so to the server instead of vanishing."""
+        """The site's reply; a site that cannot be built reports that to the server."""
         try:
             if self._service is None:
                 settings = SiteSettings.read(self.settings, self.required)
                 self._service = site_service(self.folder, self.name, settings, self.root)
             return self._service.answer(request)
-        except Exception as error:  # whatever it is, the server gets to know the reason
+        except Exception as error:  # whatever it is, the server is told the reason
             return self._failed(error)
 
     def forward(self, packed: Packed) -> Packed:
-        """The site's packed answer to a packed request."""
+        """The site's packed reply to a packed request."""
         try:
             request = unpack_request(*packed)
-        except ConfigError as error:  # of another version, or of no form at all
+        except ConfigError as error:  # of another version, or unreadable
             return pack_reply(self._failed(error))
         return pack_reply(self.answer(request))
 
@@ -126,7 +126,7 @@ class SiteProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def forward(self, packed: Packed) -> Packed:
-        """The process's answer; without one, how it ended."""
+        """The process's reply; if there is none, how it ended."""
         if self._process is None or self._process.poll() is not None:
             self._process = self._started()
         process = self._process
@@ -136,7 +136,7 @@ class SiteProcess:
             frame = read_frame(cast(BinaryIO, process.stdout))
         except BrokenPipeError:
             frame = None
-        except ConfigError:  # what it wrote is no answer, and where the next one begins nobody knows
+        except ConfigError:  # what it wrote is no reply, and the start of the next one is unknown
             end_process(process)
             frame = None
         if frame is None:
@@ -155,7 +155,7 @@ class SiteProcess:
 
 
 def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None:
-    """Ask a process to end; if it has not after ``grace`` seconds, end it."""
+    """Ask a process to end; if it has not after ``grace`` seconds, kill it."""
     process.terminate()
     try:
         process.wait(grace)
@@ -165,7 +165,7 @@ def end_process(process: subprocess.Popen[bytes], grace: float = _GRACE) -> None
 
 
 def serve(site: LocalSite, incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Answer requests until the pipe is closed, which the end of the asking process does, too."""
+    """Reply to requests until the pipe is closed, as it is when the asking process ends."""
     while (frame := read_frame(incoming)) is not None:
         write_frame(outgoing, *site.forward(frame))
     site.close()

@@ -242,7 +242,7 @@ def joins() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("spoil", "reason"), joins())
 def test_bad_answer_at_the_join_names_the_site(spoil: Any, reason: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="site 'B' cannot take part: the answer cannot be used: ") as caught:
+    with pytest.raises(ConfigError, match="site 'B' cannot take part: the reply cannot be used: ") as caught:
         run(spoil, tmp_path)
     assert reason in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "rounds.jsonl").exists()

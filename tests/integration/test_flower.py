@@ -170,7 +170,7 @@ def test_second_node_of_a_connected_site_is_refused() -> None:
     asked = len(grid.answers)
     transport.send(Request("train", first, 1))
     assert list(grid.answers)[asked:] == [f"10/{asked}"]  # it reaches the first node, and nobody is asked again
-    with pytest.raises(SiteError, match="the answer cannot be read"):
+    with pytest.raises(SiteError, match="the reply cannot be read"):
         transport.wait(first)
     del grid.contexts[10], grid.contexts[5]  # the site comes back under another identity
     transport.send(Request("train", first, 2))

@@ -35,7 +35,7 @@ def main(
         env: sim (Flower's simulation) | tls (a SuperLink and one SuperNode per site on this machine) | export.
         name: name of the run; one of the same name is continued with --resume True. Default: the bundle's folder.
         output_dir: sim, tls: where server and sites keep their runs; export: where the app is written.
-        reply_timeout: seconds to wait for a site's answer; 0 for no limit.
+        reply_timeout: seconds to wait for a site's reply; 0 for no limit.
         ids: overrides of the federation's config, as for python -m monai.bundle run; plain values only.
     """
     try:

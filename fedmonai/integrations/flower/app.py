@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Flower app of a federation, and its run on one machine: simulated, or over TLS with certificates of a day."""
+"""The Flower app of a federation, and its run on one machine: simulated, or over TLS with certificates for one day."""
 
 from __future__ import annotations
 

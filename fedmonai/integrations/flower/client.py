@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's end as a ClientApp, and requests and replies as Flower's ``RecordDict``.
+"""Endpoint of a site as a ClientApp, and requests and replies as Flower's ``RecordDict``.
 
 Flower makes a new ClientApp for every message, so nothing is kept between two of them but what is on the site's disk.
 """
@@ -84,12 +84,12 @@ def client_app(job: str | Path) -> ClientApp:
 
 
 def _answer(job: str | Path, message: Message, context: Context) -> Reply:
-    """The site's reply. An exception never leaves by itself: Flower would send its text to the server."""
+    """The site's reply. An exception is never raised from here: Flower would send its text to the server."""
     settings = str(context.node_config.get("settings", ""))
     try:
         request = request_from(message.content)
         own = str(context.node_config.get("site", request.site))  # without one, as in a simulation, any
-        if request.site != own:  # under another name it would have other states, and a budget that nothing was spent of
+        if request.site != own:  # under another name it would have other states, and an unspent privacy budget
             raise ConfigError(f"a request for site '{request.site}' came to site '{own}'.")
         with tempfile.TemporaryDirectory() as folder:
             unpack_files(Path(job).read_text(encoding="utf-8"), folder)
@@ -98,7 +98,7 @@ def _answer(job: str | Path, message: Message, context: Context) -> Reply:
                 return site.answer(request)
             finally:
                 site.close()
-    except Exception as error:  # whatever it is, the server gets to know its code
+    except Exception as error:  # whatever it is, the server is told its code
         return Reply(error=reason_told(error, STATE_ROOT in os.environ, Path("fedmonai").resolve()))
 
 

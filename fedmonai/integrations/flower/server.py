@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's end: the federation in a ServerApp, every request as a message to the node of its site."""
+"""Endpoint of the server: the federation in a ServerApp, every request as a message to the node of its site."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ class GridTransport:
 
     Nodes say which site they are; a node that comes back under another identity is found again. A node that claims the
     name of a site whose node is connected is refused and noted: it would get what is meant for that site, and its
-    answers would count as that site's. It is asked again once that site's node is gone.
+    replies would count as that site's. It is asked again once that site's node is gone.
 
     Args:
         grid: Flower's grid.
         sites: names of the sites.
-        timeout: seconds to wait for an answer; 0 for no limit.
+        timeout: seconds to wait for a reply; 0 for no limit.
     """
 
     def __init__(self, grid: Grid, sites: Iterable[str], timeout: float = 0.0) -> None:
         self.grid, self.sites, self.timeout = grid, sorted(sites), timeout
-        #: what happened on the way to the sites; whoever writes it down empties the list
+        #: notes on the connections to the sites; the pool records them and empties the list
         self.notes: list[str] = []
         self._nodes: dict[str, int] = {}
-        #: what nodes claimed to be that are no site's node
+        #: names that refused nodes claimed, by node
         self._refused: dict[int, str] = {}
         self._sent: dict[str, tuple[str, float]] = {}
 
@@ -90,10 +90,10 @@ class GridTransport:
             self._sent[request.site] = (identity, time.monotonic())
 
     def wait(self, site: str) -> Reply:
-        """The site's answer.
+        """The site's reply.
 
         Raises:
-            SiteError: when no answer came.
+            SiteError: when no reply came.
         """
         if site not in self._sent:
             raise SiteError("the site is not connected")
@@ -106,7 +106,7 @@ class GridTransport:
             if self._nodes[site] not in set(self.grid.get_node_ids()):
                 raise SiteError("the connection to the site is lost")
             if self.timeout and time.monotonic() - started > self.timeout:
-                raise SiteError(f"no answer within reply_timeout = {self.timeout:g} s")
+                raise SiteError(f"no reply within reply_timeout = {self.timeout:g} s")
             time.sleep(_PERIOD)
 
     def _missing(self) -> list[str]:
@@ -148,5 +148,5 @@ def _read(message: Message) -> Reply:
     """
     try:
         return reply_from(message.content)
-    except Exception as error:  # whatever a site or a filter on the way made of it, it is no answer
-        raise SiteError(f"the answer cannot be read ({reason_of(error)})") from error
+    except Exception as error:  # whatever a site or a filter on the way made of it, it is no reply
+        raise SiteError(f"the reply cannot be read ({reason_of(error)})") from error

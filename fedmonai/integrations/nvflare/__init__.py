@@ -11,5 +11,5 @@ from importlib.util import find_spec
 __all__: list[str] = []
 
 if find_spec("nvflare") is None:
-    # with the package's own name in it, 'python -m' makes one line of this
+    # with the package's own name in it, 'python -m' prints this as one line
     raise ModuleNotFoundError("NVFlare is not installed: pip install 'fedmonai[nvflare]'", name=__name__)

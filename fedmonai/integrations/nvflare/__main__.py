@@ -41,7 +41,7 @@ def main(
         byoc: let the job bring the client's script instead of naming installed classes.
         isolate: train in a process of its own, so that one that dies costs a local training and is started again.
             Default: yes, but for sim.
-        reply_timeout: seconds to wait for a site's answer; 0 for no limit.
+        reply_timeout: seconds to wait for a site's reply; 0 for no limit.
         min_clients: participants that must be connected. Default: all (sim, poc), min_sites (export, prod).
         threads: sim: processes at a time. Default: as many as sites.
         ids: overrides of the federation's config, as for python -m monai.bundle run; plain values only.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's end: the federation as an NVFlare workflow, every request as a task of its own for one site."""
+"""Endpoint of the server: the federation as an NVFlare workflow, every request as a separate task for one site."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from fedmonai.integrations.site_settings import SETTINGS, SiteSettings
 
 __all__ = ["FederationController"]
 
-#: seconds between looks at a site that has not answered
+#: seconds between looks at a site that has not replied
 _PERIOD = 0.05
-#: what of a run goes into the job's result; what is left out can be large or belongs to a restart only
+#: files of a run that go into the job's result; what is left out can be large or belongs to a restart only
 _RESULTS = ("*.md", "*.json", "*.jsonl", "*.csv", "*.yaml", "models/*.pt", "figures/*", "tensorboard/*")
 
 
 class JobAborted(BaseException):
-    """The job was stopped; no Exception, so that it is not taken for the failure of one site."""
+    """Stop of the job; no Exception, so that it is not taken for the failure of one site."""
 
 
 class FederationController(Controller):
@@ -69,8 +69,8 @@ class FederationController(Controller):
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """Log a late answer: its round went on without it, and the site returns to the state before it."""
-        self.log_warning(fl_ctx, f"an answer of '{client.name}' came too late and is not used")
+        """Log a late reply: its round went on without it, and the site returns to the state before it."""
+        self.log_warning(fl_ctx, f"a reply of '{client.name}' came too late and is not used")
 
 
 class TaskTransport:
@@ -95,10 +95,10 @@ class TaskTransport:
             sent.done.set()
 
     def wait(self, site: str) -> Reply:
-        """The site's answer.
+        """The site's reply.
 
         Raises:
-            SiteError: when no answer came.
+            SiteError: when no reply came.
             JobAborted: when the job was stopped.
         """
         sent = self._sent.pop(site)
@@ -111,9 +111,9 @@ class TaskTransport:
                 raise SiteError("the connection to the site is lost")
             if self.timeout and waited > self.timeout:
                 self._give_up(sent)
-                raise SiteError(f"no answer within reply_timeout = {self.timeout:g} s")
+                raise SiteError(f"no reply within reply_timeout = {self.timeout:g} s")
         if sent.reply is None:
-            raise SiteError(sent.reason or "the site gave no answer")
+            raise SiteError(sent.reason or "the site did not reply")
         return sent.reply
 
     def _give_up(self, sent: _Sent) -> None:
@@ -144,8 +144,8 @@ class _Sent:
                 self.reply = reply_from(FLModelUtils.from_shareable(result))
             else:
                 self.reason = f"the site's process failed ({code}); its own log says why"
-        except Exception as error:  # whatever a site or a filter on the way made of it, it is no answer
-            self.reason = f"the answer cannot be read ({type(error).__name__}: {error})"
+        except Exception as error:  # whatever a site or a filter on the way made of it, it is no reply
+            self.reason = f"the reply cannot be read ({type(error).__name__}: {error})"
         client_task.result = None
         self.done.set()
 

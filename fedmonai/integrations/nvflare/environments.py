@@ -40,7 +40,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-#: seconds that a network on this machine may take until everybody is connected
+#: seconds that a network on this machine may take until all participants are connected
 START_TIME = 300
 _PERIOD = 2.0
 
@@ -49,7 +49,7 @@ def check_participants(names: Sequence[str]) -> None:
     """Refuse names that a startup kit cannot have.
 
     Raises:
-        ConfigError: naming the first one. NVFlare's start script passes ``uid=F``, and its parser makes False of it.
+        ConfigError: naming the first one. NVFlare's start script passes ``uid=F``, which its parser reads as False.
     """
     for name in names:
         if parse_vars([f"uid={name}"])["uid"] != name:
@@ -74,7 +74,7 @@ def allow_fedmonai(kit: Path) -> None:
 
 
 def submit(job: FedJob, kit: str, username: str, names: Sequence[str]) -> str:
-    """Submit a job with an admin's startup kit; say which sites are not connected.
+    """Submit a job with an admin's startup kit; log which sites are not connected.
 
     Returns:
         the job's identifier.
@@ -114,7 +114,7 @@ def network_here(folder: Path, names: Sequence[str], byoc: bool = False) -> Iter
     """A running network on this machine: provisioned certificates, a server and one process per site, all connected.
 
     Yields:
-        the folder that holds everybody's startup kit, and the name of the admin.
+        the folder that holds the startup kits of all participants, and the name of the admin.
 
     Raises:
         FederationError: when the participants do not connect.
@@ -243,7 +243,7 @@ def _default_clients(deployment: Deployment, bundle: str, env: str, sites: int) 
 
 @contextmanager
 def _state_root(folder: Path) -> Iterator[None]:
-    """Participants on this machine keep their state beside each other; the processes inherit the variable."""
+    """Keep the state of participants on this machine in one folder; the processes inherit the variable."""
     before = os.environ.get(STATE_ROOT)
     os.environ[STATE_ROOT] = str(folder)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's end, as an executor or a Client API script, and requests and replies as NVFlare's ``FLModel``."""
+"""Endpoint of a site, as an executor or a Client API script, and requests and replies as NVFlare's ``FLModel``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedmonai.integrations.worker import Packed, SiteEnd, site_end
 __all__ = ["TASK", "SiteExecutor", "packed_from", "reply_from", "reply_model", "request_model", "serve_job"]
 
 
-#: the one kind of task; what is asked stands in the request
+#: the one kind of task; what is asked is in the request
 TASK = "train"
 _KEY = "fedmonai"
 
@@ -68,12 +68,12 @@ def _tensors(arrays: Mapping[str, Any] | None) -> dict[str, Tensor]:
 
 
 def _answered(site: SiteEnd, model: FLModel) -> FLModel:
-    """A site's answer to what came over the wire."""
+    """A site's reply to what came over the wire."""
     return reply_model(site.forward(packed_from(model)), model.current_round)
 
 
 class SiteExecutor(Executor):
-    """Executor of a job without own code: answers the server's requests with one site."""
+    """Executor of a job without own code: replies to the server's requests with one site."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class SiteExecutor(Executor):
             self._site = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Answer one request; what goes wrong is in the answer, never instead of it."""
+        """Reply to one request; an error is part of the reply, never raised."""
         if task_name != TASK:
             return make_reply(ReturnCode.TASK_UNKNOWN)
         if self._site is None:
@@ -98,7 +98,7 @@ class SiteExecutor(Executor):
 
 
 def serve_job(app: str | Path) -> None:
-    """Answer requests through the Client API until the job ends, in the script of a job with own code (BYOC).
+    """Reply to requests through the Client API until the job ends, in the script of a job with own code (BYOC).
 
     Args:
         app: the job's folder at this site; ``config`` inside it holds the job's files. The startup kit is two levels

@@ -64,7 +64,7 @@ def federation_job(
         bundle: folder of the bundle.
         byoc: let the job bring the client's script (NVFlare's Client API); otherwise it names classes of the installed
             package, which every participant must have on its ``class_allow_list``.
-        min_clients: participants that must be there before the job starts, and all the time.
+        min_clients: participants that must be connected before the job starts, and as long as it runs.
     """
     job = FedJob(name=deployment.run, min_clients=min_clients)
     job.set_app_packages(["fedmonai"])
