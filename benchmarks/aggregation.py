@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the weighted mean costs beside the memory it moves: state dicts of 4 and of 10 sites, 7.76 million weights.
+"""Cost of the weighted mean relative to the memory it moves: state dicts of 4 and of 10 sites, 7.76 million weights.
 
     python benchmarks/aggregation.py [--repeats 15] [--channels 32] [--check]
 
@@ -7,7 +7,7 @@ The peer is ``memcpy``: averaging N state dicts reads N of them and writes one, 
 of one model read and write. No program that keeps the updates apart can do with fewer. A second row is what one-file
 programs do: deepcopy the first state dict, add the others name by name, divide.
 
-Ours is ``WeightedMean.aggregate``, weighted by samples. All take turns in one process on one thread, and before
+Ours is ``WeightedMean.aggregate``, weighted by samples. All run alternately in one process on one thread, and before
 anything is timed ours is compared with the mean in double precision. Times are CPU seconds.
 """
 
@@ -75,11 +75,11 @@ def check(strategy: WeightedMean, messages: dict[str, Any]) -> None:
         exact = sum(messages[n].weights[key].double() * (c / sum(counts.values())) for n, c in counts.items())
         difference = float((mean.double() - exact).abs().max())
         if difference > 1e-6:
-            raise SystemExit(f"'{key}' is off by {difference}: the times mean nothing")
+            raise SystemExit(f"'{key}' is off by {difference}: the times are not valid")
 
 
 def measure(sites: int, channels: int, repeats: int) -> Row:
-    """Time all three in turns."""
+    """Time all three alternately."""
     torch.manual_seed(0)
     initial = ReconstructionUNet(1, 1, channels).state_dict()
     updates = [{key: torch.randn_like(value) for key, value in initial.items()} for _ in range(sites)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a deployed round costs: bytes and seconds of a job on NVFlare, beside a stock job of ``MonaiAlgo``.
+"""Cost of a deployed round: bytes and seconds of a job on NVFlare, beside a stock job of ``MonaiAlgo``.
 
     python benchmarks/deployed.py [--rounds 20] [--sites 4] [--channels 32] [--json deployed.json] [--check]
 
@@ -8,10 +8,10 @@ each, and validate the received weights in every round. The stock job is NVFlare
 ``benchmarks/stock_client.py``; ours is what ``python -m fedmonai.integrations.nvflare --env sim`` starts, with float32
 and with bfloat16 on the wire, its final test included. Bytes are those that NVFlare itself counted at the job's server.
 Seconds per round are the median of all rounds but the first: of the stock job from one "Round n started" in the
-server's log to the next, of ours from ``rounds.jsonl``. Kinds take turns, ``--repeats`` times.
+server's log to the next, of ours from ``rounds.jsonl``. Kinds run alternately, ``--repeats`` times.
 
-Environment: one with ``fedmonai[nvflare]``. Load and machine are in the JSON file; without a calm machine only the
-bytes mean anything. Of R rounds the stock job validates the weights before each, ours those after each: R + 1 trips of
+Environment: one with ``fedmonai[nvflare]``. Load and machine are in the JSON file; on a busy machine only the bytes
+are meaningful. Of R rounds the stock job validates the weights before each, ours those after each: R + 1 trips of
 weights down, so that the target in bytes is one of 20 rounds or more. ``--in_process`` counts ours without NVFlare.
 """
 
@@ -60,7 +60,7 @@ def write_data(folder: Path) -> None:
 
 
 def site_ids(folder: Path, channels: int) -> dict[str, Any]:
-    """Ids of a site's ``train.json``; the rate is large enough that every round's weights are others."""
+    """Ids of a site's ``train.json``; the rate is large enough that the weights differ in every round."""
     ids = {"base_channels": channels, "resolution": 32, "batch_size": 1, "sequence": None, "device": "cpu"}
     return {**ids, "lr": 1e-3, "dataset_dir": str(folder / "data")}
 
@@ -75,7 +75,7 @@ def our_ids(folder: Path, sites: int, rounds: int, channels: int, wire_dtype: st
 
 
 def run_ours(folder: Path, sites: int, rounds: int, channels: int, wire_dtype: str) -> Path:
-    """Run our job; the simulator's workspace."""
+    """Run our job and return the simulator's workspace."""
     words = [sys.executable, "-m", "fedmonai.integrations.nvflare", "--bundle", str(BUNDLE), "--env", "sim"]
     given = {"name": "ours", "output_dir": str(folder / "runs"), **our_ids(folder, sites, rounds, channels, wire_dtype)}
     for key, value in given.items():
@@ -85,7 +85,7 @@ def run_ours(folder: Path, sites: int, rounds: int, channels: int, wire_dtype: s
 
 
 def run_stock(folder: Path, sites: int, rounds: int, channels: int) -> Path:
-    """Run the stock job; the simulator's workspace."""
+    """Run the stock job and return the simulator's workspace."""
     bundle = folder / "bundle"
     shutil.copytree(BUNDLE / "configs", bundle / "configs")  # MONAI's handlers write beside the configs
     own = {"bundle_root": str(bundle), "output_dir": str(folder / "stock"), "standalone": False}
@@ -146,7 +146,7 @@ def counted(workspace: Path) -> dict[str, int]:
 
 
 def stamps(workspace: Path, pattern: str) -> list[float]:
-    """Times of the lines of the server's log in which a pattern is found; of a line without one, the time before."""
+    """Times of the lines of the server's log in which a pattern is found; a line without a time has the one before."""
     logs = sorted(workspace.rglob("server/**/log.txt")) + sorted(workspace.rglob("log.txt"))
     lines = logs[0].read_text(encoding="utf-8", errors="replace").splitlines() if logs else []
     found, now = [], 0.0
@@ -171,7 +171,7 @@ def seconds_per_round(kind: str, folder: Path, workspace: Path) -> float | None:
 
 
 def own_count(folder: Path) -> dict[str, int]:
-    """Bytes that our records say: tensors and plain values, all requests."""
+    """Bytes by our own records: tensors and plain values, all requests."""
     from fedmonai.federated.costs import added
 
     server = folder / "runs" / "ours" / "server"
@@ -201,14 +201,14 @@ def measure(kind: str, sites: int, rounds: int, channels: int) -> dict[str, Any]
 
 
 def interleaved(repeats: int, **sizes: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All kinds in turn."""
+    """Run all kinds alternately."""
     for _ in range(repeats):
         for kind in KINDS:
             yield kind, measure(kind, **sizes)
 
 
 def in_process(kind: str, sites: int, rounds: int, channels: int) -> dict[str, int]:
-    """Bytes that our records say of a run in this process, which counts what would travel; nothing of NVFlare."""
+    """Bytes by our own records of a run in this process, without NVFlare; they count the messages of a deployed run."""
     from fedmonai.integrations.job import describe
     from fedmonai.integrations.runtime import federation_config
 
@@ -223,7 +223,7 @@ def in_process(kind: str, sites: int, rounds: int, channels: int) -> dict[str, i
 
 
 def ratios_to_stock(runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Medians of ours by those of the stock job."""
+    """Medians of ours divided by those of the stock job."""
     values: dict[str, Callable[[dict[str, Any]], float]] = {
         "bytes": lambda one: float(sum(one["nvflare_bytes"].values())),
         "seconds": lambda one: float(one["seconds_per_round"] or math.nan),
@@ -235,7 +235,7 @@ def ratios_to_stock(runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[
     return found
 
 
-#: a run of seconds, without NVFlare
+#: options of a run of a few seconds, without NVFlare
 SMOKE = ["--in_process", "--rounds", "2", "--sites", "2", "--channels", "2", "--json", "{folder}/deployed.json"]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training step of FL-MRCM at a source site against a step of FL-MR, in turns in one run; prints a markdown table.
+"""A training step of FL-MRCM at a source site against a step of FL-MR, alternately in one run; prints a markdown table.
 
     python benchmarks/feature_alignment.py [--channels 32] [--size 128] [--batch 4] [--repeats 5] [--check]
 
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if not same_without_weight(settings):
-        print("with lambda_adv = 0 the methods train differently: the times mean nothing", file=sys.stderr)
+        print("with lambda_adv = 0 the methods train differently: the times are not valid", file=sys.stderr)
         return 1
     sides = make_sides(settings)
     for trainer in sides.values():

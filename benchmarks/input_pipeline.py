@@ -6,7 +6,7 @@
 The peer opens the HDF5 file for every slice, draws the mask with numpy, multiplies, makes the 2-D inverse FFT, crops
 and normalizes, inside a DataLoader without workers. Ours is ``KspaceDataset(cache="memory")`` with ``PrepareKspace``.
 Both read the same random files and make the same images: their largest difference is checked before anything is timed.
-Both run on one thread of this process, in turns; times are CPU seconds, so other load on the machine counts little.
+Both run alternately on one thread of this process; times are CPU seconds, so other load on the machine counts little.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows += [measure(files, plane, batch_size, settings.repeats) for batch_size in (16, 32)]
     print_table(rows, settings.repeats)
     if max(row.difference for row in rows) > 1e-5:
-        print("the two pipelines differ by more than 1e-5 of the maximum: the times mean nothing", file=sys.stderr)
+        print("the two pipelines differ by more than 1e-5 of the maximum: the times are not valid", file=sys.stderr)
         return 1
     missed = [row for row in rows if row.ratio < TARGETS[row.plane]]
     return 1 if settings.check and missed else 0

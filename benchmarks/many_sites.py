@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What registered sites cost that are not asked: start, seconds a round and memory, from 10 to 10,000 of them.
+"""Cost of registered sites that do not take part: start, seconds a round and memory, from 10 to 10,000 of them.
 
     python benchmarks/many_sites.py [--registered 10 100 1000 10000] [--asked 10] [--rounds 20] [--json FILE] [--check]
 
 A federation of the smallest site there is (``tiny_bundle``), in a process of its own for every number of registered
-sites: ``--asked`` of them train in a round, as many are validated (``validated_fraction``), and as many are held in
-memory (``resident_sites``) unless ``--resident all``. Start is from the made federation to the first round, after the
-imports. There is no peer: the figures are compared with those of the fewest registered sites, which is printed last.
+sites: ``--asked`` of them train in a round and as many are validated (``validated_fraction``). All are held in memory,
+or as many as train with ``--resident asked`` (``resident_sites``). Start is the time from the built federation to the
+first round, after the imports. There is no peer: figures are compared with those of the fewest registered sites, at
+the end.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SECONDS, GROWTH = 2.0, 1.25
 
 
 def measure(registered: int, asked: int, rounds: int, held: bool, folder: Path) -> dict[str, Any]:
-    """Run a federation of so many sites."""
+    """Run a federation with this number of registered sites."""
     started = time.process_time()
     specs = {f"site{index:05d}": {"offset": 0.01 * (index % 10)} for index in range(registered)}
     plan = SitePlan(str(BUNDLE), specs, folder)
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--asked", type=int, default=10, help="sites that train in a round")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--resident", choices=("asked", "all"), default="all", help="sites held in memory")
-    parser.add_argument("--inside", action="store_true", help="in this process; memory then means nothing")
+    parser.add_argument("--inside", action="store_true", help="in this process; memory is then not valid")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)

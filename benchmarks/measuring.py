@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measuring side by side: interleaved repeats, wall and CPU seconds, memory, the machine, a file of results.
 
-What all benchmarks here have in common. A benchmark is a program with ``main(arguments=None)`` and the options of a toy
+Functions that all benchmarks share. A benchmark is a program with ``main(arguments=None)`` and the options of a toy
 run in ``SMOKE`` (``{folder}`` in them is an empty folder); the test of all benchmarks finds them by that.
 """
 
@@ -53,7 +53,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def interleaved(jobs: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, Times]:
-    """Times of jobs that take turns, so that whatever else the machine does meets all of them."""
+    """Times of jobs that run alternately, so that other load on the machine affects all of them."""
     found = {name: Times() for name in jobs}
     for _ in range(repeats + warm_up):
         for name, job in jobs.items():
@@ -65,7 +65,7 @@ def interleaved(jobs: Mapping[str, Callable[[], Any]], repeats: int, warm_up: in
 
 
 def cpu_ratio(times: Times, to: Times) -> float:
-    """Median CPU seconds by those of another side."""
+    """Median CPU seconds divided by those of another side."""
     return statistics.median(times.cpu) / statistics.median(to.cpu)
 
 
@@ -74,7 +74,7 @@ def resident_bytes() -> int:
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
-    raise OSError("the kernel does not say how much memory this process holds")
+    raise OSError("the kernel does not report how much memory this process holds")
 
 
 def conditions() -> dict[str, Any]:

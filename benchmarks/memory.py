@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a federation of sites that keep nothing of their network, in models of 7.76 million weights.
+"""Memory of a federation of sites that keep none of their weights, in models of 7.76 million weights.
 
     python benchmarks/memory.py [--sites 1 4 16] [--channels 32] [--json FILE] [--check]
 
@@ -50,7 +50,7 @@ def federation(sites: int, channels: int, ratio: float | None, folder: Path) -> 
 
 
 def measure(sites: int, channels: int, ratio: float | None, folder: Path) -> dict[str, Any]:
-    """Run three rounds; what the process holds after the second beyond its imports, in models."""
+    """Run three rounds and return what the process holds after the second beyond its imports, in models."""
     write_data(folder / "data")
     federation(1, 1, ratio, folder).run()  # what is imported or set up on the way
     before, held = resident_bytes(), []
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sites", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--channels", type=int, default=32, help="of the U-Net; 32 are 7.76 M weights")
-    parser.add_argument("--inside", action="store_true", help="in this process; the figures then mean nothing")
+    parser.add_argument("--inside", action="store_true", help="in this process; the figures are then not valid")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)

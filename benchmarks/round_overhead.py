@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a round costs when nobody trains: the engine's own work for four sites and 7.76 million weights.
+"""Cost of a round without training: the engine's own work for four sites and 7.76 million weights.
 
     python benchmarks/round_overhead.py [--rounds 15] [--sites 4] [--channels 32] [--json FILE] [--check]
 
-Ours is a real run of the bundle ``fl_mr``: ``Federation``, ``SiteAlgo``, ``WeightedMean``, guard, records and all. The
-only thing taken out is the training step (the trainer's ``iteration_update`` returns a loss at once), so a local
-training is one iteration of nothing over one slice. It is run three times: as shipped, with the state on disk after
+Ours is a real run of the bundle ``fl_mr``: ``Federation``, ``SiteAlgo``, ``WeightedMean``, ``UpdateValidator``,
+records. Only the training step is left out (the trainer's ``iteration_update`` returns a loss at once), so a local
+training is one empty iteration over one slice. It is run three times: as shipped, with the state on disk after
 every round; without that; and without the bound that compares the updates of a round (``max_norm_ratio: null``), where
 an update is added to the mean at once.
 
-Beside it stand two flat loops, which we wrote ourselves, as short and as fast as we could: one network that all sites
-take turns with, one copy down, one running mean (``_foreach_copy_``, ``_foreach_lerp_``). The first makes the checks
-that ours makes on every update (finite, largest value, norm of the difference), the other none. They keep no records,
-seed nothing, write nothing. They run between our rounds in the same process; all end in the same weights, which is
-printed first. CPU seconds count all threads, so a state that is written beside the round is in them.
+The peers are two flat loops, which we wrote ourselves, as short and as fast as we could: one network that all sites
+use one after the other, one copy down, one running mean (``_foreach_copy_``, ``_foreach_lerp_``). The first makes the
+checks that ours makes on every update (finite, largest value, norm of the difference), the other none. They keep no
+records, seed nothing, write nothing. They run between our rounds in the same process; all end in the same weights,
+which is printed first. CPU seconds count all threads, so a state that is written beside the round is in them.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class FlatLoop:
 
 
 class Clock:
-    """Ignite handler: times of every round with all that it leaves to be done, and of the flat loops in between."""
+    """Ignite handler: times of every round, including the write of its state, and of the flat loops in between."""
 
     def __init__(self, times: Times, loops: dict[str, tuple[FlatLoop, Times]], save: bool) -> None:
         self.times, self.loops, self.save = times, loops, save
@@ -120,7 +120,7 @@ class Clock:
 
 
 def write_data(folder: Path) -> None:
-    """One slice per split; nothing is done with it but reading it once."""
+    """One slice per split, which is only read once."""
     for split in ("train", "val", "test"):
         (folder / split).mkdir(parents=True)
         with h5py.File(folder / split / f"{split}.h5", "w") as file:
@@ -136,7 +136,7 @@ def write_bundle(folder: Path, step: Callable = no_step) -> None:
 
 
 def measure(folder: Path, settings: argparse.Namespace, clock: Clock, out: str, guard: UpdateValidator | None) -> Any:
-    """Run a federation without training steps; its weights at the end."""
+    """Run a federation without training steps and return its final weights."""
     ids = {"base_channels": settings.channels, "resolution": 32, "batch_size": 1, "sequence": None, "device": "cpu"}
     ids |= {"overlay": "configs/step.json"}
     specs = {f"site{index}": {"dataset_dir": str(folder / "data")} for index in range(settings.sites)}
@@ -150,12 +150,12 @@ def measure(folder: Path, settings: argparse.Namespace, clock: Clock, out: str, 
 
 
 def check_same(sides: dict[str, list[Tensor]]) -> float:
-    """The sum of the absolute weights, which is the same for all sides; ends the program where it is not."""
+    """The sum of the absolute weights, which is the same for all sides; otherwise the program ends."""
     sums = {name: sum(float(t.abs().sum(dtype=torch.float64)) for t in tensors) for name, tensors in sides.items()}
     first = next(iter(sides.values()))
     same = all(torch.equal(one, other) for tensors in sides.values() for one, other in zip(first, tensors, strict=True))
     if not same:
-        raise SystemExit(f"the sides end in other weights, so their times mean nothing: {sums}")
+        raise SystemExit(f"the sides end in other weights, so their times are not valid: {sums}")
     return next(iter(sums.values()))
 
 

@@ -9,10 +9,10 @@ better loop, whose kernels come from one matrix product as ours do. It shows whe
 the mixing, and the grouping adds little to it; on a GPU the grouping spares one launch per example. Where channels
 outnumber pixels two to one, the grouped form is a batched matrix product.
 
-All three are timed in turns in one process, in CPU seconds on one thread, so other load counts little (wall seconds of
-finished work with ``--device cuda``). Outputs and gradients are compared before. Layers are those of the segmentation
-U-Net (3x3); the deep ones have the target. Much of the time of large kernels can be page faults: the variable
-``MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000`` takes them out of the comparison.
+All three are timed alternately in one process, in CPU seconds on one thread, so other load counts little (wall seconds
+of finished work with ``--device cuda``). Outputs and gradients are compared before. Layers are those of the
+segmentation U-Net (3x3); the deep ones have the target. Much of the time of large kernels can be page faults: the
+variables ``MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000`` take them out of the comparison.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [measure(*layer, **numbers) for layer in layers]
     print_table(rows, **numbers)
     if max(row.difference for row in rows) > 1e-4:
-        print("the methods differ by more than 1e-4 of the maximum: the times mean nothing", file=sys.stderr)
+        print("the methods differ by more than 1e-4 of the maximum: the times are not valid", file=sys.stderr)
         return 1
     missed = [row for row in rows if row.deep and row.ratio("loop") < TARGET]
     return 1 if settings.check and missed else 0

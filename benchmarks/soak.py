@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A long federation of many sites under faults: finishes, keeps its books, does not grow; prints a markdown table.
+"""A long federation of many sites under faults: it finishes, its records agree, its memory is flat; prints a table.
 
     python benchmarks/soak.py [--rounds 200] [--sites 20] [--seed 0] [--folder DIR] [--check]
 
@@ -7,8 +7,7 @@ Every local training draws from (seed, round, site) whether it goes wrong, and h
 update. Twice the process is killed (SIGKILL) in the middle of a round and the run resumed. Then the tables are compared
 with each other and with what was injected, and the weights with those of an uninterrupted run under the same faults.
 Memory is the resident set of the process at the end of each round, from the tenth round of a process on; flat means
-that the second half of a process never needs 10 % more than its first. ``--check`` ends with 1 if anything is not as it
-should.
+that the second half of a process never needs 10 % more than its first. ``--check`` ends with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ WARM_UP = 10
 
 
 def raise_error(update: ExchangeObject) -> ExchangeObject:
-    raise RuntimeError("injected: the scanner is on fire")
+    raise RuntimeError("injected: the training fails")
 
 
 def exhaust_memory(update: ExchangeObject) -> ExchangeObject:
@@ -84,9 +83,9 @@ def count_negative(update: ExchangeObject) -> ExchangeObject:
     return update
 
 
-#: what happens to an update, and what the round's record must say
+#: what happens to an update, and what the round's record must contain
 FAULTS: list[tuple[Callable[[ExchangeObject], ExchangeObject], str]] = [
-    (raise_error, "injected: the scanner is on fire"),
+    (raise_error, "injected: the training fails"),
     (exhaust_memory, "MemoryError"),
     (with_value(math.nan), "NaN or infinite"),
     (with_value(1e9), "max_abs"),
@@ -98,13 +97,13 @@ FAULTS: list[tuple[Callable[[ExchangeObject], ExchangeObject], str]] = [
 
 
 def fault_of(seed: int, number: int, site: str) -> int | None:
-    """Index of the fault of a turn, or None; a function of its arguments alone."""
+    """Index of the fault of a local training, or None; a function of its arguments alone."""
     stream = random.Random(derive_seed(seed, "fault", number, site))
     return stream.randrange(len(FAULTS)) if stream.random() < SHARE_OF_FAULTS else None
 
 
 class FaultySites(LocalPool):
-    """Sites whose turns go wrong as drawn."""
+    """Sites whose local trainings fail as drawn."""
 
     fault_seed = 0
 
@@ -147,7 +146,7 @@ def work(settings: argparse.Namespace) -> None:
 
 
 def start(settings: argparse.Namespace, out: Path, die: int) -> int:
-    """A process of its own; its exit code."""
+    """Start a process of its own and return its exit code."""
     numbers = {"rounds": settings.rounds, "sites": settings.sites, "seed": settings.seed, "die": die}
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in numbers.items()), f"--work={out}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -161,7 +160,7 @@ def read_rounds(out: Path) -> list[dict[str, Any]]:
 
 
 def wrong_in_rounds(settings: argparse.Namespace, rounds: list[dict[str, Any]]) -> list[str]:
-    """What rounds.jsonl says otherwise than it was injected."""
+    """Differences between rounds.jsonl and the injected faults."""
     wrong = []
     if [record["round"] for record in rounds] != list(range(1, settings.rounds + 1)):
         wrong.append("rounds are missing, double or out of order")
@@ -194,12 +193,12 @@ def wrong_in_metrics(out: Path, rounds: list[dict[str, Any]]) -> list[str]:
         wrong.append("the validated rounds of metrics.csv are not those of rounds.jsonl")
     means = {number: statistics.fmean(found) for number, found in values.items()}
     if min(means, key=means.__getitem__) != rounds[-1]["best_round"]:
-        wrong.append(f"best round {rounds[-1]['best_round']} has not the smallest validation error")
+        wrong.append(f"best round {rounds[-1]['best_round']} does not have the smallest validation error")
     return wrong
 
 
 def growth(out: Path) -> float:
-    """Largest memory of the second half of a process by that of its first half, less one; the worst process."""
+    """Largest memory in the second half of a process divided by that in its first, minus one; largest of all."""
     found: dict[str, list[int]] = {}
     for line in (out / "memory.csv").read_text().splitlines():
         process, _, size = line.split(",")
@@ -214,7 +213,7 @@ def same_weights(first: Path, second: Path) -> bool:
 
 
 def soak(settings: argparse.Namespace, folder: Path) -> bool:
-    """Run everything and print the table; whether all is as it should be."""
+    """Run everything, print the table and return whether all checks pass."""
     out, whole = folder / "soak", folder / "uninterrupted"
     for path in (out, whole):
         path.mkdir(parents=True)
@@ -229,7 +228,7 @@ def soak(settings: argparse.Namespace, folder: Path) -> bool:
     turns = sum(len(record["participants"]) for record in rounds)
     checks = [
         ("killed and resumed", f"{kills.count(-signal.SIGKILL)} times", kills == [-signal.SIGKILL] * 2 and ended == 0),
-        ("faults, each refused with its reason", f"{faults} of {turns} turns", not wrong and faults > 0),
+        ("faults, each refused with its reason", f"{faults} of {turns} local trainings", not wrong and faults > 0),
         ("rounds.jsonl and metrics.csv", f"{len(wrong)} contradictions", not wrong),
         ("weights", "as without interruption, to the bit", same_weights(out, whole)),
         ("memory, second half by first", f"{100 * grown:+.1f} %", grown <= 0.10),

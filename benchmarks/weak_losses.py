@@ -5,7 +5,7 @@
 
 Peers: the gated CRF as unfolded neighborhoods (the form of the public program), one scipy minimum spanning tree (and
 breadth-first order) after another, a training step without site contrast. Results are compared before anything is
-timed. Times are CPU seconds of one thread, the smallest of all repeats, sides in turns; memory is the growth of the
+timed. Times are CPU seconds of one thread, the smallest of all repeats, sides alternately; memory is the growth of the
 resident set, each side in a fresh process. ``--check`` ends with 1 if a target is missed.
 """
 
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def timed(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Smallest CPU seconds of each side; sides take turns, and one warm-up round is not counted."""
+    """Smallest CPU seconds of each side; sides alternate, and one warm-up round is not counted."""
     best = dict.fromkeys(sides, float("inf"))
     for repeat in range(repeats + 1):
         for name, work in sides.items():
@@ -157,7 +157,7 @@ def _grow(form: str, batch: int, size: int) -> float:
     loss = GatedCRFLoss() if form == "shift" else unfolded_crf
     crf_gradient(loss, crf_input(1, 16))
     inputs = crf_input(batch, size)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     crf_gradient(loss, inputs)
     return (resident("VmHWM") - before) / 1024

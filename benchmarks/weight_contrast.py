@@ -6,12 +6,12 @@
 What is timed is the term's value and its gradient with respect to the encoder (4.7 million weights) for one iteration.
 ``released loop`` is the authors' way: for every name and every model it builds ``dict(network.named_parameters())``
 anew and lets autograd differentiate the sum of ``torch.norm(p=1)``. ``plain loop`` builds the lists of tensors once and
-sums absolute values. A whole training step of the U-Net (forward, L1 loss, backward, RMSprop) stands beside them; its
+sums absolute values. A whole training step of the U-Net (forward, L1 loss, backward, RMSprop) is the third peer; its
 image is the paper's smallest, so that the share of the term is its largest. Preparing the references happens once per
 round and is timed by itself.
 
-All are timed in turns in one process, in CPU seconds on one thread, so that other load counts little (wall seconds of
-finished work with ``--device cuda``). Values and gradients are compared before, with float64 as the truth.
+All are timed alternately in one process, in CPU seconds on one thread, so that other load counts little (wall seconds
+of finished work with ``--device cuda``). Values and gradients are compared before, with float64 as the reference.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Result = tuple[Tensor, ...]
 
 
 def models_of(sites: int, device: str) -> tuple[nn.Module, nn.Module, list[nn.Module]]:
-    """A network after some steps, the global one it started from, and what the sites had the round before."""
+    """A network after some steps, the global one it started from, and the sites' weights of the round before."""
     torch.manual_seed(0)
     nearest = ReconstructionUNet().to(device)
     moved = [copy.deepcopy(nearest) for _ in range(sites + 1)]
@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{faster:.1f} times faster than the released loop (target {FASTER:g}), ", end="")
     print(f"{100 * share:.2f} % of a training step (target {100 * SHARE:g} %)")
     if difference > 1e-5:
-        print("the closed form differs by more than 1e-5: its time means nothing", file=sys.stderr)
+        print("the closed form differs by more than 1e-5: its time is not valid", file=sys.stderr)
         return 1
     return 1 if check and (faster < FASTER or share > SHARE) else 0
 

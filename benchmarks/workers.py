@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What worker processes gain: a bundle's federation with its sites in one process and in several.
+"""Gain by worker processes: a bundle's federation with its sites in one process and in several.
 
     python benchmarks/workers.py [--bundle fl_mr] [--rounds 20] [--workers 2] [--repeats 5] [--json FILE] [--check]
 
 Both sides are the bundle's demo as it is run by its users, without progress bar and report: generated data (written
 before the first repeat), local training, validation after every round, a commit to disk every round, final test. The
-sides take turns. Timed is, apart from each other, the preparation (imports of the workers, building the sites) and the
+sides alternate. Two times are measured separately: the preparation (imports of the workers, building the sites) and the
 time from the start of the first round to the last commit, with warm workers; the whole adds the final test.
 
-Wall seconds mean something only where the machine has a free core per worker. On a busy one look at the CPU seconds of
-the longest path: those of this process and of the worker that had most, which is what the wall would be on free cores,
-since workers wait for nobody but at the end of a round. CPU seconds of all processes together say what it costs. MiB is
+Wall seconds are meaningful only where the machine has a free core per worker. On a busy one see the CPU seconds of the
+longest path: those of this process and of the worker that had most, which would be the wall seconds on free cores,
+since workers wait at the end of a round only. CPU seconds of all processes together are the total cost. MiB is
 the memory of all processes at the last commit, shared pages counted once (PSS).
 
 The weights of all runs are compared first: equal to the bit, or no times are printed.
@@ -84,7 +84,7 @@ def federation(settings: argparse.Namespace, folder: Path, run: str, workers: in
 
 
 def measure(engine: Federation, side: Side) -> dict[str, Tensor]:
-    """Run a federation; its weights at the end."""
+    """Run a federation and return its final weights."""
     begun = time.perf_counter()
     test, ends = engine.evaluations.test, []
 
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         logging.disable(logging.NOTSET)
     if not all(torch.equal(tensor, one[key]) for one in weights for key, tensor in weights[0].items()):
-        raise SystemExit("the sides end in other weights, so their times mean nothing")
+        raise SystemExit("the sides end in other weights, so their times are not valid")
     total = sum(float(tensor.abs().sum(dtype=torch.float64)) for tensor in weights[0].values())
     print_conditions(conditions())
     size = f"{len(weights)} runs of {settings.bundle}, {settings.rounds} rounds"
@@ -164,9 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     }
     good = ratios["rounds"] >= TARGET and ratios["whole"] >= 1
     print(
-        f"\n{settings.workers} workers are faster {ratios['rounds']:.2f}x by the wall from the first round to the last "
+        f"\n{settings.workers} workers are faster {ratios['rounds']:.2f}x in wall seconds from first round to last "
         f"commit, {ratios['path_cpu']:.2f}x by the CPU seconds of the longest path, {ratios['whole']:.2f}x from end to "
-        f"end; target: {TARGET}x by the wall, never slower from end to end; {'PASS' if good else 'FAIL'}"
+        f"end; target: {TARGET}x in wall seconds, never slower from end to end; {'PASS' if good else 'FAIL'}"
     )
     results = {"bundle": settings.bundle, "rounds": settings.rounds, "sum": total, "ratios": ratios, "good": good}
     results["sides"] = {str(workers): side.as_dict() for workers, side in sides.items()}

@@ -6,11 +6,11 @@ At the site or in its image, with the Python that will run (standard library and
     python deploy/lock.py make --output lock --extras nvflare,privacy
     python deploy/lock.py install --lock lock
 
-``make`` collects the wheels at the versions of constraints.txt from whatever index pip is set up for; of torch it takes
-the build that this index serves, and the lock holds the hash of that build. No address of an index is written.
-``install`` uses these files alone (``--no-index --require-hashes``): a byte that changed, or a file that is not listed,
-ends it. With the optional tool cyclonedx-bom beside this Python, ``make`` also writes ``sbom.json`` (CycloneDX). What
-stands behind ``--`` goes to pip: ``make ... -- --no-index --find-links wheels``.
+``make`` collects the wheels at the versions of constraints.txt from the index that pip is configured for; of torch it
+takes the build that this index serves, and the lock holds the hash of that build. No address of an index is written.
+``install`` uses these files alone (``--no-index --require-hashes``): it stops at a changed byte or an unlisted file.
+With the optional tool cyclonedx-bom installed for this Python, ``make`` also writes ``sbom.json`` (CycloneDX).
+Arguments after ``--`` are passed to pip: ``make ... -- --no-index --find-links wheels``.
 """
 
 from __future__ import annotations

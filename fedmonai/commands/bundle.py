@@ -25,15 +25,15 @@ def check(
 ) -> int:
     """Check one site before it joins, or all sites with a table over them; exit code 1 if one cannot take part.
 
-    The bundle itself is checked before, as by ``try``: nothing of one in which the lint finds something is evaluated.
+    The bundle itself is checked first, as by ``try``: nothing in a bundle with findings is evaluated.
 
     Args:
         site: name of the site in the federation's config, or several with commas between them; default all.
         bundle: folder of the bundle.
         config_file: federation config, or a list of it and its overlays, relative to the bundle.
-        sheet: PNG file for random slices of the site with their labels, to look at; of several sites each has its own,
+        sheet: PNG file for random slices of the site with their labels, to look at; with several sites one for each,
             ``<sheet>_<site>.png``.
-        allow: packages of one's own whose components the configs may use.
+        allow: your packages whose components the configs may use.
         ids: overrides, as for ``python -m monai.bundle run``: ``--sites::B::dataset_dir /data/B``.
     """
     from fedmonai.bundle.lint_merged import refuse_bundle
@@ -70,7 +70,7 @@ def lint(bundle: str = ".", allow: str | list[str] | tuple[str, ...] = (), catal
 
     Args:
         bundle: folder of the bundle.
-        allow: packages of one's own whose classes and functions the configs may use: ``--allow my_lab``, or several
+        allow: your packages whose classes and functions the configs may use: ``--allow my_lab``, or several
             with commas between them; sites admit them in their ``fedmonai.yaml``.
         catalogue: print every component, form of expression and id that the bundle uses, which is what a site reviews.
     """
@@ -103,12 +103,12 @@ def try_bundle(
     Args:
         bundle: folder of the bundle.
         config_file: file of the bundle, or a list of it and its overlays, relative to the bundle.
-        allow: packages of one's own whose classes and functions the configs may use.
-        ids: overrides, as for ``python -m monai.bundle run``; folders in them are this machine's own.
+        allow: your packages whose classes and functions the configs may use.
+        ids: overrides, as for ``python -m monai.bundle run``; folders in them are those of this machine.
     """
     logging.disable(logging.WARNING)
     _refuse_findings(str(bundle), allow)
-    from fedmonai.bundle.lint_merged import run_gated  # torch, which the lint does without
+    from fedmonai.bundle.lint_merged import run_gated  # imports torch; not for lint
 
     return run_gated(str(bundle), as_list(config_file), ids, as_list(allow))
 
@@ -122,7 +122,7 @@ def ids(bundle: str = ".", find: str = "", as_json: bool = False, page: bool = F
         as_json: print JSON for programs.
         page: print the bundle's page ``docs/ids.md``.
     """
-    from fedmonai.bundle.id_list import id_page, id_rows, id_text  # torch, which the lint does without
+    from fedmonai.bundle.id_list import id_page, id_rows, id_text  # imports torch; not for lint
 
     if page:
         return id_page(bundle).rstrip()
@@ -149,7 +149,7 @@ def verify(archive: str, signers: str, identity: str, signature: str | None = No
     Args:
         archive: the file as it was received.
         signers: OpenSSH's list of allowed signers, which the site keeps.
-        identity: who must have signed it, as named there.
-        signature: the file of the signature; default the archive's name with ``.sig`` behind it.
+        identity: who must have signed it, as named in that list.
+        signature: the file of the signature; default the archive's name with ``.sig`` at the end.
     """
     return verify_signature(str(archive), str(signers), str(identity), signature)

@@ -20,7 +20,7 @@ def bundles() -> list[str]:
     found = shipped_metadata()
     width = max(map(len, found))
     lines = [f"{name:{width}}  {content['name']}: {content['task']}" for name, content in found.items()]
-    return [*lines, f"They lie in {shipped_bundles()}; 'fedmonai copy <bundle> <folder>' makes a copy to work in."]
+    return [*lines, f"They are in {shipped_bundles()}; 'fedmonai copy <bundle> <folder>' makes a copy to work in."]
 
 
 def copy(bundle: str, folder: str) -> str:
@@ -59,8 +59,8 @@ def pack(bundle: str, output: str = "dist", name: str | None = None, hub: bool =
     Args:
         bundle: folder of a bundle, or of a run, whose trained bundle is packed.
         output: folder of the archive, or the new folder of the hub.
-        name: of the bundle in the zoo; by default that of its folder, of a run the method's.
-        hub: write the folder for Hugging Face with its model card in the place of an archive.
+        name: of the bundle in the zoo; by default that of its folder, or of the method for a run.
+        hub: write the folder for Hugging Face with its model card instead of an archive.
     """
     from fedmonai.bundle.pack import pack_bundle, write_hub_folder
 
@@ -73,7 +73,7 @@ def pack(bundle: str, output: str = "dist", name: str | None = None, hub: bool =
 
 
 def _name(bundle: Path) -> str:
-    """Name of a bundle by its folder; a trained one lies in a folder that says nothing."""
+    """Name of a bundle by its folder; of a trained one, whose folder is called ``bundle``, by its metadata."""
     folder = bundle.resolve().name
     if folder != "bundle":
         return folder

@@ -42,7 +42,7 @@ def compare(
         methods: names, separated by commas; all of the plan by default. The reference method is always run.
         seeds: instead of the plan's.
         bundles: folder of the bundles; those that come with the package if left out.
-        latents: pca, tsne or none: how bottleneck features come to two dimensions (needs the extra 'compare').
+        latents: pca, tsne or none: how bottleneck features are reduced to two dimensions (needs the extra 'compare').
     """
     path, failed = run_plan(plan, output_dir, bundles or str(shipped_bundles()), methods, seeds, latents)
     if path is None:
@@ -60,7 +60,7 @@ def run_plan(
     seeds: int | Sequence[int] | None = None,
     latents: str = "pca",
 ) -> tuple[str | None, list[str]]:
-    """Run a plan, and compare what is there; the page of the comparison, and the runs that failed."""
+    """Run a plan and compare its finished runs; return the page of the comparison and the runs that failed."""
     check_projection(latents)
     chosen = read_plan(str(plan_file(plan)), *(None if given is None else as_list(given) for given in (methods, seeds)))
     runs = list(planned_runs(chosen, str(output_dir)))

@@ -18,7 +18,7 @@ def prepare_prostate(
     seed: int = 0,
     label_suffix: str = "_segmentation",
 ) -> int:
-    """Check <dataset_dir>/<site>/CaseXX.nii.gz with CaseXX_segmentation.nii.gz; write the case lists if all is well.
+    """Check <dataset_dir>/<site>/CaseXX.nii.gz with CaseXX_segmentation.nii.gz; write the case lists if all are right.
 
     Args:
         dataset_dir: folder with one folder per site.
@@ -26,7 +26,7 @@ def prepare_prostate(
         sites: comma-separated; all folders with NIfTI files if left out.
         split_fractions: of train, val and test.
         seed: of the random choice of cases.
-        label_suffix: what a mask's name has behind the case's.
+        label_suffix: what a mask's name has after the case's.
     """
     chosen = sites.split(",") if isinstance(sites, str) else sites
     count, problems = check_prostate(dataset_dir, chosen, label_suffix)

@@ -7,7 +7,7 @@ from fedmonai.report.page import format_table, write_report
 
 
 def report(run: str) -> str:
-    """Write report.md and the figures of a run anew, whole or partial, and print its table.
+    """Rewrite report.md and the figures of a run, finished or not, and print its table.
 
     Args:
         run: folder of the run.

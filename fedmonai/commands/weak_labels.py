@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weak labels from full masks or from files of one's own, and a report on those that HDF5 files hold."""
+"""Weak labels made from full masks or converted from NIfTI files, and a report on those that HDF5 files hold."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def make_labels(
         num_classes: of the masks, the background among them.
         images: folder of pictures.
         masks: folder of their masks.
-        h5: folder of HDF5 files with a mask, in the place of both.
+        h5: folder of HDF5 files with a mask, instead of both.
         output: folder for the new files; not needed by --check.
         annotations: which labels to make; all of them if left out.
         label_map: class by gray level of the masks.
-        threshold: gray level above which a mask is foreground, in the place of label_map.
+        threshold: gray level above which a mask is foreground, instead of label_map.
         size: rows and columns of the new files; those of the picture if left out.
         image_channels: 1 or 3; those of the picture if left out.
         seed: of the random strokes.
@@ -95,7 +95,7 @@ def convert_scribbles(
 
 
 def report_labels(h5: str, num_classes: int) -> str:
-    """Report how much the labels stored in a folder of HDF5 files say and how often they agree with the masks.
+    """Report the share of labeled pixels in a folder of HDF5 files and how often the labels agree with the masks.
 
     Args:
         h5: the folder.

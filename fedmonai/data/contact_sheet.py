@@ -22,7 +22,7 @@ _COLORS = np.array([[230, 60, 60], [60, 200, 90], [70, 120, 240], [240, 200, 50]
 
 @dataclass
 class ExampleSampler:
-    """A random choice of ``size`` examples out of as many as come, each as likely as any other.
+    """Random sample of ``size`` examples of a sequence of any length, each with the same probability.
 
     Example:
         >>> sampler = ExampleSampler(size=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts of the files and labels of a split (channels, gray levels, spacing, shares), and what a person should see."""
+"""Facts of the files and labels of a split (channels, gray levels, spacing, shares), and warnings about them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fedmonai.data.weak.read import IMAGE_KEY, read_dataset
 
 __all__ = ["FileFacts", "SplitFacts", "case_facts", "kspace_facts", "picture_facts", "site_shifts", "weak_facts"]
 
-_COLORED = 4  # mean difference of the color channels in gray levels; JPEG makes up to 2 of a gray picture
-_CLEAR = 0.005  # share of the pixels from which a gray level of a mask is meant, and not an edge
+_COLORED = 4  # mean difference of the color channels in gray levels; JPEG causes up to 2 in a gray picture
+_CLEAR = 0.005  # share of the pixels from which a gray level of a mask is a class, not an edge
 _APART = 12  # gray levels that lossy compression keeps apart
 
 
@@ -31,7 +31,7 @@ class FileFacts:
         low: least value.
         high: largest value.
         spacing: (row, column, slice) in mm.
-        contrast: what the file says of its acquisition.
+        contrast: name of the acquisition in the file.
         levels: gray levels of a mask picture that cover more than their edges.
         read_levels: classes that are made of them, None where every level has its own.
     """
@@ -119,7 +119,7 @@ def clear_levels(mask: np.ndarray) -> tuple[int, ...]:
 
 @dataclass
 class SplitFacts:
-    """What the files and the labels of one split are like.
+    """Facts of the files and the labels of one split.
 
     Attributes:
         files: facts of every file.
@@ -174,7 +174,7 @@ class SplitFacts:
         return f"{text or 'no class'} of the labeled pixels; {unlabeled:.2%} of all are unlabeled"
 
     def file_warning(self) -> str:
-        """What a person should know of how files are read; empty if nothing."""
+        """Warning about how the files are read; empty if there is none."""
         said = []
         if any(facts.channels == 3 and facts.read_channels == 1 for facts in self.files):
             said.append("pictures in color are read as gray: one channel; is this overlay meant for other images?")
@@ -190,7 +190,7 @@ class SplitFacts:
         return "; ".join(said)
 
     def label_warning(self, classes: int | None) -> str:
-        """What a person should know of the labels; empty if nothing.
+        """Warning about the labels; empty if there is none.
 
         Args:
             classes: number of classes that there should be.
@@ -254,7 +254,7 @@ def _channels(facts: SplitFacts) -> Sequence[str]:
 
 
 def _ratio(values: Iterable[float]) -> float:
-    """Largest by smallest of numbers that are not negative; infinite where one of several is 0."""
+    """Largest divided by smallest of numbers that are not negative; infinite where one of several is 0."""
     found = list(values)
     if len(found) < 2 or max(found) <= 0:
         return 1.0

@@ -43,7 +43,7 @@ class VolumeFingerprint:
     Attributes:
         volume: its name in the dataset.
         content: SHA-256 of the image data alone, the same under every file name, header and compression.
-        subject: whose it is, None where the file does not say.
+        subject: the subject it is of, None where the file names none.
         whole: False for a block of a volume's slices; two blocks of one subject may be in different splits.
         path: its file.
     """
@@ -124,8 +124,8 @@ def write_manifest(
             further fields are kept; hashes that are there already are not computed again.
         path: default ``<dataset_dir>/manifest.json``; written atomically.
         keys: the fields that name files: ``kspace``, or ``image`` and ``label``.
-        subject_wise: False for a split within subjects (blocks of slices); said in the file, and only the content is
-            then checked for overlap.
+        subject_wise: False for a split within subjects (blocks of slices); recorded in the file, and only the content
+            is then checked for overlap.
         info: further top-level fields, e.g. seed and site.
 
     Raises:
@@ -188,7 +188,7 @@ class _SplitOverlap:
     """Names, image data and subjects seen so far; one that comes up in a second split is refused.
 
     Args:
-        remedy: what the message ends with.
+        remedy: end of the message.
     """
 
     def __init__(self, remedy: str) -> None:
@@ -314,17 +314,17 @@ SHOWN = 3  # changed files that a message names
 
 @dataclass(frozen=True)
 class SplitComparison:
-    """What was found of the splits: one line, and whether it is a warning."""
+    """Result of a comparison of splits: one line, and whether it is a warning."""
 
     found: str
     warning: bool = False
 
 
 def compare_splits(datasets: Mapping[str, Any]) -> SplitComparison:
-    """Compare the names, image data and subjects of the volumes of all splits; say what was compared.
+    """Compare the names, image data and subjects of the volumes of all splits; report what was compared.
 
     A dataset lists its volumes with ``volume_fingerprints()`` (``volume``, ``content``, ``subject``, ``whole`` of each,
-    see :class:`VolumeFingerprint`); of one without, the names in its list ``data`` are compared. Every file is read
+    see :class:`VolumeFingerprint`); without that method the names in its list ``data`` are compared. Every file is read
     once.
 
     Args:
@@ -332,7 +332,7 @@ def compare_splits(datasets: Mapping[str, Any]) -> SplitComparison:
 
     Returns:
         What was compared, empty where no dataset lists anything; a warning names the subjects of which blocks of slices
-        lie in two splits, as a split by slices leaves them, or says that a site validates on the very files it trains
+        lie in two splits, as a split by slices leaves them, or says that a site validates on the same files it trains
         on.
 
     Raises:

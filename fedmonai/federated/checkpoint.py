@@ -187,7 +187,7 @@ class Checkpoint:
         self._commits = [dict(state["site_rounds"])]
 
     def _forget_overwritten(self, number: int) -> None:
-        """Drop the best rounds whose models the newest commit, which is given up, has overwritten."""
+        """Drop the best rounds whose models the newest commit, which is discarded, has overwritten."""
         try:
             newest = self._read(self.path, lambda states: None)
         except ConfigError:  # damaged: the round is done again as it was

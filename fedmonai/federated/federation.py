@@ -396,7 +396,7 @@ class Federation(Workflow):
                 record.observed(name)
             else:
                 record.completed(name, update, norm)
-        except Exception as error:  # whatever a site's own code raises, the round goes on without it
+        except Exception as error:  # whatever a site's own code raises, the round continues without it
             self._leave_out(name, error)
             return None
         return update

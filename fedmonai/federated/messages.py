@@ -192,7 +192,7 @@ class Request:
         facts: plain values: lists and dicts with ``str`` keys of numbers, strings, booleans and ``None``.
         digests: the digest of each item (``weights`` or an attachment) that the site is to keep.
         held: items among them that are not sent: the site holds them from an earlier request.
-        keep: digests of items of earlier requests that the site goes on keeping.
+        keep: digests of items of earlier requests that the site keeps further.
 
     Example:
         >>> tensors, plain = pack_request(Request("train", "A", 3, weights_message({"weight": torch.zeros(2)})))

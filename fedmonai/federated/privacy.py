@@ -164,7 +164,7 @@ class GaussianPrivacy:
         return self.output_dir / "sites" / site / self.LEDGER
 
     def _with_one_more(self, site: str) -> list[list[float]]:
-        """What stands in the ledger after one more release."""
+        """The history of the ledger after one more release."""
         history = read_history(self.ledger(site))
         if history and history[-1][0] == self.noise_multiplier:
             history[-1][1] += 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the reviewed classes of torch, MONAI and ignite one by one: ``python -m fedmonai.gate.build_catalogue``.
+"""List the reviewed classes of torch, MONAI and ignite one by one: ``python -m fedmonai.gate.build_catalogue``.
 
-A class of a family is listed when nothing in its source, or in what that calls inside its package, opens a file, makes
-a connection, starts a process or imports by a name that is not written there. ``--why`` prints what was left out.
-Nothing else in this package imports them.
+A class of a family is listed when nothing in its source, or in the code of its package that it uses, opens a file,
+makes a connection, starts a process or imports by a name that is not written there. ``--why`` prints what is left out.
+No other module of this package imports torch, MONAI or ignite.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["build_catalogue"]
 PACKAGES = {"torch": "", "monai": "", "pytorch-ignite": ""}
 #: packages whose sources are followed; torch's own layers and optimizers are judged by their arguments
 READ = ("monai.", "ignite.")
-#: what code reaches files, connections, processes or other code by, as a name or as an attribute
+#: names and attributes by which code reaches files, connections, processes or other code
 NAMES = {"open", "exec", "eval", "compile", "__import__", "Path", "models"}
 ATTRIBUTES = {
     *("import_module", "system", "popen", "Popen", "check_output", "load_library", "load_inline", "hub", "rmtree"),
@@ -42,7 +42,7 @@ CALLS = {
     *("load_state_dict_from_url", "snapshot_download", "trt_compile", "torch.load", "torch.save", "np.load", "np.save"),
     *("pickle.load", "pickle.loads", "pickle.dump", "SummaryWriter", "get_torchvision_models"),
 }
-#: imports by name, which pass when every argument is written
+#: functions that import by name, accepted when every argument is written in the source
 IMPORTS = {"optional_import", "require_pkg"}
 _HARMLESS = (bool, int, float, str, type(None))
 
@@ -51,7 +51,7 @@ def build_catalogue(left_out: dict[str, str] | None = None) -> dict[str, Any]:
     """Reviewed components with their signatures, as plain values.
 
     Args:
-        left_out: takes the reason for every class of a family that is not listed.
+        left_out: filled with the reason for every class of a family that is not listed.
     """
     policy, found = load_policy(), {}
     left_out = {} if left_out is None else left_out
@@ -78,7 +78,7 @@ def _resolved(name: str) -> Any:
 
 
 def _members(family: str, base: type) -> Iterator[tuple[str, type]]:
-    """Public classes of a package by the names that it hands on, and the modules below it that it loads."""
+    """Public classes that a package exports and that it or a module below it defines, by name."""
     for last, value in sorted(vars(importlib.import_module(family)).items()):
         here = inspect.isclass(value) and issubclass(value, base) and is_within(value.__module__, (family,))
         if here and not last.startswith("_") and not inspect.isabstract(value):
@@ -86,7 +86,7 @@ def _members(family: str, base: type) -> Iterator[tuple[str, type]]:
 
 
 def _signature(value: Any, policy: Policy) -> str:
-    """The arguments that a config may give; empty when one that is withheld is needed."""
+    """The arguments that a config may give; empty when a withheld one is required."""
     try:
         parameters = list(inspect.signature(value).parameters.values())
     except (TypeError, ValueError):
@@ -108,7 +108,7 @@ def _is_withheld(one: inspect.Parameter, policy: Policy) -> bool:
     forms = (policy.path_arguments, policy.fetching_arguments, policy.function_arguments)
     named = any(re.fullmatch(form, one.name) for form in forms)
     kinds = any(word in written for word in ("Callable", "Path", "ModuleType", "Logger", "Writer"))
-    kinds |= "type[" in written and "str" not in written  # a text chooses one of the class's own
+    kinds |= "type[" in written and "str" not in written  # a string selects one of the classes
     return named or kinds or inspect.isroutine(one.default)
 
 
@@ -119,7 +119,7 @@ def _chosen(value: Any, kinds: Mapping[str, str]) -> str:
         KeyError: when it has no such argument.
     """
     parameters = dict(inspect.signature(value).parameters)
-    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):  # handed on: ProgressBar to tqdm
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):  # passed on, by ProgressBar to tqdm
         handed_on = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=...) for name in kinds}
         parameters = {**handed_on, **parameters}
     return _text([_plain(parameters[name], kind) for name, kind in kinds.items()])
@@ -138,7 +138,7 @@ def _text(parameters: list[inspect.Parameter]) -> str:
 
 
 def _reach(value: Any) -> str:
-    """What in the source of a class, or in what that uses of its package, reaches further than numbers."""
+    """What the source of a class, or the code of its package that it uses, does beyond computing; empty if nothing."""
     seen: set[Any] = set()
     todo = [value]
     while todo:
@@ -158,7 +158,7 @@ def _read(one: Any) -> tuple[str, tuple[Any, ...]]:
     """What a class or function reaches by itself, and the classes and functions that it uses."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(one)))
-    except (OSError, TypeError):  # made while its module runs: an enumeration, a named tuple
+    except (OSError, TypeError):  # created at run time: an enumeration, a named tuple
         return "", ()
     nodes = list(ast.walk(tree))
     reason = next((found for node in nodes if (found := _reason(node))), "")
@@ -177,9 +177,9 @@ def _reason(node: ast.AST) -> str:
         called = ast.unparse(node.func)
         written = [*node.args, *(keyword.value for keyword in node.keywords)]
         if called in IMPORTS and not all(isinstance(one, (ast.Constant, ast.Attribute, ast.Name)) for one in written):
-            return f"{called} of a name that is put together"
+            return f"{called} of a name that is computed"
         if called in IMPORTS and any(isinstance(one, ast.Name) and one.id == "name" for one in written):
-            return f"{called} of a name that it is given"
+            return f"{called} of a name that is an argument"
         if called in CALLS or called.rpartition(".")[2] in CALLS:
             return called
     return ""

@@ -55,7 +55,7 @@ def _value_problems(key: str, value: Any, names: Names) -> Iterator[str]:
     if re.fullmatch(names.policy.fetching_arguments, key) and value is not None and value is not False:
         yield f"{key}: {value!r:.80} is not allowed; no component of a bundle takes it"
     if key == "bundle_root" and value not in (".", "@bundle_root"):
-        yield f"is {value!r:.80}; a bundle says '.', whoever runs it elsewhere overrides it"
+        yield f"is {value!r:.80}; a bundle says '.'; override it to run the bundle elsewhere"
     if isinstance(value, str):
         yield from _text_problems(value, names)
     elif isinstance(value, Mapping) and "_target_" in value:
@@ -116,7 +116,7 @@ def _component_problems(component: Mapping[str, Any], names: Names) -> Iterator[
     try:
         found = names.component(target)
     except NameProblem:
-        return  # said at the key itself
+        return  # reported at the key itself
     parameters = found.parameters or {}
     for key, value in component.items():
         if not found.takes_any and key not in COMPONENT_KEYS and key not in parameters:
@@ -137,10 +137,10 @@ def merged_problems(
     Args:
         config: the merged config.
         names: what is admitted; what the project admits by default.
-        decided: ids of folders that the machine decides.
+        decided: ids of folders that the machine sets.
     """
     names = names or names_for()
     found = list(config_problems(config, names))
     yield from found
-    if not found:  # what is wrong by itself would be said again
+    if not found:  # a problem found so far would be reported twice
         yield from Values(config, names, decided).problems()

@@ -96,7 +96,7 @@ def _is_sum(node: ast.expr) -> bool:
 
 
 def _writing_problems(text: str) -> Iterator[str]:
-    """What must not stand in an expression because MONAI rewrites it before Python reads it."""
+    """What an expression must not contain because MONAI rewrites it before Python reads it."""
     if not text.isascii():
         yield "an expression is written in ASCII"
     elif "#" in text:
@@ -166,7 +166,7 @@ class _Grammar:
             yield from self._value_problems(dotted)
 
     def _value_problems(self, dotted: str) -> Iterator[str]:
-        """A name used as a value: a class or function would be called by whoever gets it."""
+        """What is wrong with a name used as a value: a class or function would be called by the code that gets it."""
         try:
             found = self.names.find(dotted)
         except NameProblem as problem:
@@ -228,7 +228,7 @@ class _Grammar:
             yield f"'{name}' is called; make it a component (_target_), whose arguments are checked"
         elif count > most:
             yield f"'{dotted}' gets {count} arguments; it may get {most}"
-        else:  # by its name an argument could be one that the number of arguments is to keep out, as an address
+        else:  # an argument by name could be one that the limit on their number excludes, such as an address
             for name in sorted({str(one.arg) for one in call.keywords} - self.policy.argument_names):
                 yield f"'{dotted}' takes no argument '{name}' here"
 
@@ -263,7 +263,7 @@ def _absolute_paths(node: ast.AST, appended: bool = False) -> Iterator[str]:
     """Texts that begin an absolute path: ``'/a' + x`` is one, in ``x + '/a'`` the text is appended."""
     if isinstance(node, ast.BinOp):
         yield from _absolute_paths(node.left, appended)
-        # nothing in front of a text leaves it at the beginning
+        # behind an empty text, a text still begins the path
         yield from _absolute_paths(node.right, not (_is_text(node.left) and not ast.literal_eval(node.left)))
     elif isinstance(node, ast.Constant):
         if isinstance(node.value, str) and node.value.startswith(("/", "~", "\\")) and not appended:

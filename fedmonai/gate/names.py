@@ -30,12 +30,12 @@ class Found:
     """What a name stands for.
 
     Args:
-        name: where it is defined.
+        name: dotted name of its definition.
         kind: ``"callable"`` (a class or function), ``"module"`` or ``"value"``.
-        parameters: by name; None when they cannot be told.
+        parameters: by name; None when they are not known.
         forms: arguments with the one form that a config may give them.
-        makes: the kind that a function declares of what it returns.
-        reads_ids: whether it takes arguments that are not given from ids of the same names.
+        makes: the kind that a function declares for its result.
+        reads_ids: whether arguments that are not given are taken from ids of the same names.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Found:
 
     @property
     def takes_any(self) -> bool:
-        """Whether arguments with any name may be given, as far as can be told."""
+        """Whether arguments with any name may be given, as far as is known."""
         return self.parameters is None or any(one.collects for one in self.parameters.values())
 
 
 class Names:
-    """Looks names up by a policy, in the catalogue and in the sources of one's own packages.
+    """Look-up of names by a policy, in the catalogue and in the sources of this project's and the site's packages.
 
     Args:
         policy: what is admitted.
-        catalogue: of the packages of others.
+        catalogue: of third-party packages.
     """
 
     def __init__(self, policy: Policy, catalogue: Catalogue) -> None:
@@ -70,7 +70,7 @@ class Names:
     def component(self, target: Any) -> Found:
         """The class or function behind a ``_target_``, which is a dotted name.
 
-        A name without a dot is none: MONAI looks for it in whatever modules are loaded when it runs.
+        A name without a dot is refused: MONAI would look for it in all modules that are loaded when it runs.
 
         Raises:
             NameProblem: when it is not admitted, cannot be found, is no class or function, or takes a free path.
@@ -183,7 +183,7 @@ class Names:
         return found
 
     def _parameters(self, module: sources.Module, node: ast.ClassDef) -> Mapping[str, Parameter] | None:
-        """Parameters of a class, of its own or of the first base that says some; None when they cannot be told."""
+        """Parameters of a class, its own or those of the first base that has some; None when they are not known."""
         own = sources.own_parameters(node)
         if own is not None and not (sources.is_dataclass(node) and node.bases):
             return own

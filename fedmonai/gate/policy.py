@@ -39,7 +39,7 @@ class Policy:
         argument_names: the only arguments that these may get by name.
         values: names that an expression may use as values.
         attributes: what an expression may read of a reference.
-        methods: what it may call of a reference.
+        methods: what an expression may call of a reference.
         variables: names of the environment.
         roots: ids of folders of the machine.
         result_folders: folders of a bundle in which a run may write.
@@ -79,11 +79,11 @@ def load_policy(allow: tuple[str, ...] = ()) -> Policy:
     """The policy, and the packages that a site admits besides.
 
     Args:
-        allow: dotted names of packages, such as ``("my_lab",)`` or ``("my_lab.networks",)``; whatever public class or
-            function is written in them may be used. They are code that the site trusts.
+        allow: dotted names of packages, such as ``("my_lab",)`` or ``("my_lab.networks",)``; every public class and
+            function defined in them may be used. They are code that the site trusts.
 
     Raises:
-        ConfigError: when a name in ``allow`` is not that of a package of one's own.
+        ConfigError: when a name in ``allow`` is no package name, or that of a package in the policy or the catalogue.
     """
     content = read_strictly(FILE, "ascii")
     roots = {name.split(".")[0] for name in (*content["own"], *content["families"])}
@@ -108,7 +108,7 @@ def load_policy(allow: tuple[str, ...] = ()) -> Policy:
     )
 
 
-#: sections of one line of words
+#: sections that are one line of words
 _WORDS = ("argument_names", "attributes", "methods", "variables", "roots", "result_folders", "workflow_arguments")
 
 
@@ -122,7 +122,7 @@ def admitted(allow: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names of packages in one order, from one name, a list, or nothing.
 
     Raises:
-        ConfigError: when it is something else, or a name is not that of a package of one's own.
+        ConfigError: when it is something else, or a name that :func:`load_policy` refuses.
     """
     names = [allow] if isinstance(allow, str) else () if allow is None else allow
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading of configs as MONAI reads them; what two readers could understand differently is a problem."""
+"""Reading of configs as MONAI reads them; what two readers could read differently is a problem."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["COMPONENT_KEYS", "SEP", "TABLE_FILE", "config_files", "load_strictly
 
 #: the table of a bundle's ids, in its folder ``configs``
 TABLE_FILE = "ids.yaml"
-#: between the parts of an id
+#: separator of the parts of an id
 SEP = "::"
-#: a part of an id; MONAI writes ids into expressions, so that nothing that means something to Python may stand in one
+#: a part of an id; MONAI writes ids into expressions, so an id may hold nothing that has a meaning in Python
 _KEY = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.\- ]*[A-Za-z0-9_.\-])?")
 #: the keys of a component that MONAI reads itself
 COMPONENT_KEYS = {"_target_", "_disabled_", "_requires_", "_mode_", "_desc_"}
@@ -51,7 +51,7 @@ def walk(value: Any, config_id: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(inner, f"{config_id}{SEP}{key}" if config_id else str(key))
 
 
-#: ids that MONAI reads as others
+#: ids that MONAI replaces by others
 _RENAMED = {"optional_packages_version": "required_packages_version"}
 
 

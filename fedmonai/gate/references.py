@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids and references of a config as MONAI reads them, without MONAI (a test compares both); its unknown ids."""
+"""Ids and references of a config as MONAI reads them, without MONAI (a test compares both); unknown ids of a config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOCAL_REFERENCES = "__local_refs"
 _REFERENCE = re.compile(r"@(?:\w*)(?:::\w*)*")
 #: sections in which every key is the name of a site or an id of its config
 SITE_SECTIONS = {"local", "sites"}
-#: names of the arguments of a ``_target_``; None when they cannot be told
+#: names of the arguments of a ``_target_``; None when they are not known
 ArgumentNames = Callable[[Any], Collection[str] | None]
 
 
@@ -46,10 +46,10 @@ def as_evaluated(expression: str) -> str:
 
 
 def value_at(config: Any, name: str) -> Any:
-    """What stands at an id.
+    """Value at an id.
 
     Raises:
-        KeyError: when nothing does.
+        KeyError: when there is none.
     """
     for part in name.split(SEP):
         if isinstance(config, Mapping) and part in config:
@@ -125,7 +125,7 @@ def unknown_ids(
     Args:
         config: the config.
         known: ids that are accepted.
-        argument_names: tells the arguments of a component.
+        argument_names: gives the names of a component's arguments.
         open_ids: ids whose keys are names that a user gives.
     """
     accepted = set(known) | referred_ids(config)

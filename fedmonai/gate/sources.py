@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources: names of one's own packages and parameters of signatures, read as text; nothing is imported."""
+"""Sources: names that packages define and parameters of signatures, read as text; nothing is imported."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = [
     "plain_value",
 ]
 
-#: what a class says to the gate about itself: names that expressions may use of its objects, and arguments that a
-#: config gives in one written form only; for its functions a module says the latter, by function
+#: what a class declares for the gate: names that expressions may use of its objects, and arguments that a config gives
+#: in one written form only; a module declares the latter for its functions, by function
 CONFIG_NAMES, CONFIG_FORMS = "CONFIG_NAMES", "CONFIG_FORMS"
-#: what a module says about its functions: the classes whose arguments they take, from ids of the same names, too
+#: what a module declares of its functions: the classes whose arguments they take, also from ids of the same names
 CONFIG_ARGUMENTS = "CONFIG_ARGUMENTS"
 
 
@@ -80,7 +80,7 @@ def parameters_of(arguments: ast.arguments, bound: bool = False) -> dict[str, Pa
     found = found[1:] if bound else found
     pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     found += [_parameter(arg, default) for arg, default in pairs]
-    # arguments of a config are given by name, so that *args are out of its reach
+    # arguments of a config are given by name, so it cannot set *args
     if arguments.kwarg:
         found.append(Parameter(arguments.kwarg.arg, collects=True))
     return {one.name: one for one in found}
@@ -148,7 +148,7 @@ class Module:
 def find_module(name: str) -> Module | None:
     """The module of a dotted name, read from its file; None when it does not exist or is written in C.
 
-    Only the place of the first package is asked from Python, which imports nothing for that.
+    Python is asked only where the first package is, which imports nothing.
     """
     file = _file_of(name)
     return None if file is None else _read(name, file, file.stat().st_mtime_ns)
@@ -266,9 +266,9 @@ def declared_names(packages: tuple[str, ...]) -> frozenset[str]:
 
 
 def _modules_below(package: str) -> Iterator[str]:
-    """The modules of a package whose sources hold the word, which are few."""
+    """The few modules of a package whose sources contain ``CONFIG_NAMES``."""
     file = _file_of(package)
-    if file is None:  # a single name: the classes of its module are what it makes
+    if file is None:  # a name in a module: all classes of that module count
         package = package.rpartition(".")[0]
         file = _file_of(package) if package else None
     if file is None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of a whole config, told without evaluating it: what is written, what lies below a root, what components make.
+"""Values of a whole config, found without evaluating it: what is written, what is below a root, what components make.
 
 An argument that is a path is a root and a written rest, ``$@output_dir + '/cache'``; an argument that becomes part of
-a path is a written name. Whatever else a config says to such an argument is refused, and no expression makes a text in
-any other way than by joining written ones.
+a path is a written name. Any other value of such an argument is refused, and an expression may make a text only by
+joining written ones.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = ["Values"]
 
 MAX_DEPTH = 20
 MAX_FORMS = 16
-#: builtins that could make another text of one
+#: builtins that could make a different text from a text
 _TAKING = BUILTINS - {"len", "bool"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,99}|\.")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+ -]{0,99}")
-#: endings of files that are code or settings; nothing writes one
+#: endings of files that are code or settings; no component may write one
 _CODE = re.compile(
     r"\.(py[cdiowz]?|so|dll|dylib|pth|sh|bat|exe|egg|whl|zip|conf|cfg|toml|ini|ya?ml|json|pkl|pickle)$", re.IGNORECASE
 )
-#: files from which a site or a federation continues, and its tables and logs; no config names one
+#: files from which a site or a federation continues, and its tables and logs; no component may write one
 _KEPT = re.compile(r"(round|initial|federation)[^/]*\.pt|.*\.(csv|jsonl|log)", re.IGNORECASE)
 #: names of arguments that are files, not folders
 _FILE = r"(.*_)?(file|path)"
@@ -76,7 +76,7 @@ class Made:
     found: Found
 
 
-#: whatever else: what a call returns, a number that is computed
+#: anything else: what a call returns, a number that is computed
 OTHER = object()
 
 
@@ -86,7 +86,7 @@ class Values:
     Args:
         config: in which no other check has found anything.
         names: what is admitted.
-        decided: ids of folders that the machine decides, ``bundle_root`` among them.
+        decided: ids of folders that the machine sets, including ``bundle_root``.
     """
 
     def __init__(self, config: Mapping[str, Any], names: Names, decided: Collection[str] = ()) -> None:
@@ -167,7 +167,7 @@ class Values:
             return [Many(tuple(one for part in node.elts for one in self._node(part, depth)))]
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "str" and node.args:
             return [_as_text(one) for one in self._node(node.args[0], depth)]
-        # of the environment, what torchrun tells: a number
+        # variables of the environment that torchrun sets: numbers
         return [Written("0")] if ast.unparse(node).startswith("os.environ[") else [OTHER]
 
     def _text_problems(self, value: str) -> Iterator[str]:
@@ -224,7 +224,7 @@ class Values:
             given = {**{name: f"@{name}" for name in parameters if name in self.config}, **given}
             given = {name: value for name, value in given.items() if name not in (found.forms or {})}
         for name, one in parameters.items():
-            # of the packages of others, which write beside where the process runs if nobody says where
+            # third-party components write into the working directory when they are given no folder
             if (
                 one.kind == OUTPUT
                 and self._may_be_missing(given.get(name))
@@ -264,7 +264,7 @@ class Values:
         return form.writable or (form.root in self.decided and self._stands_for_output(form.root))
 
     def _stands_for_output(self, name: str) -> bool:
-        """Whether what the bundle says in the place of a folder that a site decides may be written."""
+        """Whether the bundle's own value of a folder that the site sets is one that may be written to."""
         try:
             own = value_at(self.config, name)
         except KeyError:
@@ -273,7 +273,7 @@ class Values:
         return isinstance(own, str) and all(without._fits(one, OUTPUT) for one in without.of(own))
 
     def _handed_on(self) -> Iterator[tuple[str, str]]:
-        """A component in mode callable could get a path from whoever it is handed to; it is only called as it is."""
+        """Components in mode callable that take a path and are passed on; only the config itself may call them."""
         bound = {
             config_id
             for config_id, value in walk(self.config)

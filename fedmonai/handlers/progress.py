@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says while it runs: a line per epoch or round, and a bar where somebody is looking."""
+"""Progress of a run: a line per epoch or round, and a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _READ_EVERY = 1.0
 
 
 class _Bar:
-    """A bar of ``tqdm`` on a terminal; where the output is none, nothing: lines are enough there."""
+    """Bar of ``tqdm`` on a terminal; nothing where the output is no terminal, because lines suffice there."""
 
     def __init__(self, total: int | None, text: str, unit: str) -> None:
         self._bar = tqdm(total=total, desc=text, unit=unit, leave=False, disable=not sys.stderr.isatty())
@@ -45,9 +45,9 @@ class _Bar:
 
 
 class TrainingProgress:
-    """Progress of a training: a bar with the loss, a line per epoch, at the end where weights and curves are.
+    """Progress of a training: a bar with the loss, a line per epoch, and at the end the paths of weights and curves.
 
-    A training does not begin where weights lie already; an earlier one would be lost.
+    A training does not begin where the file of weights exists already: it would be overwritten.
 
     Args:
         ckpt_dir: folder of the weights.
@@ -81,7 +81,7 @@ class TrainingProgress:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _refuse_overwriting(self, engine: Engine) -> None:
-        # an engine that goes on (a client's next round, a resumed training) replaces its own
+        # an engine that continues (a client's next round, a resumed training) replaces its own file
         if engine.state.iteration == 0 and self.weights.exists():
             raise ConfigError(
                 f"'{self.weights}' is there and would be overwritten; give another --ckpt_dir, or move the file."
@@ -95,7 +95,7 @@ class TrainingProgress:
     def __call__(self, engine: Engine) -> None:
         output: Any = engine.state.output
         loss = output[0]["loss"] if isinstance(output, list) else output["loss"]
-        # on the device: reading every loss would wait for every iteration; a bar that nobody sees reads none
+        # on the device: reading every loss would wait for every iteration; an invisible bar reads none
         self._total = self._total + (loss.detach() if isinstance(loss, Tensor) else loss)
         self._count += 1
         if self._bar is None:

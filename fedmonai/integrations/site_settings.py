@@ -361,7 +361,7 @@ class _References:
         self._config = parser.get()
 
     def reached_from(self, name: str) -> set[str]:
-        """The ids that what stands at ``name`` refers to, directly or by others."""
+        """The ids that the value of ``name`` refers to, directly or through others."""
         found: set[str] = set()
         todo = [name]
         while todo:

@@ -25,8 +25,8 @@ __all__ = [
 class PerturbedView:
     """Gaussian noise, then a flip and a rotation by a multiple of 90 degrees, drawn per example and undone exactly.
 
-    The second view of IOP-FL's test-time routing. All draws come from an own generator on the CPU: the same seed gives
-    the same views on every device. Images that are not square are rotated by 0 or 180 degrees only.
+    The second view of IOP-FL's test-time routing. All draws come from the view's generator on the CPU: the same seed
+    gives the same views on every device. Images that are not square are rotated by 0 or 180 degrees only.
 
     Args:
         noise_std: standard deviation of the noise, in units of the (z-scored) image; 0.5 in the paper, 0 = no noise.

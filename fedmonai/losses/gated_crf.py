@@ -86,7 +86,7 @@ class _PairwiseEnergy(torch.autograd.Function):
         # that a constant one-hot prediction gives 0 and not a rounding error.
         states = torch.cat([probability, torch.ones_like(probability[:, :1])], 1)
         message = torch.zeros_like(states)
-        # On a CPU one image at a time stays in the cache; an accelerator wants the whole batch in one launch.
+        # On a CPU one image at a time stays in the cache; an accelerator is faster with the whole batch in one launch.
         step = 1 if states.device.type == "cpu" else max(len(states), 1)
         for begin in range(0, len(states), step):
             part = slice(begin, begin + step)

@@ -61,7 +61,7 @@ class PartialCrossEntropyLoss(nn.Module):
             log_probability = widened(logits).log_softmax(1).gather(1, index)[:, 0]
             total = -torch.where(is_labeled, log_probability, 0.0).sum()
         labeled = is_labeled.sum()
-        if self.empty_batches.device != labeled.device:  # made there, as a copy would stop the device
+        if self.empty_batches.device != labeled.device:  # created on the device: a copy to it would wait
             self.empty_batches = torch.zeros_like(self.empty_batches, device=labeled.device)
         self.empty_batches = self.empty_batches + (labeled == 0)
         if label.device.type == "cpu":

@@ -4,9 +4,9 @@
 The first round, which would touch every edge, is four shifted minima of the image. Only the edges that are still
 between two components are then sorted, once, by (cost, index); with edges in descending order a plain assignment
 ``best[component] = edge`` keeps the cheapest edge, because the last write wins. Every tree is worked on by itself, so
-that its arrays stay in the cache, and trees are shared out over the threads torch may use. That is over twice as fast
-as ``scipy.sparse.csgraph.minimum_spanning_tree``, which sorts all edges and joins them one by one, and unlike it keeps
-to the tie rule.
+that its arrays stay in the cache, and trees are divided among the threads torch may use. That is over twice as fast
+as ``scipy.sparse.csgraph.minimum_spanning_tree``, which sorts all edges and joins them one by one, and unlike it
+follows the tie rule.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _first_round(costs: np.ndarray, in_tree: np.ndarray, height: int, width: int
 
 
 def _merge(target: np.ndarray) -> tuple[np.ndarray, int]:
-    """New component numbers after every component hooked on to ``target``, and how many are left.
+    """New component numbers after every component is joined to its ``target``, and how many are left.
 
     Cycles of two, made by an edge that both its ends chose, are opened; chains are followed by pointer jumping.
     """

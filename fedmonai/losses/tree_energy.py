@@ -31,7 +31,7 @@ def tree_affinities(features: Tensor, forest: SpanningForest, sigma: float) -> T
         sigma: > 0; small values make the filter local.
 
     Returns:
-        ``(T, H * W)`` in [0, 1]; underflow to 0 is harmless (the two sides no longer see each other).
+        ``(T, H * W)`` in [0, 1]; underflow to 0 is harmless (the two sides no longer affect each other).
     """
     if not sigma > 0:
         raise ConfigError(f"sigma is {sigma}; it divides squared feature distances and must be > 0")
@@ -131,8 +131,8 @@ def _tree_sums(values: Tensor, weight: Tensor, forest: SpanningForest) -> tuple[
 def _sums_by_doubling(values: Tensor, weight: Tensor, forest: SpanningForest) -> tuple[Tensor, Tensor]:
     """Path doubling: after k steps every node knows its descendants, or ancestors, nearer than 2^k.
 
-    The number of steps depends on the size of the grid only (a tree could be one long path), so that the device is
-    never asked how deep its trees are.
+    The number of steps depends on the size of the grid only (a tree could be one long path), so that the depth of
+    the trees is never read from the device.
     """
     steps = ceil_log2(forest.height * forest.width)
     parent = forest.flat_parent.to(torch.int32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spanning trees on a CPU in one small compiled kernel, built where a C compiler is: the same bits as numpy's form.
+"""Spanning trees on a CPU in one small compiled kernel, built where there is a C compiler; equal to numpy's to the bit.
 
 The kernel (``tree_kernel.c``) is built when a tree is first asked for, never at import, and kept in the user's cache
 (``XDG_CACHE_HOME`` or ``~/.cache``, folder ``fedmonai``, for this user alone) under a name made from its source.
@@ -51,7 +51,7 @@ class TreeOrder:
 
 @cache
 def kernel() -> ctypes.CDLL | None:
-    """The kernel, built if need be; ``None`` where it cannot be had, for a reason that is logged."""
+    """The kernel, built if necessary; ``None`` where it is not available; the reason is logged."""
     if os.environ.get("FEDMONAI_TREE_KERNEL") == "0":
         return None
     try:
@@ -74,7 +74,7 @@ def _library() -> Path:
             built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
             if built.returncode:
                 raise RuntimeError(f"{compiler} cannot build {SOURCE.name}: {built.stderr.strip()[:200]}")
-            part.chmod(0o600)  # a linker makes its file anew
+            part.chmod(0o600)  # a linker creates its file again
         logger.info("built the kernel of the spanning trees: %s", path)
     refuse_of_others(path)
     return path
@@ -87,7 +87,7 @@ def _shared_out(work: Callable[[slice], Any], trees: int, threads: int) -> list[
     parts = [slice(begin, end) for begin, end in pairwise(bounds)]
     if count == 1:
         return [work(parts[0])]
-    with ThreadPoolExecutor(count) as pool:  # a call of the kernel releases Python's lock
+    with ThreadPoolExecutor(count) as pool:  # a call of the kernel releases Python's global lock
         return list(pool.map(work, parts))
 
 

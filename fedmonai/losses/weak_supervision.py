@@ -80,7 +80,8 @@ class WeakSupervisionLoss(nn.Module):
                 raise ConfigError(f"{name} is {weight}; give a weight of at least 0 (0 switches the term off).")
         self.partial = PartialCrossEntropyLoss(num_classes)
         self.tree = TreeEnergyLoss(num_classes, sigma_low, sigma_high, tree_mode, backend=backend)
-        radius = max(round(crf_radius * crf_scale), 1) if crf_radius >= 1 else crf_radius  # what is wrong is refused
+        # GatedCRFLoss refuses a radius below 1
+        radius = max(round(crf_radius * crf_scale), 1) if crf_radius >= 1 else crf_radius
         self.crf = GatedCRFLoss(radius, crf_sigma_xy * crf_scale, crf_sigma_rgb)
         #: weight of every term that is switched on, now
         self.weights: dict[str, float] = {"pce": 1.0}

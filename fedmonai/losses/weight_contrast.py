@@ -91,7 +91,7 @@ class WeightContrastLoss:
     def __call__(self, weights: Sequence[Tensor]) -> Tensor:
         """R of ``weights`` (shapes and order of the references), a scalar of their type on their device.
 
-        Its backward pass must come before the next call, and only once: it turns the signs into the gradient.
+        Its backward pass must come before the next call, and only once: it overwrites the signs with the gradient.
         """
         if [tuple(tensor.shape) for tensor in weights] != self.shapes or weights[0].dtype != self.near.dtype:
             raise ConfigError("the trained weights differ from their references in number, shape or type")
@@ -160,7 +160,7 @@ class _Contrast(torch.autograd.Function):
             scale.to(references.near.dtype),
             (-2 * scale * numerator / denominator).to(references.near.dtype),
         )
-        # the signs' own memory becomes the gradient: a third vector would cost a pass more
+        # the signs' own memory becomes the gradient: a third vector would cost one more pass
         gradient, ctx.far = ctx.far, None
         for piece in references.pieces:
             gradient[piece.whole].mul_(to_far).addcmul_(piece.near, to_near)

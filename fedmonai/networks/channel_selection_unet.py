@@ -39,7 +39,7 @@ class ChannelSelection(nn.Module):
         super().__init__()
         if num_sites < 1:
             raise ConfigError(f"ChannelSelection: num_sites is {num_sites}; there must be at least one site")
-        # The spread of the first layer of a network with one input per site.
+        # The range of the initial weights of a linear layer with one input per site.
         rows = torch.empty(num_sites, channels).uniform_(-(num_sites**-0.5), num_sites**-0.5)
         self.site_embeddings = nn.ParameterList([nn.Parameter(row.clone()) for row in rows])
         self.project = nn.Linear(channels, channels, bias=False)
@@ -81,7 +81,7 @@ class ChannelSelectionOutput(NamedTuple):
 class ChannelSelectionUNet(nn.Module):
     """U-Net whose bottleneck is weighted per site and channel: ``x <- x (1 + h_site)`` (arXiv 2304.05635).
 
-    :meth:`forward` gives one tensor, the logits, also scripted and exported. :meth:`training_forward` gives logits,
+    :meth:`forward` returns the logits, also when scripted or exported. :meth:`training_forward` returns logits,
     auxiliary maps and the gates of all sites from a single pass of the encoder; with ``training_outputs`` a call of
     the network in training mode does the same, as trainers and distributed wrappers need it.
 
@@ -93,8 +93,8 @@ class ChannelSelectionUNet(nn.Module):
     Deviations from the authors' program: the selection is part of the module (there it lies in a plain list and is
     never trained, saved or sent), site 0 is a site (there index 0 means "no index"), one encoder pass instead of S
     forwards (there each draws new dropout and moves the batch statistics), and upsampling to the size of the skip
-    connection, so that any size from 16 pixels works (the same for multiples of 16). The three switches bring back the
-    first ones, one by one.
+    connection, so that any size from 16 pixels works (the same for multiples of 16). ``train_selection``,
+    ``zero_is_own`` and ``contrast_passes`` undo the first three, one by one.
 
     >>> network = ChannelSelectionUNet(num_sites=3, site=1, channels=(4, 4, 8, 8, 16), head_channels=4).eval()
     >>> image = torch.zeros(2, 1, 16, 16)
@@ -105,13 +105,13 @@ class ChannelSelectionUNet(nn.Module):
         in_channels: channels of the image.
         num_classes: classes K; the label of unlabeled pixels is not one of them.
         num_sites: sites S of the federation.
-        site: own index, 0 .. S - 1.
+        site: index of the network's site, 0 .. S - 1.
         channels: widths from full resolution to the bottleneck, five of them.
         dropout: rate per encoder level.
         head_channels: width of the auxiliary heads; 512 at full resolution is most of the memory of a training step.
         training_outputs: whether a call in training mode gives a :class:`ChannelSelectionOutput`.
         train_selection: False freezes the selection at its start, as in the release.
-        zero_is_own: True takes the own gates for those of site 0, as in the release.
+        zero_is_own: True puts the gates of ``site`` in the place of those of site 0, as in the release.
         contrast_passes: ``one`` or, as in the release, ``per_site``: a full forward for every other site.
     """
 
@@ -149,7 +149,7 @@ class ChannelSelectionUNet(nn.Module):
         )
 
     def forward(self, image: Tensor, site: int | None = None) -> Tensor:
-        """Logits ``(B, K, H, W)`` of images ``(B, in_channels, H, W)`` as seen by ``site`` (None: the own one)."""
+        """Logits ``(B, K, H, W)`` of images ``(B, in_channels, H, W)`` as seen by ``site`` (None: the network's)."""
         if not torch.jit.is_scripting():
             self._check_site(site)
             if self.training and self.training_outputs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that follow from the device of a site: precision, how data reach it, and what is repeatable on it."""
+"""Settings that follow from the device of a site: precision, transfer of data, deterministic operations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DeviceDefaults:
         fused: the optimizers' argument of this name; ``None`` leaves the choice to PyTorch.
         cudnn_benchmark: whether cuDNN measures which of its algorithms is the fastest; sizes of images are fixed here.
         num_workers: processes that prepare the batches of pictures, which on a GPU takes longer than a step.
-        cache: where prepared slices wait.
+        cache: where prepared slices are kept.
         log_interval: iterations between losses in TensorBoard, each of which waits for the device.
     """
 
@@ -54,7 +54,7 @@ DEFAULTS = {
 
 
 class DeviceSettings:
-    """What the parts of a site's training are told about its device.
+    """Settings of a site's device for the parts of its training.
 
     Args:
         device: where the networks are.
@@ -122,9 +122,9 @@ class DeviceSettings:
         return self._defaults.log_interval
 
     def apply(self) -> None:
-        """Make the settings that hold for the whole process. Nothing is changed for a CPU.
+        """Apply the settings that hold for the whole process. Nothing is changed for a CPU.
 
-        With ``deterministic`` this is before the first operation of the GPU, of which cuBLAS reads its setting.
+        With ``deterministic`` call it before the first operation on the GPU, at which cuBLAS reads its setting.
         """
         if self._defaults is DEFAULTS["cpu"]:
             return
@@ -136,10 +136,10 @@ class DeviceSettings:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """The device of a name.
+    """The device with a name.
 
     Raises:
-        ConfigError: when the name is none, or this machine does not have the device.
+        ConfigError: when there is no such device name, or this machine does not have the device.
     """
     try:
         found = torch.device(device)
@@ -154,9 +154,9 @@ def usable_device(device: torch.device | str) -> torch.device:
 def half_precision(device: torch.device | str, amp: bool | str, amp_dtype: str = "auto") -> torch.dtype | None:
     """The type of mixed precision, or ``None`` for float32 alone.
 
-    ``amp_dtype: auto`` is bfloat16 where the device computes with it, else float16. It needs no scaling of the loss,
-    which costs a wait in every step. ``amp: auto`` is off but on CPUs with AMX and on such GPUs: CPUs without it
-    imitate bfloat16, several times slower than float32.
+    ``amp_dtype: auto`` is bfloat16 where the device computes with it, else float16. bfloat16 needs no scaling of the
+    loss, which costs a wait in every step. ``amp: auto`` is on for GPUs that compute with bfloat16 and for CPUs with
+    AMX only: CPUs without it emulate bfloat16, several times slower than float32.
 
     >>> half_precision("cpu", True, "bfloat16"), half_precision("cpu", False)
     (torch.bfloat16, None)
@@ -167,7 +167,7 @@ def half_precision(device: torch.device | str, amp: bool | str, amp_dtype: str =
         amp_dtype: ``float16``, ``bfloat16`` or ``auto``.
 
     Raises:
-        ConfigError: on another value, on float16 for a CPU, and on a type that must be imitated without being named.
+        ConfigError: on another value, on float16 for a CPU, and on ``auto`` for a CPU that must emulate bfloat16.
     """
     if amp_dtype not in ("auto", *DTYPES):
         raise ConfigError(f"amp_dtype is '{amp_dtype}'; choose auto, {' or '.join(DTYPES)}.")

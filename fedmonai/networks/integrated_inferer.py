@@ -38,8 +38,8 @@ class IntegratedInferer(Inferer):
 
     Dong et al., Medical Image Segmentation with InTEnt (CVPR 2024 workshops, arXiv 2402.09604). The i-th of n
     predictions of an image normalizes with :math:`(1 - r) s_{train} + r s_{image}`, r = i / (n - 1): the network's
-    running statistics and those of the image alone, each layer's as the image's own normalization makes them. With
-    entropies :math:`h_i` (:func:`balanced_entropy`) brought to the range 0 to 1 over the n predictions, the result is
+    running statistics and those of the image alone, from one pass in which every layer normalizes with them. With
+    entropies :math:`h_i` (:func:`balanced_entropy`) scaled to the range 0 to 1 over the n predictions, the result is
 
     .. math:: \sum_i p_i \, \mathrm{softmax}_i(-h_i).
 
@@ -50,7 +50,7 @@ class IntegratedInferer(Inferer):
     >>> pred.shape, torch.allclose(pred.exp().sum(1), torch.ones(4, 8, 8))
     (torch.Size([4, 2, 8, 8]), True)
 
-    Shape: (B, C, H, W) to the logarithm of the averaged probabilities (B, K, H, W), which a softmax turns back.
+    Shape: (B, C, H, W) to the logarithm of the averaged probabilities (B, K, H, W); a softmax restores these.
 
     Args:
         num_predictions: n, at least 2; the authors' program takes 6.
@@ -96,7 +96,7 @@ class IntegratedInferer(Inferer):
 
 
 def weights_of(entropies: Tensor) -> Tensor:
-    """Softmax of the negative entropies, which are brought to the range 0 to 1 before; equal ones weigh the same."""
+    """Softmax of the negative entropies, first scaled to the range 0 to 1; equal entropies get equal weights."""
     spread = entropies.max() - entropies.min()
     scaled = (entropies - entropies.min()) / spread if float(spread) > 0 else torch.zeros_like(entropies)
     return torch.softmax(-scaled, 0)

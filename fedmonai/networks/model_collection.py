@@ -60,7 +60,7 @@ def collect_models(
 
     During training a personal model never leaves its site. Test-time routing (IOP-FL, outside part) needs them
     together, so collecting them is a separate step that a person starts. After a federation in one process
-    they lie in its run folder; sites elsewhere hand over the files ``models/<site>.pt`` of their own folders.
+    they are in its run folder; deployed sites provide the files ``models/<site>.pt`` of their own folders.
 
     Args:
         run_dir: folder of a finished federated run: ``models/<site>.pt``, ``models/model.pt`` and ``run.json``.
@@ -98,7 +98,7 @@ def collect_models(
 
 
 def with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """``network`` with the tensors of ``state``, which must be all of its own.
+    """``network`` with the tensors of ``state``, which must have exactly its names and shapes.
 
     Raises:
         ConfigError: weights of another network.

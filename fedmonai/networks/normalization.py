@@ -50,9 +50,9 @@ def adapt_normalization(network: nn.Module, statistics: str = "batch") -> nn.Mod
         statistics: ``batch`` normalizes with the batch at hand in evaluation, too, and drops the running statistics
             (Nado et al., Evaluating prediction-time batch normalization, 2020; so do TENT, SAR and IOP-FL).
             ``running`` keeps those of training (:class:`RunningBatchNorm`). ``site`` keeps them until the first batch
-            passes in training mode, which replaces them; from there on all batches count alike (AdaBN, Li et al.,
-            Revisiting batch normalization for practical domain adaptation, 2016). A plain network with the site's
-            statistics remains. Unlike AdaBN's the variance is the mean of the batches' variances, so what differs
+            passes in training mode, which replaces them; from then on all batches count alike (AdaBN, Li et al.,
+            Revisiting batch normalization for practical domain adaptation, 2016). The result is a plain network with
+            the site's statistics. Unlike AdaBN's the variance is the mean of the batches' variances, so what differs
             between batches is left out.
 
     Raises:

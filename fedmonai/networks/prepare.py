@@ -54,7 +54,7 @@ def place_network(
     dtype = half_precision(device, amp, amp_dtype)
     network = network.to(device)
     if dtype is not None:
-        # a partial and no closure or hook: it survives copies, and a compiler sees through it
+        # a partial and no closure or hook: it survives copies, and a compiler can trace it
         network.autocast = (torch.device(device).type, dtype)  # type: ignore[assignment]
         network.forward = partial(_in_mixed_precision, network, type(network).forward)
     if channels_last:
@@ -68,8 +68,8 @@ def place_network(
 def _keep_compiled_code_private() -> None:
     """Have the compiler keep its code where this user alone can write, unless ``TORCHINDUCTOR_CACHE_DIR`` says where.
 
-    By itself it takes ``/tmp/torchinductor_<user>``, whoever has made that folder, and loads libraries, Python code and
-    pickles from it.
+    By default it uses ``/tmp/torchinductor_<user>``, even if another user has made that folder, and loads libraries,
+    Python code and pickles from it.
     """
     name, found = "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     own_choice = Path(tempfile.gettempdir(), "torchinductor_")  # which the compiler writes into the environment, too
@@ -81,7 +81,7 @@ def _keep_compiled_code_private() -> None:
 
 
 def autocast_of(network: nn.Module) -> AbstractContextManager[Any]:
-    """The mixed precision of a network's forward pass, for who calls a part of it."""
+    """The mixed precision of a network's forward pass, for code that calls a part of the network."""
     found = getattr(network, "autocast", None)
     return nullcontext() if found is None else torch.autocast(*found)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The U-Net of the fastMRI baseline, split into an encoder and a decoder that federated methods treat apart."""
+"""The U-Net of the fastMRI baseline, split into an encoder and a decoder that federated methods treat separately."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ReconstructionUNet(nn.Module):
             ``instance_affine`` (learned scale and shift) or ``batch`` (these and running statistics).
 
     Raises:
-        ConfigError: an argument is out of range, or (eagerly) the image is too small for ``num_pool`` poolings.
+        ConfigError: an argument is out of range, or (in eager mode) the image is too small for ``num_pool`` poolings.
     """
 
     def __init__(
@@ -191,10 +191,10 @@ class _UpBlock(nn.Module):
 
 
 def _reflect_to(image: Tensor, skip: Tensor) -> Tensor:
-    """Reflect the row and column back that pooling an odd size dropped: by one at the bottom and at the right."""
+    """Restore by reflection the last row and column, which pooling drops from an odd size."""
     rows, columns = skip.shape[-2] - image.shape[-2], skip.shape[-1] - image.shape[-1]
-    # Eagerly an even size saves the copy (and its backward pass, which CUDA has in no deterministic form). An exported
-    # graph must not branch: it then holds for even and odd sizes alike.
+    # In eager mode an even size skips the copy (and its backward pass, which has no deterministic form on CUDA). An
+    # exported graph must not branch, so that it holds for even and odd sizes alike.
     if not torch.jit.is_scripting() and not torch.compiler.is_compiling() and rows == 0 and columns == 0:
         return image
     return F.pad(image, [0, columns, 0, rows], mode="reflect")

@@ -22,8 +22,8 @@ FORMS = ("grouped", "sum")
 class Router(nn.Module):
     """Mixing weights of one layer, per example: average pool, Linear C to 2C, dropout, Linear 2C to experts, sigmoid.
 
-    As in the authors' program there is no activation between the two linear layers, and the weights lie in (0, 1)
-    each without summing to one.
+    As in the authors' program there is no activation between the two linear layers, and each weight lies in (0, 1);
+    their sum need not be one.
 
     >>> Router(channels=4, num_experts=3)(torch.zeros(2, 4, 8, 8)).shape
     torch.Size([2, 3])
@@ -45,7 +45,7 @@ class Router(nn.Module):
         """Draw the usual initial weights of a linear layer from ``generator``.
 
         The last bias is set such that every expert starts near ``share``, in (0, 1). In the authors' program it is
-        drawn as well, which is near 0.5.
+        drawn as well, and shares start near 0.5.
         """
         for linear in (self.fc1, self.fc2):
             bound = 1 / math.sqrt(linear.in_features)
@@ -180,10 +180,10 @@ class RoutedConv2d(_RoutedConv):
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups * self.groups)
 
     def forward_grouped(self, x: Tensor, shares: Tensor) -> Tensor:
-        """As in the base, but a batched matrix product where output channels outnumber pixels two to one.
+        """As in the base class, but a batched matrix product where output channels outnumber pixels two to one.
 
-        There the kernels are the bulk of the data: the product reads them as they lie, a convolution copies them into
-        a layout of its own first.
+        There the kernels are most of the data: the product reads them in place, a convolution first copies them into
+        another layout.
         """
         rows = self.output_size(x.shape[2], 0)
         columns = self.output_size(x.shape[3], 1)

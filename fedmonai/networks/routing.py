@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn any 2-D convolutional network into a routed one built from the models of several sites."""
+"""Conversion of any 2-D convolutional network into a routed one built from the models of several sites."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def route_network(
             does; False keeps the running statistics of the global model, while adapting, too.
         initial_share: weight near which every expert starts, in (0, 1). None is 1 / ``num_experts``, with which the
             first kernels are near the mean of the experts' [ours]. 0.5 is the released start: there the kernels of
-            K + 1 experts are (K + 1) / 2 times their mean, which no normalization follows in the transposed and the
-            last convolution.
+            K + 1 experts are (K + 1) / 2 times their mean, and the transposed and the last convolution have no
+            normalization behind them that would remove the factor.
         seed: of the generator that draws the routers' initial weights.
 
     Raises:

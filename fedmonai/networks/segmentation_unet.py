@@ -73,7 +73,7 @@ class ConvBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The way down: one block per level and the bottleneck; returns its output and the maps to concatenate."""
+    """Contracting path: one block per level and the bottleneck; returns its output and the maps to concatenate."""
 
     def __init__(self, in_channels: int, widths: list[int]) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class UpBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The way up and the last 1x1 convolution ``head``."""
+    """Expanding path and the last 1x1 convolution ``head``."""
 
     def __init__(self, widths: list[int], out_channels: int) -> None:
         super().__init__()

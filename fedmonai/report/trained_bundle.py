@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles that a run leaves: of the global network, and of every site's own, with what is known of them."""
+"""Bundles that a run writes: of the global network, and of every site's own, with metadata on their training."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["write_run_bundles", "write_site_bundle"]
 def write_run_bundles(run_dir: str | Path, plan: SitePlan, here: bool = True) -> list[Path]:
     """Write ``<run>/bundle`` of the global network, and ``<run>/sites/<site>/bundle`` of each site's own.
 
-    A run that shares all has the former, one with personal models the latter, IOP-FL both. Beside the weights in
-    ``<run>/models`` a file says what they were trained with.
+    A run that shares all weights has the former, one with personal models the latter, IOP-FL both. A file beside the
+    weights in ``<run>/models`` holds the settings that they were trained with.
 
     Args:
         run_dir: folder of a run that has ended.
         plan: of its sites.
-        here: whether they ran in this process; others write the bundles of their own networks themselves, and this
-            machine does not know what data they had.
+        here: whether they ran in this process; deployed sites write the bundles of their own networks themselves, and
+            this machine does not know what data they had.
 
     Returns:
         the folders that were written.
@@ -50,7 +50,7 @@ def write_site_bundle(plan: SitePlan, site: str, method: str) -> Path | None:
     Args:
         plan: the site's.
         site: its name.
-        method: what the job calls itself.
+        method: name of the method in the job.
 
     Returns:
         its folder, or None for a site without a network of its own.
@@ -76,7 +76,7 @@ def _write(plan: SitePlan, target: Path, weights: Path, settings: Mapping[str, A
 def _facts(
     tables: RunTables, plan: SitePlan | None, sites: Sequence[str], model: str, others: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Entries of the metadata: where, on what and how the weights were trained, and what came of it."""
+    """Entries of the metadata: where, on what and how the weights were trained, and the results."""
     run = tables.run
     of = f"site {sites[0]}'s own network" if model == "personal" else "the network of all sites"
     best = run.get("best_round_per_site", {}).get(sites[0]) if model == "personal" else run.get("best_round")
@@ -95,7 +95,7 @@ def _facts(
         told["differs_by_site"] = dict(others)
     generated = plan is not None and all(_is_generated(plan, site) for site in sites if site in plan.sites)
     return {
-        "data_source": "generated images; nothing of it says anything about patients"
+        "data_source": "generated images; they contain no information about patients"
         if generated
         else "images of the sites named, which stayed there; their terms are the sites' (docs/data_license.txt)",
         "eval_metrics": {site: found for site in sites if (found := _metrics(tables, site, model))},
@@ -131,7 +131,7 @@ def _samples(tables: RunTables, sites: Sequence[str]) -> dict[str, int]:
 
 
 def _left(tables: RunTables, sites: Sequence[str]) -> dict[str, int]:
-    """Bytes by what they were, over all rounds and the sites named."""
+    """Bytes that left the named sites, by kind, over all rounds."""
     totals: dict[str, int] = {}
     for record in (*tables.rounds, tables.run.get("final_test", {})):
         for site, kinds in record.get("bytes_up", {}).items():
@@ -142,5 +142,5 @@ def _left(tables: RunTables, sites: Sequence[str]) -> dict[str, int]:
 
 
 def _is_generated(plan: SitePlan, site: str) -> bool:
-    """Whether a site has no data of its own: its bundle then generates some."""
+    """Whether a site has no data of its own: its bundle then generates them."""
     return isinstance(site_config(plan, site).get("dataset_dir"), Mapping)

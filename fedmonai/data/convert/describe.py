@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Description of a volume, and of all that were found, for a person who looks before anything is converted."""
+"""Description of one volume, and of all that were found, for a person who checks them before the conversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedmonai.data.damage import InputError
 
 
 def subject_note(sources: Sequence[Source]) -> list[str]:
-    """How many subjects there are, and which rule found how many of them in what."""
+    """Number of subjects, and how many of them each rule found, with an example."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for source in sources:
         found[source.rule].setdefault(source.subject, source.identity)
@@ -79,7 +79,7 @@ def sampling_note(volume: Volume) -> list[str]:
 
 
 def _intensities(volume: Volume) -> str:
-    """Range and mean of the magnitude image; says what is negative or empty."""
+    """Range and mean of the magnitude image, with numbers of negative values and empty slices."""
     low, high, total, negative = np.inf, -np.inf, 0.0, 0
     broken: list[int] = []
     empty: list[int] = []

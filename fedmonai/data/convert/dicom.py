@@ -38,7 +38,7 @@ _TAGS = [
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """One image of a series. Lengths are in mm; what the file does not say is None, for ``thickness`` and ``step`` 0.
+    """One image of a series. Lengths are in mm; a value that the file lacks is None, for ``thickness`` and ``step`` 0.
 
     Attributes:
         origin: center of the first pixel, LPS+.

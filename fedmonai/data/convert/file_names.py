@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 __all__ = ["contrast_of", "is_label_name", "shared_beginnings", "subject_part"]
 
-#: how the contrasts of MR images are called in names of files and series (BIDS, BraTS, IXI, fastMRI, scanners)
+#: how the contrasts of MR images are written in names of files and series (BIDS, BraTS, IXI, fastMRI, scanners)
 _CONTRASTS = {
     "T1": "t1|t1w|t1n|t1pre|mprage|mp2rage",
     "T1ce": "t1ce|t1c|t1gd|t1post|t1km",
@@ -47,7 +47,7 @@ _PLANE = re.compile(r"^(?:ax|cor|sag)(?=t[12]|pd|flair)")  # AXT2, CORPD of fast
 
 
 def contrast_of(path: str) -> str | None:
-    """The contrast that a name states: of the file, else of the nearest folder; None where nothing is said.
+    """The contrast that a name states: of the file, else of the nearest folder; None where they state none.
 
     >>> contrast_of("BraTS19_1/BraTS19_1_t1ce.nii.gz"), contrast_of("T2/IXI012.nii"), contrast_of("brain.nii")
     ('T1ce', 'T2', None)
@@ -87,10 +87,10 @@ def subject_part(stem: str) -> str:
 
 
 def shared_beginnings(subjects: Iterable[str]) -> dict[str, list[str]]:
-    """Subjects whose names differ in the last word alone, behind one that has a digit, by what they share.
+    """Subjects whose names differ in the last word only, after one that has a digit, by the part that they share.
 
-    ``patient001_frame01`` and ``patient001_frame12`` may be one person, ``scan_01`` and ``scan_02`` hardly: what all
-    subjects share numbers nobody, unless their last words are more than numbers.
+    ``patient001_frame01`` and ``patient001_frame12`` may be one person, ``scan_01`` and ``scan_02`` are probably not: a
+    part that all subjects share identifies none of them, unless their last words are more than numbers.
 
     >>> shared_beginnings(["p1_pre", "p1_post", "p2_pre", "p2_post"])
     {'p1': ['p1_post', 'p1_pre'], 'p2': ['p2_post', 'p2_pre']}

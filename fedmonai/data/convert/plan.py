@@ -113,7 +113,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Assignment of volumes to splits, as the option ``split`` says.
+    """Assignment of volumes to splits, by the option ``split``.
 
     Attributes:
         fixed: everything goes to this split.
@@ -183,7 +183,7 @@ class SplitPlan:
             filled = sum(fraction > 0 for fraction in self.split_fractions)
             if len(subjects) < filled:
                 raise ConfigError(
-                    f"split: {len(subjects)} subject(s) cannot fill {filled} splits; say --split 1,0,0 or --split "
+                    f"split: {len(subjects)} subject(s) cannot fill {filled} splits; give --split 1,0,0 or --split "
                     "train, or cut a single subject into blocks of slices with --split slices:0.7,0.15,0.15."
                 )
             return split_subjects(subjects, self.split_fractions, seed, present)

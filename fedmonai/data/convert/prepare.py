@@ -27,7 +27,7 @@ from fedmonai.data.provenance import file_digest
 from fedmonai.errors import ConfigError
 
 _AXES = ("slice", "coil", "row", "column")
-BY_CONTRAST = "auto"  # as sequence: every contrast into a folder of its own
+BY_CONTRAST = "auto"  # as sequence: every contrast in its own folder
 
 
 def prepare_mri(
@@ -52,12 +52,12 @@ def prepare_mri(
     resume: bool = False,
     check: bool = False,
 ) -> Summary:
-    """Turn DICOM series, NIfTI, .npy, .mat or fastMRI HDF5 into <output>/[<sequence>/]<train|val|test>/*.h5.
+    """Convert DICOM series, NIfTI, .npy, .mat or fastMRI HDF5 to <output>/[<sequence>/]<train|val|test>/*.h5.
 
     Images get a zero imaginary part (if real) and a centered orthonormal 2-D FFT; their magnitude is the target.
     k-space (HDF5, or arrays with --domain kspace) is kept as it is; without a target it gets one only if it is fully
     sampled, otherwise a mask of its empty columns. Magnitude images simulate k-space; they are not raw scanner data.
-    Label maps (volumes of few whole values) become no images: those called so (..._seg) are left out, others fail.
+    Label maps (volumes of few whole values) are not converted: those named as such (..._seg) are left out, others fail.
 
     Args:
         input: folder (searched with its sub-folders) or one file.
@@ -74,8 +74,8 @@ def prepare_mri(
         axes: their axes, such as coil,row,column; default: slices first (.npy) or last (.mat); k-space needs it.
         key: variable of .mat files.
         frame: which volume of 4-D NIfTI files (over time, or of echoes), from 0.
-        include: only files of these patterns, such as *_t1.nii.gz,*_t2.nii.gz, of the name or of the path in it.
-        exclude: no files of these patterns.
+        include: only files whose name or path in the folder matches one of these patterns, *_t1.nii.gz,*_t2.nii.gz.
+        exclude: no files that match one of these patterns.
         subject: where the subject comes from: auto (DICOM PatientID, patient_id of HDF5 files, BIDS sub-..., the file's
             name without its contrast, the folder), study, folder, file, or a regular expression for the path.
         salt: secret of this site that goes into the pseudonyms of subjects.
@@ -90,7 +90,7 @@ def prepare_mri(
 
     Raises:
         ConfigError: a wrong option, an existing output, an overlap of splits, an output that cannot be written, names
-            from which it is not clear whose the files are.
+            that leave it open to which subject a file belongs.
     """
     conversion = _Conversion(
         root=None if output is None else Path(output),
@@ -172,7 +172,7 @@ class _Conversion:
         return open_source(source, self.axis, self.domain, self.axes, self.key, self.frame)
 
     def _left_out_as_label(self, source: Source) -> bool:
-        """Leave out what is called a label map and is one; what is called so and is none is an error."""
+        """Leave out a label map that is named as one; an image that is named as a label map is an error."""
         if source.kind == "dicom" or not is_label_name(source.files[0].name):
             return False
         try:
@@ -189,7 +189,7 @@ class _Conversion:
         return True
 
     def _of_sequence(self, sources: list[Source]) -> list[Source]:
-        """Leave out volumes of another contrast than that of ``sequence``; say what is mixed."""
+        """Leave out volumes of another contrast than that of ``sequence``; warn of mixed contrasts."""
         wanted = contrast_of(self.sequence or "")
         taken = []
         for source in sources:
@@ -299,7 +299,7 @@ class _Conversion:
         return repr((self.pad, self.max_size, self.slice_range, *reading, self.plan))
 
     def _refuse_existing(self, sources: Sequence[Source], existing: set[Path]) -> None:
-        """Without --resume, stop before the first volume is written if any would meet an existing file."""
+        """Without --resume, stop before the first volume is written if any of their files exists."""
         if self.resume:
             return
         ends = ("",) if self.plan.subject_wise else ("_train", "_val", "_test")
@@ -325,7 +325,7 @@ class _Conversion:
 
 
 def _refuse_unclear_subjects(sources: Sequence[Source]) -> None:
-    """Ask whose the files are where their names leave it open; nothing is asked of ids and of a rule of the user's.
+    """Refuse file names that leave subjects unclear; ids in the files and a rule of the user are not questioned.
 
     Raises:
         ConfigError: names that share a beginning.
@@ -337,8 +337,8 @@ def _refuse_unclear_subjects(sources: Sequence[Source]) -> None:
         listed = "', '".join(names[:3])
         raise ConfigError(
             f"subject: '{listed}' begin alike ('{begin}'; {len(groups)} such groups): one subject, or {len(names)}? "
-            f"Say --subject '{_rule_for(begin, names)}' if what begins alike is one subject, --subject "
-            f"{'folder' if '/' in names[0] else 'file'} if each is a subject of its own."
+            f"Give --subject '{_rule_for(begin, names)}' if names that begin alike are one subject, --subject "
+            f"{'folder' if '/' in names[0] else 'file'} if each is another subject."
         )
 
 

@@ -168,7 +168,7 @@ def _choose(shapes: dict[str, tuple[int, ...]], key: str | None) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names that stand in a file, which may hold any characters."""
+    """Names read from a file, which may hold any characters."""
     found = sorted(names)
     more = ", ..." if len(found) > 5 else ""
     return ", ".join(name if name.isidentifier() else ascii(name)[:40] for name in found[:5]) + more or "none"
@@ -211,7 +211,7 @@ def raw_facts(path: Path) -> tuple[str | None, str | None]:
         with open_volume(path) as file:
             return subject_of(file), _code(file.attrs.get("acquisition"))
     except ConfigError:
-        return None, None  # reading the volume will say what is wrong with it
+        return None, None  # reading the volume will report what is wrong with it
 
 
 def _code(value: object) -> str | None:
@@ -325,8 +325,8 @@ def read_nifti(path: Path, axis: int = 2, frame: int | None = None) -> Volume:
     Args:
         path: ``.nii`` or ``.nii.gz``.
         axis: voxel axis that counts the slices. Of the other two the first becomes the column and the second the row,
-            turned where needed so that row 0 is anterior or superior, as viewers show it. The affine follows every
-            permutation and turn.
+            flipped where needed so that row 0 is anterior or superior, as viewers show it. The affine follows every
+            permutation and flip.
         frame: which volume of a 4-D file (over time, or of echoes); a 3-D file has frame 0.
 
     Raises:
@@ -365,7 +365,7 @@ def read_nifti(path: Path, axis: int = 2, frame: int | None = None) -> Volume:
 
 
 def _upright(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn the rows where their index runs to anterior, superior or right."""
+    """Flip the rows where their index runs to anterior, superior or right."""
     codes = nib.aff2axcodes(affine)
     if codes[1] in ("A", "S", "R"):
         flip = np.eye(4)

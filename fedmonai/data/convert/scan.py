@@ -29,7 +29,7 @@ _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 class Found:
     """Sources, inputs that cannot be used (label, reason), and files that are not images (side-car texts).
 
-    ``left_out`` counts the files that patterns of the user leave out; ``root`` is where was searched.
+    ``left_out`` counts the files that patterns of the user leave out; ``root`` is the folder that was searched.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -41,13 +41,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Naming:
-    """How subjects and output files are called.
+    """Names of subjects and output files.
 
     Attributes:
         subject: ``auto`` (DICOM PatientID, else the study; HDF5 ``patient_id``; BIDS ``sub-...``; the file's name
             without its contrast; the folder where the name holds nothing else), ``study``, ``folder``, ``file``, or a
             regular expression found in the relative path.
-        salt: secret of the site that goes into the pseudonyms; without one, short ids can be found by trying.
+        salt: secret of the site that goes into the pseudonyms; without one, short ids can be found by trial.
         hash_names: name files by pseudonym too, for file names that identify a person (DICOM always is).
 
     Example:
@@ -77,7 +77,7 @@ class Naming:
         return Source(kind, relative, (path,), subject, name, (), rule, identity, contrast)
 
     def of_series(self, headers: list[SliceHeader], root: Path) -> Source:
-        """Subject and name of a DICOM series; nothing of its text goes into either."""
+        """Subject and name of a DICOM series; no text of its header goes into either."""
         uid, study, patient = headers[0].series, headers[0].study, headers[0].patient
         paths = [header.path for header in headers]
         folder = Path(os.path.commonpath([path.parent for path in paths]))
@@ -122,12 +122,12 @@ def find_sources(root: Path, naming: Naming, include: Sequence[str] = (), exclud
 
     Args:
         root: folder, searched with its sub-folders, or one file.
-        naming: what subjects and outputs are called.
-        include: only files of these patterns (``*_t1.nii.gz``), of the name or of the path in the folder; empty = all.
-        exclude: no files of these patterns.
+        naming: how subjects and outputs are named.
+        include: only files whose name or path in the folder matches a pattern (``*_t1.nii.gz``); empty = all.
+        exclude: no files that match one of these patterns.
 
     Raises:
-        ConfigError: nothing there, a ``subject`` that is not a regular expression, a pattern that no file has.
+        ConfigError: nothing there, a ``subject`` that is not a regular expression, a pattern that no file matches.
     """
     if not root.exists():
         raise ConfigError(f"input: {root} does not exist.")
@@ -170,7 +170,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _chosen(paths: list[Path], base: Path, include: Sequence[str], exclude: Sequence[str]) -> list[Path]:
-    """The paths of some pattern of ``include``, if there are any, and of none of ``exclude``."""
+    """The paths that match a pattern of ``include``, if there are any, and none of ``exclude``."""
 
     def of(pattern: str, path: Path) -> bool:
         return fnmatch(path.name, pattern) or fnmatch(_relative(path, base), pattern)

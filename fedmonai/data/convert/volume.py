@@ -30,7 +30,7 @@ class Source:
         notes: what was noticed while searching, e.g. that no patient id could be used.
         rule: how the subject was found, for reports.
         identity: what the pseudonym was made from, for the person at the screen; never written to a file.
-        contrast: contrast that names or header state (``T1``, ``FLAIR``, ...), None where nothing is said.
+        contrast: contrast that names or header state (``T1``, ``FLAIR``, ...), None where they state none.
     """
 
     kind: str

@@ -22,7 +22,7 @@ def write_volume(path: Path, volume: Volume, pad: int, max_size: int, attributes
 
     Attributes written: ``max`` and ``norm`` (L2) of the target, ``spacing`` (mm) and ``affine`` (index (slice, row,
     column) to RAS+ mm) where the geometry is known, and ``attributes``. Where slices are unevenly spaced, the dataset
-    ``slice_positions`` (mm) holds the truth and the affine the average.
+    ``slice_positions`` (mm) holds their positions and the affine the average spacing.
 
     Returns:
         The volume as written (its geometry follows padding and reduction).
@@ -106,11 +106,11 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Outcomes of all inputs; ``str(summary)`` is the report, ``exit_code`` is 1 if any failed or none was taken.
+    """Outcomes of all inputs; ``str(summary)`` is the report, ``exit_code`` is 1 if any failed or none was used.
 
     Attributes:
         found: lines on subjects and the rules that found them.
-        problems: what keeps the conversion from being made as asked for.
+        problems: what prevents the conversion as requested.
         left_out: number of files that patterns of the user leave out.
 
     Example:
@@ -138,7 +138,7 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 if there was an image, every input was understood and nothing stands against the split, else 1."""
+        """0 if there was an image, no input failed and there are no ``problems``, else 1."""
         taken = self.count("checked") + self.count("written") + self.count("kept")
         return int(not taken or self.count("failed") > 0 or bool(self.problems))
 

@@ -32,8 +32,9 @@ def convert_nifti(
 ) -> list[dict[str, Any]]:
     """Write one HDF5 volume (image, and labels by key; slices first) per NIfTI image with its labels.
 
-    A label file lies in the folder of its image, or anywhere below ``images``, and is called as the image with a suffix
-    behind it: ``subject26_DE.nii.gz`` has ``subject26_DE_scribble.nii.gz``. ``layout: volumes`` reads the result.
+    A label file is in the folder of its image, or else anywhere below the parent of that folder, and its name is that
+    of the image with a suffix: ``subject26_DE_scribble.nii.gz`` for ``subject26_DE.nii.gz``. ``layout: volumes`` reads
+    the result.
 
     Args:
         images: folder, searched with its sub-folders.
@@ -86,7 +87,7 @@ def _found(root: Path, suffixes: Sequence[str]) -> dict[str, Path]:
             found[stem] = path
     if not found:
         raise ConfigError(
-            f"images: no NIfTI file in {root} has labels called as it with {' or '.join(suffixes)} behind."
+            f"images: no NIfTI file in {root} has label files of its name with {' or '.join(suffixes)} at the end."
         )
     return found
 

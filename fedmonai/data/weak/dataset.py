@@ -123,7 +123,7 @@ class WeakSliceDataset(Dataset):
             image = self._read(0)["image"]
             needed = len(self) * (image.nelement() * image.element_size() + 2 * image[0].nelement())
             refuse_if_larger(cache, needed, available_memory(), "main memory")
-            # Filled at once, because loader workers end with the epoch and what they would cache is lost.
+            # Filled at once, because loader workers end with the epoch and their caches are lost.
             self._cached = [self._read(index) for index in range(len(self))]
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class WeakSliceDataset(Dataset):
         return (weak_facts(entry, self.image_channels, self.threshold) for entry in self.files)
 
     def _index(self) -> list[tuple[int, int, int]]:
-        """(file, slice, slices of the file) of every item; settings that can never work are found here."""
+        """(file, slice, slices of the file) of every item; settings that cannot work are refused here."""
         if not self.files:
             raise ConfigError("files: the list is empty; there is nothing to train or evaluate on.")
         index = []

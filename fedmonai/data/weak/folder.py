@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataset of the pictures in a folder (PNG, JPEG, TIFF, HDF5), prepared as in training, to segment."""
+"""Dataset of the pictures in a folder (PNG, JPEG, TIFF, HDF5) for inference, prepared as in training."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class PictureFolder(VolumeFolder):
         super().__init__(data, skip_damaged)
 
     def find(self, root: Path) -> tuple[list[Source], list[tuple[str, str]]]:
-        """The pictures and HDF5 files in a folder; what else lies there is not looked at."""
+        """The pictures and HDF5 files in a folder; other files are ignored."""
         sources, failed = [], []
         paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
         for path in paths:
@@ -83,7 +83,7 @@ class PictureFolder(VolumeFolder):
         return sources, failed
 
     def _check(self, path: Path) -> str:
-        """The kind of a file, which is refused before any other one is segmented."""
+        """The kind of a file; a file that cannot be used is refused before any is segmented."""
         if path.suffix.lower() != ".h5":
             picture_size(str(path))
             return "picture"

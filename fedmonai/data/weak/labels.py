@@ -29,7 +29,7 @@ def write_release_file(path: Path, image: np.ndarray, labels: Mapping[str, np.nd
     """Write one file atomically.
 
     Args:
-        path: of the file; folders are made.
+        path: of the file; missing folders are created.
         image: ``(1, H, W)`` is stored as ``(H, W)``; ``(3, H, W)`` and volumes ``(D, H, W)`` as they are; float32.
         labels: integer labels ``(H, W)``, or ``(D, H, W)`` for a volume, by key (``mask``, ``scribble``, ...).
         recipe: settings the file was made with, found again by :func:`stored_recipe`; left out if empty.

@@ -26,7 +26,7 @@ from fedmonai.integrations.worker import Packed, SiteEnd, site_end
 __all__ = ["TASK", "SiteExecutor", "packed_from", "reply_from", "reply_model", "request_model", "serve_job"]
 
 
-#: the one kind of task; what is asked stands in the request
+#: the one kind of task; what is asked is in the request
 TASK = "train"
 _KEY = "fedmonai"
 
