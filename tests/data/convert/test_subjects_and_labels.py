@@ -153,7 +153,7 @@ def test_unclear_names_are_asked_about(tmp_path: Path, names: list[str], remedy:
     with pytest.raises(ConfigError, match="begin alike") as caught:
         prepare_mri(str(tmp_path / "in"), str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
-    one, own = re.search(r"--subject '(.*)' if what .* --subject (\w+) if each", str(caught.value)).groups()
+    one, own = re.search(r"--subject '(.*)' if names .* --subject (\w+) if each", str(caught.value)).groups()
     answered = prepare_mri(str(tmp_path / "in"), check=True, subject=one if remedy == "one" else own, **options)
     assert answered.exit_code == 0 and f"subjects: {subjects} in {len(names)} volumes" in str(answered)
 
