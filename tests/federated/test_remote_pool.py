@@ -127,7 +127,7 @@ def test_site_that_does_not_join_is_noted_and_a_mistake_ends_the_run(data: Path,
 def test_nobody_there(data: Path, tmp_path: Path) -> None:
     engine, wire = remote(data, tmp_path)
     wire.deaf = {"A", "B"}
-    with pytest.raises(ConfigError, match="none of the sites A, B answers"):
+    with pytest.raises(ConfigError, match="none of the sites A, B replies"):
         engine.run()
     close(wire)
 

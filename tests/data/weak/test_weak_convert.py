@@ -66,7 +66,7 @@ def test_values_that_are_no_class_are_named_with_a_remedy(mscmr: Path) -> None:
 
 
 def test_missing_and_misplaced_labels(mscmr: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no NIfTI file in .* with _lab behind"):
+    with pytest.raises(ConfigError, match=r"no NIfTI file in .* has label files of its name with _lab"):
         convert_nifti(str(mscmr), None, 3, {"mask": "_lab"}, check=True)
     _save(mscmr / "labels" / "subject0_DE_manual.nii.gz", np.zeros((8, 6, 3), np.uint8), np.diag([2.0, 2.0, 3.0, 1.0]))
     with pytest.raises(ConfigError, match=r"subject0_DE_manual\.nii\.gz: its affine differs"):
